@@ -1,0 +1,47 @@
+"""What the step loop asks of an engine. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from dopd.types import KvGeometry, Row, Sampled
+
+
+class PagePool(Protocol):
+    """The KV memory of one worker, as transports see it."""
+
+    num_pages: int
+    page_bytes: int
+
+    def page(self, index: int) -> memoryview:
+        """Writable bytes of one page (all layers), length page_bytes; valid as long as the pool.
+
+        Writing is allowed only while no step reads the page: the seat table sees to that.
+        """
+        ...
+
+
+class Engine(Protocol):
+    """Computes steps over a paged pool. Called from one thread only."""
+
+    geometry: KvGeometry
+    pool: PagePool
+    model: str
+    device: str
+    vocab_size: int
+    max_model_len: int
+    eos_token_ids: frozenset[int]
+    timings_json: str
+
+    def step(self, rows: Sequence[Row]) -> list[Sampled | Exception | None]:
+        """Compute one step: decode rows first, then prefill rows; at least one row.
+
+        Returns one entry per row, in order: the drawn token; None if the row draws none; an exception if this row alone
+        failed (the others stand). Raises only if the device is unusable.
+        """
+        ...
+
+    def expected_step_us(self, rows: Sequence[Row]) -> int:
+        """Prediction of the next step's duration in microseconds; 0 if unknown."""
+        ...

@@ -1,0 +1,10 @@
+"""Every environment variable that the Python side reads. Nothing else touches os.environ."""
+
+from __future__ import annotations
+
+import os
+
+
+def get(name: str) -> str | None:
+    """Value of DOPD_<name>, or None if unset or empty."""
+    return os.environ.get(f"DOPD_{name}") or None

@@ -1,0 +1,1 @@
+"""KV memory: shapes and page arithmetic (`layout`), the pool itself (`pool`)."""

@@ -1,0 +1,105 @@
+//! What can happen: the only way in which the brain learns anything.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    fleet::{Role, WorkerFacts, WorkerLoad},
+    ids::{RequestId, SequenceId, SessionId, SlotId},
+    request::RequestFacts,
+    units::{Micros, Tokens},
+};
+
+/// One input of the brain.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// A validated request arrived.
+    RequestArrived(RequestFacts),
+    /// The client went away or the router gave the request up. All its sequences end.
+    RequestCancelled {
+        /// Which.
+        request: RequestId,
+    },
+    /// The answer of one sequence is complete at the router (a stop string matched, say) although its seat goes on.
+    SequenceStopped {
+        /// Which.
+        sequence: SequenceId,
+    },
+    /// A worker attached; its session begins.
+    WorkerJoined {
+        /// Never seen before.
+        session: SessionId,
+        /// What it is.
+        worker: Box<WorkerFacts>,
+    },
+    /// A worker's stream is gone or its lease is over: every seat of it is gone.
+    SessionLost {
+        /// Which.
+        session: SessionId,
+    },
+    /// A worker missed heartbeats; it gets no new work until it reports again.
+    WorkerSuspected {
+        /// Which.
+        session: SessionId,
+    },
+    /// A worker finished a step, or had something to say while idle.
+    StepReported(Box<StepReport>),
+    /// No new request is taken from now on.
+    DrainStarted,
+    /// The time that `next_wake` named has come.
+    Woke,
+}
+
+/// What one report changed. Handled in the order of the fields.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StepReport {
+    /// Whose.
+    pub session: SessionId,
+    /// Its label as the worker sees it.
+    pub role: Role,
+    /// Greatest role epoch that it obeyed.
+    pub role_epoch: u64,
+    /// It refuses every Open.
+    pub draining: bool,
+    /// Its load after the step.
+    pub load: WorkerLoad,
+    /// Import seats that were reserved; their grants wait in dispatch.
+    pub opened: Vec<SlotId>,
+    /// Import seats whose KV is complete, with the answer tokens made so far.
+    pub arrived: Vec<(SlotId, Tokens)>,
+    /// Seats that made tokens, with how many.
+    pub tokens: Vec<(SlotId, Tokens)>,
+    /// Seats that ended.
+    pub closed: Vec<ClosedSeat>,
+}
+
+/// The end of a seat.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClosedSeat {
+    /// Which.
+    pub slot: SlotId,
+    /// Why.
+    pub why: CloseReason,
+    /// When it is worth trying again, if refused.
+    pub retry_after: Micros,
+}
+
+/// Why a seat ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CloseReason {
+    /// Finished at a stop.
+    Stop,
+    /// Finished at its limit.
+    Length,
+    /// The router asked.
+    Asked,
+    /// The Open was not accepted.
+    Refused,
+    /// The hand-off into it failed.
+    Lost,
+    /// Its pages were needed.
+    Preempted,
+    /// The engine failed under it alone.
+    Error,
+}

@@ -1,0 +1,62 @@
+//! The fleet as last reported: what each attached worker is, and how loaded.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    cost::Timings,
+    units::{Pages, Tokens},
+};
+
+/// Label of a worker. Every worker can do both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Takes new prompts, hands them off.
+    Prefill,
+    /// Takes hand-offs.
+    Decode,
+    /// Takes prompts and keeps them.
+    Mixed,
+}
+
+/// What a worker said of itself when it joined; constant for a session.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WorkerFacts {
+    /// Name, unique among attached workers.
+    pub name: String,
+    /// Label when it joined.
+    pub role: Role,
+    /// Tokens per page.
+    pub page_size: u32,
+    /// Bytes of one page over all layers.
+    pub page_bytes: u64,
+    /// Size of its pool.
+    pub pages_total: Pages,
+    /// Most sequences in one step.
+    pub num_seqs_max: u32,
+    /// Most tokens in one step.
+    pub batch_tokens_max: Tokens,
+    /// Longest prompt plus answer.
+    pub model_len_max: Tokens,
+    /// Step times, measured or assumed.
+    pub timings: Timings,
+}
+
+/// Load of a worker as of one report.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerLoad {
+    /// Steps made by this incarnation.
+    pub step: u64,
+    /// Time of the last step; zero if idle.
+    pub step_us: u32,
+    /// Pages that can be taken at once.
+    pub pages_free: Pages,
+    /// Pages of the prefix cache.
+    pub pages_cached: Pages,
+    /// Pages that a peer may still write.
+    pub pages_fenced: Pages,
+    /// Seats that take part in steps.
+    pub running: u32,
+    /// Prompt tokens that are not computed yet.
+    pub prefill_tokens_queued: Tokens,
+}

@@ -1,0 +1,67 @@
+//! Quantities with their unit in the type.
+
+use serde::{Deserialize, Serialize};
+
+/// A point in time or a duration in microseconds, on whatever clock the caller of the brain uses.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
+pub struct Micros(pub u64);
+
+impl Micros {
+    /// From milliseconds.
+    pub const fn from_millis(millis: u64) -> Self {
+        Self(millis.saturating_mul(1_000))
+    }
+
+    /// Later by `other`; stops at the end of time instead of wrapping.
+    #[must_use]
+    pub const fn plus(self, other: Self) -> Self {
+        Self(self.0.saturating_add(other.0))
+    }
+
+    /// Time since `earlier`, or zero.
+    #[must_use]
+    pub const fn since(self, earlier: Self) -> Self {
+        Self(self.0.saturating_sub(earlier.0))
+    }
+}
+
+/// A number of tokens.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
+pub struct Tokens(pub u32);
+
+impl Tokens {
+    /// Sum, saturating.
+    #[must_use]
+    pub const fn plus(self, other: Self) -> Self {
+        Self(self.0.saturating_add(other.0))
+    }
+
+    /// Pages of `page_size` tokens that hold this many tokens. `page_size` 0 counts as 1.
+    pub const fn pages(self, page_size: u32) -> Pages {
+        Pages(self.0.div_ceil(if page_size == 0 { 1 } else { page_size }))
+    }
+}
+
+/// A number of KV pages.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize,
+)]
+pub struct Pages(pub u32);
+
+impl Pages {
+    /// Sum, saturating.
+    #[must_use]
+    pub const fn plus(self, other: Self) -> Self {
+        Self(self.0.saturating_add(other.0))
+    }
+
+    /// Difference, at least zero.
+    #[must_use]
+    pub const fn minus(self, other: Self) -> Self {
+        Self(self.0.saturating_sub(other.0))
+    }
+}

