@@ -27,7 +27,12 @@ pub struct Error {
 impl Error {
     /// An error of `reason` with `message`.
     pub fn new(reason: Reason, message: impl Into<Cow<'static, str>>) -> Self {
-        Self { reason, message: message.into(), field: None, retry_after: None }
+        Self {
+            reason,
+            message: message.into(),
+            field: None,
+            retry_after: None,
+        }
     }
 
     /// The same, blaming `field`.

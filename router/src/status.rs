@@ -1,0 +1,66 @@
+//! What `dopd status --json` and the metrics page show: a snapshot of the fleet, made by dispatch on demand.
+
+use serde::Serialize;
+
+/// The fleet at one instant.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct FleetStatus {
+    /// Attached workers, by name.
+    pub workers: Vec<WorkerStatus>,
+    /// Requests that wait in the brain.
+    pub requests_waiting: usize,
+    /// Prompt tokens that wait in the brain.
+    pub tokens_waiting: u64,
+    /// Sequences that have a seat.
+    pub sequences_running: usize,
+    /// Hand-offs under way.
+    pub handoffs_running: usize,
+    /// Hand-offs that arrived since start.
+    pub handoffs_total: u64,
+    /// Sequences computed again since start.
+    pub replays_total: u64,
+}
+
+/// One attached worker.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct WorkerStatus {
+    /// Its name.
+    pub id: String,
+    /// Process id on its host.
+    pub pid: u32,
+    /// `prefill`, `decode` or `mixed`.
+    pub role: String,
+    /// `ready`, `suspect` or `draining`.
+    pub state: String,
+    /// Where its data link listens.
+    pub address: String,
+    /// Device.
+    pub device: String,
+    /// Seats open at the worker.
+    pub seats: u32,
+    /// Seats that take part in steps.
+    pub running: u32,
+    /// Prompt tokens that are not computed yet.
+    pub prefill_tokens_queued: u32,
+    /// Duration of the last step in microseconds.
+    pub step_us: u32,
+    /// Steps since its start.
+    pub steps: u64,
+    /// Pages by state; they add up to `total`.
+    pub pages: PageStatus,
+}
+
+/// Pages of one worker by state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct PageStatus {
+    /// In the pool.
+    pub total: u32,
+    /// Can be taken.
+    pub free: u32,
+    /// Owned by a seat.
+    pub owned: u32,
+    /// In the prefix cache.
+    pub cached: u32,
+    /// May still be written by a peer.
+    pub fenced: u32,
+}
