@@ -403,7 +403,8 @@ pub struct LinkHello {
     pub worker: ::prost::alloc::string::String,
     #[prost(fixed64, tag = "3")]
     pub incarnation: u64,
-    /// First 8 bytes (little endian) of sha256 over the serialised KvGeometry.
+    /// First 8 bytes (little endian) of sha256 over the text "model_hash_hex|dtype|page_size|num_layers|num_kv_heads|
+    /// head_dim|layout|tensor_parallel|page_bytes".
     #[prost(fixed64, tag = "4")]
     pub layout_hash: u64,
     #[prost(string, tag = "5")]

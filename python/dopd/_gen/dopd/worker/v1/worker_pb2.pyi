@@ -905,7 +905,9 @@ class LinkHello(_message.Message):
     worker: _builtins.str
     incarnation: _builtins.int
     layout_hash: _builtins.int
-    """First 8 bytes (little endian) of sha256 over the serialised KvGeometry."""
+    """First 8 bytes (little endian) of sha256 over the text "model_hash_hex|dtype|page_size|num_layers|num_kv_heads|
+    head_dim|layout|tensor_parallel|page_bytes".
+    """
     join_token: _builtins.str
     def __init__(
         self,
