@@ -18,3 +18,4 @@ pub mod metrics;
 pub mod status;
 pub mod streams;
 pub mod wire;
+pub mod workers;
