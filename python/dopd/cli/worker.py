@@ -1,0 +1,11 @@
+"""worker: the same as `python -m dopd.worker`."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+
+def run(argv: list[str]) -> int:
+    """Run one worker in this process until it ends; returns its exit code."""
+    code: int = import_module("dopd.worker.__main__").main(argv[1:])
+    return code
