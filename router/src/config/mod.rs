@@ -1,5 +1,165 @@
-//! Settings: one record per component, each field declared once with unit, default and reason.
+//! Settings: one record per component, each field declared once with unit, default, limits and
+//! flag.
 //!
-//! Precedence: defaults < TOML file < `DOPD_*` environment < flags; see [`records`] for the fields.
+//! Precedence: defaults < TOML file (`--config`, `DOPD_CONFIG`) < `DOPD_TABLE__FIELD` < flags. Each
+//! value remembers where it came from, so that a refusal can name it. The table `[worker]` belongs
+//! to Python: it is handed to local workers as flags, unread. `launch` calls [`load`] once; nothing
+//! changes a setting afterwards.
 
+pub mod declare;
+mod file;
+mod layers;
 pub mod records;
+mod relations;
+mod suggest;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    path::{Path, PathBuf},
+};
+
+pub use declare::Field;
+pub use records::{Config, FIELDS};
+pub use relations::Scope;
+
+/// Where a value came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Declared in [`records`].
+    Default,
+    /// A line of a file.
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Line, from 1.
+        line: usize,
+    },
+    /// An environment variable.
+    Variable(String),
+    /// A flag, without its dashes.
+    Flag(&'static str),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => f.write_str("default"),
+            Self::File { path, line } => write!(f, "{}:{line}", path.display()),
+            Self::Variable(name) => f.write_str(name),
+            Self::Flag(name) => write!(f, "--{name}"),
+        }
+    }
+}
+
+/// Why the settings are refused. Printed once; the process ends with code 2.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("cannot read settings from {path}: {cause}")]
+    Unreadable {
+        /// The file.
+        path: String,
+        /// Why.
+        cause: String,
+    },
+    /// The file is not TOML.
+    #[error("{origin}: {message}")]
+    Syntax {
+        /// File and line.
+        origin: Origin,
+        /// What the parser expected.
+        message: String,
+    },
+    /// No such table, setting or variable.
+    #[error("{origin}: unknown {what} {name:?}{hint}")]
+    Unknown {
+        /// Where it stands.
+        origin: Origin,
+        /// "table" or "setting".
+        what: &'static str,
+        /// As written.
+        name: String,
+        /// Empty, or ", did you mean ...".
+        hint: String,
+    },
+    /// Wrong type, out of limits, not one of the words.
+    #[error("{path} is {value}, {problem} (from {origin})")]
+    Value {
+        /// Path of the setting.
+        path: &'static str,
+        /// As given.
+        value: String,
+        /// What is allowed.
+        problem: String,
+        /// Where it came from.
+        origin: Origin,
+    },
+    /// Settings that contradict each other, or that cannot be offered yet.
+    #[error("{0}")]
+    Relation(String),
+}
+
+/// What the layers above the defaults said.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// The TOML file.
+    pub file: Option<PathBuf>,
+    /// The environment, all of it.
+    pub variables: Vec<(String, String)>,
+    /// Flags that were given, with their values; none for a switch.
+    pub flags: Vec<(&'static Field, Vec<String>)>,
+}
+
+/// The settings of a run, checked.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The values.
+    pub config: Config,
+    /// Table `[worker]` as flags for local workers.
+    pub worker_args: Vec<String>,
+    origins: BTreeMap<&'static str, Origin>,
+}
+
+impl Settings {
+    /// Where the value of `path` came from.
+    pub fn origin(&self, path: &str) -> &Origin {
+        self.origins.get(path).unwrap_or(&Origin::Default)
+    }
+}
+
+/// Puts the layers on each other and checks the result for a run of `scope`.
+pub fn load(sources: &Sources, scope: Scope) -> Result<Settings, ConfigError> {
+    let mut layers = layers::Layers::default();
+    let mut worker_args = Vec::new();
+    if let Some(path) = &sources.file {
+        worker_args = file::read(path, &mut layers)?;
+    }
+    layers.add_variables(&sources.variables)?;
+    layers.add_flags(&sources.flags)?;
+    let (config, origins) = layers.finish()?;
+    let mut settings = Settings {
+        config,
+        worker_args,
+        origins,
+    };
+    relations::settle(&mut settings);
+    relations::check(&settings, scope)?;
+    Ok(settings)
+}
+
+/// The file and line of a key.
+fn at(path: &Path, text: &str, offset: usize) -> Origin {
+    let line = 1 + text
+        .as_bytes()
+        .iter()
+        .take(offset)
+        .filter(|b| **b == b'\n')
+        .count();
+    Origin::File {
+        path: path.to_owned(),
+        line,
+    }
+}

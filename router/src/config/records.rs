@@ -1,13 +1,25 @@
-//! The records. A field's path in the TOML file is `table.field`, its variable `DOPD_TABLE__FIELD`.
+//! The records: every setting of the router with its unit, default, limits and flag.
+//!
+//! A setting's path in the TOML file is `table.field`, its variable `DOPD_TABLE__FIELD`. See
+//! [`super::declare`].
 
 use std::{net::IpAddr, net::Ipv4Addr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::declare::{Field, maybe, settings};
+
+const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+const DAY_MS: u64 = 24 * 3_600_000;
+
 /// Everything that the router can be told.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
+    /// What is served.
+    pub model: ModelConfig,
+    /// Local workers that the router starts itself.
+    pub cluster: ClusterConfig,
     /// The OpenAI front.
     pub http: HttpConfig,
     /// The gRPC front.
@@ -16,249 +28,153 @@ pub struct Config {
     pub workers: WorkersConfig,
     /// Metrics and admin.
     pub admin: AdminConfig,
+    /// Latency targets.
+    pub slo: SloConfig,
     /// Bounds on requests.
     pub limits: LimitsConfig,
-    /// What is served.
-    pub model: ModelConfig,
-    /// Local workers that the router starts itself.
-    pub cluster: ClusterConfig,
     /// Logs and records.
     pub log: LogConfig,
 }
 
-/// The OpenAI front.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct HttpConfig {
-    /// Address to listen on.
-    pub host: IpAddr,
-    /// Port; 0 picks a free one.
-    pub port: u16,
-    /// Front threads; 0: cores - 1, at least 1.
-    pub threads: usize,
-    /// Longest request body. 8 MiB of prompt text and its JSON escapes.
-    pub body_bytes_max: usize,
-    /// Open connections; more are closed at once.
-    pub connections_max: usize,
-    /// Time for head and body of a request to arrive, in milliseconds.
-    pub read_timeout_ms: u64,
-}
-
-impl Default for HttpConfig {
-    fn default() -> Self {
-        Self {
-            host: IpAddr::V4(Ipv4Addr::LOCALHOST),
-            port: 8000,
-            threads: 0,
-            body_bytes_max: 16 << 20,
-            connections_max: 16_384,
-            read_timeout_ms: 30_000,
-        }
+settings! {
+    /// What is served.
+    ModelConfig "model" {
+        /// Folder or `.gguf` file; none with `--mock`: the built-in mock model.
+        path: Option<PathBuf> = None, flag "model" "MODEL";
+        /// Tokenizer, if it lies elsewhere: a folder, a `tokenizer.json` or a `.gguf`.
+        tokenizer: Option<PathBuf> = None, flag "tokenizer" "PATH";
+        /// Name that clients use; none: the last part of the path.
+        served_name: Option<String> = None, flag "served-model-name" "NAME";
+        /// Longest prompt plus answer in tokens; none: the model's own.
+        max_model_len: Option<u32> = None, flag "max-model-len" "TOKENS", within 2..=16_777_216;
     }
-}
 
-/// The gRPC front.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct GrpcConfig {
-    /// Port; 0 picks a free one. The host is that of `http`.
-    pub port: u16,
-    /// Longest request message.
-    pub message_bytes_max: usize,
-    /// Concurrent calls per connection; the stack has no limit of its own.
-    pub streams_max: u32,
-}
-
-impl Default for GrpcConfig {
-    fn default() -> Self {
-        Self {
-            port: 50051,
-            message_bytes_max: 16 << 20,
-            streams_max: 1_000,
-        }
+    /// Local workers that the router starts, restarts and stops.
+    ClusterConfig "cluster" {
+        /// Workers labelled prefill.
+        prefill: u32 = 1, flag "prefill" "N", within 0..=64;
+        /// Workers labelled decode.
+        decode: u32 = 1, flag "decode" "N", within 0..=64;
+        /// Workers labelled mixed. Given without prefill and decode, there are only these.
+        mixed: u32 = 0, flag "mixed" "N", within 0..=64;
+        /// Mock engine instead of a model: no torch, deterministic tokens.
+        mock: bool = false, flag "mock" "";
+        /// Step times of the mock: `instant`, `h100-8b`, `h100-70b` or a calibration file.
+        mock_timings: String = "instant".to_owned(), flag "mock-timings" "NAME";
+        /// Element type of weights and KV.
+        dtype: String = "auto".to_owned(), flag "dtype" "TYPE",
+            one_of &["auto", "float32", "bfloat16", "float16"];
+        /// KV memory per worker, for example `512MiB`; none: chosen by the worker.
+        kv_memory: Option<String> = None, flag "kv-memory" "SIZE";
+        /// Most sequences per step; none: chosen by the worker.
+        max_num_seqs: Option<u32> = None, flag "max-num-seqs" "N", within 1..=65_536;
+        /// Further argument for each local worker, as in `--worker-arg=--threads=2`. Repeatable.
+        worker_args: Vec<String> = Vec::new(), flag "worker-arg" "ARG";
+        /// Time for all local workers to load and attach, in milliseconds.
+        start_timeout_ms: u64 = 300_000, within 1_000..=DAY_MS;
+        /// Time for a local worker to end after it was told to, in milliseconds. Then it is killed.
+        stop_timeout_ms: u64 = 5_000, within 100..=600_000;
     }
-}
 
-/// Where workers dial in.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct WorkersConfig {
-    /// Address to listen on. Off loopback is refused until mutual TLS exists.
-    pub host: IpAddr,
-    /// Port; 0 picks a free one.
-    pub port: u16,
-    /// File with the join token; `None`: one is minted at start.
-    pub join_token_file: Option<PathBuf>,
-    /// Silence after which a session is over, in milliseconds.
-    pub lease_ms: u32,
-    /// Longest time between two reports, in milliseconds. Four missed: no new work.
-    pub report_interval_ms: u32,
-    /// Attached workers; more are refused.
-    pub workers_max: usize,
-}
-
-impl Default for WorkersConfig {
-    fn default() -> Self {
-        Self {
-            host: IpAddr::V4(Ipv4Addr::LOCALHOST),
-            port: 50052,
-            join_token_file: None,
-            lease_ms: 3_000,
-            report_interval_ms: 200,
-            workers_max: 4_096,
-        }
+    /// The OpenAI front.
+    HttpConfig "http" {
+        /// Address to listen on, for HTTP and gRPC.
+        host: IpAddr = LOOPBACK, flag "host" "ADDR";
+        /// Port of the OpenAI front; 0 picks a free one.
+        port: u16 = 8000, flag "port" "PORT", within 0..=65_535;
+        /// Front threads; 0: cores - 1, at least 1, at most 4.
+        threads: usize = 0, within 0..=256;
+        /// Longest request body in bytes. 8 MiB of prompt text and its JSON escapes.
+        body_bytes_max: usize = 16 << 20, within 1_024..=1 << 30;
+        /// Open connections; more are closed at once.
+        connections_max: usize = 16_384, within 1..=1_048_576;
+        /// Time for head and body of a request to arrive, in milliseconds.
+        read_timeout_ms: u64 = 30_000, within 100..=DAY_MS;
     }
-}
 
-/// Metrics and admin.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct AdminConfig {
-    /// Address to listen on. Off loopback is refused until keys exist.
-    pub host: IpAddr,
-    /// Port; 0 picks a free one.
-    pub port: u16,
-}
-
-impl Default for AdminConfig {
-    fn default() -> Self {
-        Self {
-            host: IpAddr::V4(Ipv4Addr::LOCALHOST),
-            port: 9464,
-        }
+    /// The gRPC front.
+    GrpcConfig "grpc" {
+        /// Port of the gRPC front; 0 picks a free one. The host is that of `http`.
+        port: u16 = 50051, flag "grpc-port" "PORT", within 0..=65_535;
+        /// Longest request message in bytes.
+        message_bytes_max: usize = 16 << 20, within 1_024..=1 << 30;
+        /// Concurrent calls per connection; the stack has no limit of its own.
+        streams_max: u32 = 1_000, within 1..=1_000_000;
     }
-}
 
-/// Bounds on requests, checked before anything is allocated for them.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct LimitsConfig {
-    /// Text of a prompt in bytes.
-    pub prompt_bytes_max: usize,
-    /// Messages of a chat.
-    pub messages_max: usize,
-    /// Choices per request.
-    pub choices_max: u32,
-    /// Stop strings per request.
-    pub stop_strings_max: usize,
-    /// Bytes of one stop string.
-    pub stop_bytes_max: usize,
-    /// Stop tokens per request.
-    pub stop_token_ids_max: usize,
-    /// Alternatives per position.
-    pub top_logprobs_max: u32,
-    /// Requests that wait in the brain.
-    pub queue_requests_max: usize,
-    /// Prompt tokens that wait in the brain.
-    pub queue_tokens_max: u64,
-    /// Longest life of a request, and the default, in milliseconds.
-    pub request_timeout_ms: u64,
-    /// How long a request waits for a first worker, in milliseconds.
-    pub no_worker_wait_ms: u64,
-    /// Bytes that may wait for a slow reader before its answer is kept as token ids.
-    pub slow_reader_bytes_max: usize,
-    /// Time without progress after which a slow reader is cut, in milliseconds.
-    pub slow_reader_timeout_ms: u64,
-    /// Time given to running requests at shutdown, in milliseconds.
-    pub drain_timeout_ms: u64,
-}
-
-impl Default for LimitsConfig {
-    fn default() -> Self {
-        Self {
-            prompt_bytes_max: 8 << 20,
-            messages_max: 2_048,
-            choices_max: 16,
-            stop_strings_max: 16,
-            stop_bytes_max: 256,
-            stop_token_ids_max: 64,
-            top_logprobs_max: 20,
-            queue_requests_max: 10_000,
-            queue_tokens_max: 50_000_000,
-            request_timeout_ms: 600_000,
-            no_worker_wait_ms: 10_000,
-            slow_reader_bytes_max: 256 << 10,
-            slow_reader_timeout_ms: 30_000,
-            drain_timeout_ms: 120_000,
-        }
+    /// Where workers dial in.
+    WorkersConfig "workers" {
+        /// Address to listen on. Off loopback is refused until mutual TLS exists.
+        host: IpAddr = LOOPBACK, flag "worker-host" "ADDR";
+        /// Port for workers; 0 picks a free one.
+        port: u16 = 50052, flag "worker-port" "PORT", within 0..=65_535;
+        /// File with the join token; none: one is minted at start.
+        join_token_file: Option<PathBuf> = None, flag "join-token-file" "FILE";
+        /// Silence after which a session is over, in milliseconds.
+        lease_ms: u32 = 3_000, within 50..=600_000;
+        /// Longest time between two reports, in milliseconds. Four missed: no new work.
+        report_interval_ms: u32 = 200, within 5..=60_000;
+        /// Attached workers; more are refused.
+        workers_max: usize = 4_096, within 1..=65_536;
     }
-}
 
-/// What is served.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ModelConfig {
-    /// Folder or `.gguf` file; `None` with `cluster.mock`: the built-in mock model.
-    pub path: Option<PathBuf>,
-    /// Tokenizer, if it lies elsewhere: a folder, a `tokenizer.json` or a `.gguf`.
-    pub tokenizer: Option<PathBuf>,
-    /// Name that clients use; `None`: the last part of the path.
-    pub served_name: Option<String>,
-    /// Longest prompt plus answer in tokens; `None`: the model's own.
-    pub max_model_len: Option<u32>,
-}
-
-/// Local workers that the router starts, restarts and stops.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ClusterConfig {
-    /// Workers labelled prefill.
-    pub prefill: u32,
-    /// Workers labelled decode.
-    pub decode: u32,
-    /// Workers labelled mixed.
-    pub mixed: u32,
-    /// Mock engine instead of a model: no torch, deterministic tokens.
-    pub mock: bool,
-    /// Step times of the mock: `instant`, `h100-8b`, `h100-70b` or a calibration file.
-    pub mock_timings: String,
-    /// Element type of weights and KV: `auto`, `float32`, `bfloat16`, `float16`.
-    pub dtype: String,
-    /// KV memory per worker, for example `512MiB`; `None`: chosen by the worker.
-    pub kv_memory: Option<String>,
-    /// Sequences per step; `None`: chosen by the worker.
-    pub max_num_seqs: Option<u32>,
-    /// Further arguments for each worker.
-    pub worker_args: Vec<String>,
-}
-
-impl Default for ClusterConfig {
-    fn default() -> Self {
-        Self {
-            prefill: 1,
-            decode: 1,
-            mixed: 0,
-            mock: false,
-            mock_timings: "instant".to_owned(),
-            dtype: "auto".to_owned(),
-            kv_memory: None,
-            max_num_seqs: None,
-            worker_args: Vec::new(),
-        }
+    /// Metrics and admin.
+    AdminConfig "admin" {
+        /// Address to listen on. Off loopback is refused until keys exist.
+        host: IpAddr = LOOPBACK, flag "metrics-host" "ADDR";
+        /// Port for metrics and admin; 0 picks a free one.
+        port: u16 = 9464, flag "metrics-port" "PORT", within 0..=65_535;
     }
-}
 
-/// Logs and records.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct LogConfig {
-    /// Filter in the syntax of `tracing`: `info,dopd_router=debug`.
-    pub filter: String,
-    /// `text` or `json`.
-    pub format: String,
-    /// File for the brain's event log, to be replayed by `dopd replay`.
-    pub record: Option<PathBuf>,
-    /// Size at which the record is rotated once, in bytes.
-    pub record_bytes_max: u64,
-}
+    /// Latency targets, counted as attainment and goodput.
+    SloConfig "slo" {
+        /// Time to first token in milliseconds; none: no target.
+        ttft_ms: Option<u64> = None, flag "slo-ttft-ms" "MS", within 1..=DAY_MS;
+        /// Mean time per output token in milliseconds; none: no target.
+        tpot_ms: Option<u64> = None, flag "slo-tpot-ms" "MS", within 1..=DAY_MS;
+    }
 
-impl Default for LogConfig {
-    fn default() -> Self {
-        Self {
-            filter: "info".to_owned(),
-            format: "text".to_owned(),
-            record: None,
-            record_bytes_max: 256 << 20,
-        }
+    /// Bounds on requests, checked before anything is allocated for them.
+    LimitsConfig "limits" {
+        /// Text of a prompt in bytes.
+        prompt_bytes_max: usize = 8 << 20, within 1..=1 << 30;
+        /// Messages of a chat.
+        messages_max: usize = 2_048, within 1..=1_000_000;
+        /// Choices per request.
+        choices_max: u32 = 16, within 1..=1_024;
+        /// Stop strings per request.
+        stop_strings_max: usize = 16, within 0..=1_024;
+        /// Bytes of one stop string.
+        stop_bytes_max: usize = 256, within 1..=65_536;
+        /// Stop tokens per request.
+        stop_token_ids_max: usize = 64, within 0..=4_096;
+        /// Alternatives per position.
+        top_logprobs_max: u32 = 20, within 0..=100;
+        /// Requests that wait in the brain.
+        queue_requests_max: usize = 10_000, within 1..=10_000_000;
+        /// Prompt tokens that wait in the brain.
+        queue_tokens_max: u64 = 50_000_000, within 1..=1 << 40;
+        /// Longest life of a request, and the default, in milliseconds.
+        request_timeout_ms: u64 = 600_000, within 1..=DAY_MS;
+        /// How long a request waits for a first worker, in milliseconds.
+        no_worker_wait_ms: u64 = 10_000, within 0..=DAY_MS;
+        /// Bytes that may wait for a slow reader before its answer is kept as token ids.
+        slow_reader_bytes_max: usize = 256 << 10, within 1_024..=1 << 30;
+        /// Time without progress after which a slow reader is cut, in milliseconds.
+        slow_reader_timeout_ms: u64 = 30_000, within 1..=DAY_MS;
+        /// Time given to running requests at shutdown, in milliseconds.
+        drain_timeout_ms: u64 = 120_000, flag "drain-timeout-ms" "MS", within 0..=DAY_MS;
+    }
+
+    /// Logs and records.
+    LogConfig "log" {
+        /// Filter in the syntax of `tracing`: `info,dopd_router=debug`.
+        filter: String = "info".to_owned(), flag "log-level" "FILTER";
+        /// Form of log lines.
+        format: String = "text".to_owned(), flag "log-format" "FORMAT", one_of &["text", "json"];
+        /// File for the brain's event log, to be replayed by `dopd replay`.
+        record: Option<PathBuf> = None, flag "record" "FILE";
+        /// Size at which the record is rotated once, in bytes.
+        record_bytes_max: u64 = 256 << 20, within 65_536..=1 << 40;
     }
 }

@@ -1,0 +1,135 @@
+//! What settings must hold together, and what cannot be offered yet.
+
+use std::net::IpAddr;
+
+use super::{ConfigError, Origin, Settings};
+
+/// Reports that must fit into a lease: four missed ones make a worker suspect before its session
+/// ends.
+const REPORTS_PER_LEASE: u32 = 4;
+
+/// Most local workers of one router.
+const LOCAL_WORKERS_MAX: u32 = 64;
+
+/// What the settings are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// `serve`: with local workers.
+    Serve,
+    /// `router`: without.
+    Router,
+}
+
+/// Defaults that depend on other settings: `--mixed 2` alone means two mixed workers and no others.
+pub(super) fn settle(settings: &mut Settings) {
+    let is_default = |path: &str| *settings.origin(path) == Origin::Default;
+    let only_mixed = is_default("cluster.prefill") && is_default("cluster.decode");
+    if settings.config.cluster.mixed > 0 && only_mixed {
+        settings.config.cluster.prefill = 0;
+        settings.config.cluster.decode = 0;
+    }
+}
+
+/// Refuses contradictions.
+pub(super) fn check(settings: &Settings, scope: Scope) -> Result<(), ConfigError> {
+    timers(settings)?;
+    loopback(
+        settings,
+        "workers.host",
+        settings.config.workers.host,
+        "mutual TLS",
+    )?;
+    loopback(
+        settings,
+        "admin.host",
+        settings.config.admin.host,
+        "API keys",
+    )?;
+    ports(settings)?;
+    if scope == Scope::Serve {
+        local_workers(settings)?;
+    }
+    Ok(())
+}
+
+fn timers(settings: &Settings) -> Result<(), ConfigError> {
+    let workers = &settings.config.workers;
+    let (interval, lease) = (workers.report_interval_ms, workers.lease_ms);
+    if interval.saturating_mul(REPORTS_PER_LEASE) >= lease {
+        return refuse(format!(
+            "workers.report_interval_ms is {interval} and workers.lease_ms is {lease}: a lease must be longer than \
+             {REPORTS_PER_LEASE} report intervals",
+        ));
+    }
+    let limits = &settings.config.limits;
+    let life = limits.request_timeout_ms;
+    for (name, value) in [
+        ("no_worker_wait_ms", limits.no_worker_wait_ms),
+        ("slow_reader_timeout_ms", limits.slow_reader_timeout_ms),
+    ] {
+        if value > life {
+            return refuse(format!(
+                "limits.{name} is {value} and limits.request_timeout_ms is {life}: it must not be longer than a \
+                 request's life",
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn loopback(
+    settings: &Settings,
+    path: &str,
+    host: IpAddr,
+    missing: &str,
+) -> Result<(), ConfigError> {
+    if host.is_loopback() {
+        return Ok(());
+    }
+    refuse(format!(
+        "{path} is {host} (from {}): listening off loopback needs {missing}, which dopd does not have yet; use \
+         127.0.0.1 and a tunnel (ssh -L)",
+        settings.origin(path)
+    ))
+}
+
+fn ports(settings: &Settings) -> Result<(), ConfigError> {
+    let config = &settings.config;
+    let ports = [
+        ("http.port", config.http.port),
+        ("grpc.port", config.grpc.port),
+        ("workers.port", config.workers.port),
+        ("admin.port", config.admin.port),
+    ];
+    for (index, (name, port)) in ports.iter().enumerate() {
+        let earlier = ports.iter().take(index).find(|(_, other)| other == port);
+        if let Some((other, _)) = earlier.filter(|_| *port != 0) {
+            return refuse(format!(
+                "{other} and {name} are both {port}; each listener needs its own"
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn local_workers(settings: &Settings) -> Result<(), ConfigError> {
+    let cluster = &settings.config.cluster;
+    let (prefill, decode, mixed) = (cluster.prefill, cluster.decode, cluster.mixed);
+    let all = prefill + decode + mixed;
+    if all > LOCAL_WORKERS_MAX {
+        return refuse(format!(
+            "{all} local workers (prefill {prefill}, decode {decode}, mixed {mixed}), the limit is {LOCAL_WORKERS_MAX}"
+        ));
+    }
+    if mixed == 0 && (prefill == 0 || decode == 0) {
+        return refuse(format!(
+            "prefill {prefill}, decode {decode}, mixed 0: serving needs at least one worker of both roles, or a \
+             mixed one; to attach workers from elsewhere use `dopd router`",
+        ));
+    }
+    Ok(())
+}
+
+fn refuse(message: String) -> Result<(), ConfigError> {
+    Err(ConfigError::Relation(message))
+}
