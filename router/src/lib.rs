@@ -17,5 +17,6 @@ pub mod error;
 pub mod metrics;
 pub mod status;
 pub mod streams;
+pub mod tokens;
 pub mod wire;
 pub mod workers;
