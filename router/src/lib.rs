@@ -11,6 +11,7 @@
 //! answers; one brain thread owns [`dopd_core::brain::Brain`]. A token travels from a worker's report to a client's
 //! socket without meeting a lock that anybody waits for, and without the brain.
 
+pub mod cluster;
 pub mod config;
 pub mod dispatch;
 pub mod error;

@@ -166,15 +166,12 @@ pub(super) fn find(table: &str, key: &str, origin: &Origin) -> Result<&'static F
     }
     unknown("setting", &format!("{table}.{key}"), {
         // A key may be mistyped, or right but in the wrong table.
-        let elsewhere = FIELDS
-            .iter()
-            .filter(|field| field.name == key)
-            .map(|field| field.path);
+        let elsewhere = FIELDS.iter().find(|field| field.name == key);
         let near = same_table.map(|field| field.name);
         match suggest::hint(key, near) {
-            hint if hint.is_empty() => elsewhere
-                .last()
-                .map_or_else(String::new, |path| format!(", did you mean {path:?}")),
+            hint if hint.is_empty() => elsewhere.map_or_else(String::new, |field| {
+                format!(", did you mean {:?}", field.path)
+            }),
             hint => hint,
         }
     })
