@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    ids::{SeatId, SequenceId},
+    ids::{SeatId, SequenceId, SessionId},
     request::RejectReason,
     units::{Micros, Pages},
 };
@@ -12,7 +12,8 @@ use crate::{
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "action", rename_all = "snake_case")]
 pub enum Action {
-    /// Make a seat. `Compute` seats become the sequence's current seat at once: tokens of any other seat are dropped.
+    /// Make a seat. `Compute` seats become the sequence's current seat at once: tokens of any other
+    /// seat are dropped.
     Open {
         /// Where.
         seat: SeatId,
@@ -35,7 +36,8 @@ pub enum Action {
         /// Which.
         seat: SeatId,
     },
-    /// The import seat arrived and is the sequence's current seat from now on: add its tail, then take its tokens.
+    /// The import seat arrived and is the sequence's current seat from now on: add its tail, then
+    /// take its tokens.
     Switch {
         /// Whose.
         sequence: SequenceId,
@@ -51,6 +53,29 @@ pub enum Action {
         /// When a retry makes sense; zero: no hint.
         retry_after: Micros,
     },
+    /// The worker broke the protocol: end its stream. To the brain the session is over already.
+    Break {
+        /// Whose.
+        session: SessionId,
+        /// What it did.
+        why: Violation,
+    },
+}
+
+/// How a worker broke the protocol: the cells `!` of the hand-off's state tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Violation {
+    /// It spoke of a seat that was never opened, or is closed already.
+    NoSuchSeat,
+    /// It granted the same import seat twice.
+    OpenedTwice,
+    /// An import seat was complete before its source was told to send.
+    ArrivedUnsent,
+    /// An import seat holds fewer answer tokens than were delivered, or more than the limit.
+    WrongPosition,
+    /// A seat made more tokens than the limit.
+    TooManyTokens,
 }
 
 /// Kind of a seat.

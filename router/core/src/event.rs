@@ -20,7 +20,8 @@ pub enum Event {
         /// Which.
         request: RequestId,
     },
-    /// The answer of one sequence is complete at the router (a stop string matched, say) although its seat goes on.
+    /// The answer of one sequence is complete at the router (a stop string matched, say) although
+    /// its seat goes on.
     SequenceStopped {
         /// Which.
         sequence: SequenceId,
@@ -44,6 +45,13 @@ pub enum Event {
     },
     /// A worker finished a step, or had something to say while idle.
     StepReported(Box<StepReport>),
+    /// A running sequence is to go on at another worker.
+    MoveRequested {
+        /// Which.
+        sequence: SequenceId,
+        /// Where to.
+        to: SessionId,
+    },
     /// No new request is taken from now on.
     DrainStarted,
     /// The time that `next_wake` named has come.

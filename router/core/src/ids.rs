@@ -1,4 +1,5 @@
-//! Names of things. Ids are newtypes, so that an index cannot be taken for a count or for another id.
+//! Names of things. Ids are newtypes, so that an index cannot be taken for a count or for another
+//! id.
 
 use serde::{Deserialize, Serialize};
 

@@ -26,6 +26,7 @@ pub struct RequestFacts {
 
 /// Why a request ends without its answer. The router maps each to one row of its error table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum RejectReason {
     /// The queue is full.
     QueueFull,
@@ -37,6 +38,8 @@ pub enum RejectReason {
     DeadlineExceeded,
     /// Workers failed under it more often than the budget allows.
     WorkerFailed,
+    /// Workers died under it, more than one: it may be the cause.
+    PoisonSuspect,
     /// The engine reported an error for this sequence alone.
     EngineError,
     /// The router is shutting down.

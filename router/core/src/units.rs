@@ -40,6 +40,12 @@ impl Tokens {
         Self(self.0.saturating_add(other.0))
     }
 
+    /// Difference, at least zero.
+    #[must_use]
+    pub const fn minus(self, other: Self) -> Self {
+        Self(self.0.saturating_sub(other.0))
+    }
+
     /// Pages of `page_size` tokens that hold this many tokens. `page_size` 0 counts as 1.
     pub const fn pages(self, page_size: u32) -> Pages {
         Pages(self.0.div_ceil(if page_size == 0 { 1 } else { page_size }))

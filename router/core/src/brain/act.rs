@@ -1,0 +1,348 @@
+//! Carries out the cells of `table`: moves a sequence from phase to phase, opens and closes its
+//! seats.
+
+use super::{
+    Brain,
+    sequences::{Phase, Seat},
+    table::{Cell, Fault, Input, Loss, PhaseKind, cell},
+    timers::Timer,
+};
+use crate::{
+    action::{Action, OpenKind, Violation},
+    event::CloseReason,
+    ids::SeatId,
+    request::RejectReason,
+    units::{Micros, Tokens},
+};
+
+impl Brain {
+    /// Looks the cell up and carries it out. Some: the worker that caused this broke the protocol.
+    pub(super) fn apply(&mut self, key: usize, input: Input) -> Option<Violation> {
+        let phase = self.sequences.get(key)?.phase;
+        match cell(input, phase.kind()) {
+            Cell::Ignore => None,
+            Cell::Break(why) => Some(why),
+            Cell::OpenCurrent(worker) => self.open_current(key, worker),
+            Cell::OpenNextPlanCurrent { decode, prefill } => self.open_pair(key, decode, prefill),
+            Cell::OpenNext(worker) => self.open_next(key, phase.cur()?, worker),
+            Cell::OpenCurrentAndSend => self.open_and_send(key, phase.cur()?, phase.nxt()?),
+            Cell::Send => {
+                let (cur, nxt) = (phase.cur()?, phase.nxt()?);
+                self.send(cur, Some(nxt));
+                self.set_phase(
+                    key,
+                    Phase::Shipping {
+                        cur,
+                        nxt,
+                        timer: None,
+                    },
+                );
+                self.start_handoff_timer(key);
+                None
+            }
+            Cell::Deliver(tokens) => self.deliver(key, phase.cur()?, tokens),
+            Cell::Switch(pos) => self.switch(key, phase.cur()?, phase.nxt()?, pos),
+            Cell::Finish => self.end(key, None),
+            Cell::End(why) => self.end(key, why.map(|why| (why, Micros(0)))),
+            Cell::Replay(fault) => self.replay(key, fault),
+            Cell::DropPlan | Cell::CloseNextAndWait => {
+                self.close_all(key);
+                self.wait(key);
+                None
+            }
+            Cell::ForgetNext => {
+                self.set_phase(key, Phase::Run { cur: phase.cur()? });
+                None
+            }
+            Cell::Stay => self.stay(key, phase.cur()?),
+            Cell::GiveUpNext => {
+                self.close(phase.nxt()?);
+                self.stay(key, phase.cur()?)
+            }
+        }
+    }
+
+    fn open_current(&mut self, key: usize, worker: usize) -> Option<Violation> {
+        let cur = self.plan(key, worker, OpenKind::Compute)?;
+        self.leave_wait(key);
+        self.open(key, cur, OpenKind::Compute);
+        self.set_phase(key, Phase::Run { cur });
+        None
+    }
+
+    fn open_pair(&mut self, key: usize, decode: usize, prefill: usize) -> Option<Violation> {
+        let cur = self.plan(key, prefill, OpenKind::Compute)?;
+        let nxt = self.plan(key, decode, OpenKind::Import)?;
+        self.leave_wait(key);
+        self.open(key, nxt, OpenKind::Import);
+        self.set_phase(key, Phase::Placing { cur, nxt });
+        None
+    }
+
+    fn open_next(&mut self, key: usize, cur: Seat, worker: usize) -> Option<Violation> {
+        let nxt = self.plan(key, worker, OpenKind::Import)?;
+        self.open(key, nxt, OpenKind::Import);
+        self.sequences.get_mut(key)?.moves += 1;
+        self.set_phase(key, Phase::Moving { cur, nxt });
+        None
+    }
+
+    fn open_and_send(&mut self, key: usize, cur: Seat, nxt: Seat) -> Option<Violation> {
+        if self
+            .workers
+            .get(cur.worker)
+            .is_some_and(|worker| !worker.is_usable())
+        {
+            // The source was suspected or began to drain while nxt opened: it gets no new work.
+            self.close_all(key);
+            self.wait(key);
+            return None;
+        }
+        self.open(key, cur, OpenKind::Compute);
+        self.send(cur, Some(nxt));
+        self.set_phase(
+            key,
+            Phase::Shipping {
+                cur,
+                nxt,
+                timer: None,
+            },
+        );
+        None
+    }
+
+    fn deliver(&mut self, key: usize, cur: Seat, tokens: Tokens) -> Option<Violation> {
+        let sequence = self.sequences.get_mut(key)?;
+        if tokens > sequence.max_tokens.minus(sequence.answer) {
+            return Some(Violation::TooManyTokens);
+        }
+        if tokens == Tokens(0) {
+            return None;
+        }
+        sequence.answer = sequence.answer.plus(tokens);
+        let is_shipping = sequence.phase.kind() == PhaseKind::Shipping;
+        if self
+            .workers
+            .get(cur.worker)
+            .is_some_and(|worker| worker.slots.is_prefilling(cur.slot))
+        {
+            self.workers
+                .update(cur.worker, |worker| worker.slots.prefill_done(cur.slot));
+        }
+        if is_shipping {
+            self.start_handoff_timer(key);
+        }
+        None
+    }
+
+    fn switch(&mut self, key: usize, cur: Seat, nxt: Seat, pos: Tokens) -> Option<Violation> {
+        let sequence = self.sequences.get_mut(key)?;
+        if pos < sequence.answer || pos > sequence.max_tokens {
+            return Some(Violation::WrongPosition);
+        }
+        sequence.answer = pos;
+        let id = sequence.id;
+        self.set_phase(key, Phase::Run { cur: nxt });
+        self.handoffs_total += 1;
+        self.actions.push(Action::Switch {
+            sequence: id,
+            seat: self.seat_id(nxt)?,
+        });
+        self.close(cur);
+        None
+    }
+
+    /// A destination is given up: whether or not the source is done, it is told to go on.
+    fn stay(&mut self, key: usize, cur: Seat) -> Option<Violation> {
+        self.send(cur, None);
+        self.set_phase(key, Phase::Run { cur });
+        None
+    }
+
+    fn replay(&mut self, key: usize, fault: Fault) -> Option<Violation> {
+        self.close_all(key);
+        let config = &self.config;
+        let sequence = self.sequences.get_mut(key)?;
+        let is_refused = fault == Fault::Closed(CloseReason::Refused);
+        sequence.replays += u32::from(!is_refused);
+        sequence.deaths += u32::from(fault == Fault::Lost(Loss::Died));
+        let why = if fault == Fault::Closed(CloseReason::Error) {
+            Some(RejectReason::EngineError)
+        } else if sequence.deaths >= config.deaths_max {
+            Some(RejectReason::PoisonSuspect)
+        } else if sequence.replays > config.replays_max || sequence.answer >= sequence.max_tokens {
+            // All tokens made and no finish: no worker has anything left to compute.
+            Some(RejectReason::WorkerFailed)
+        } else {
+            None
+        };
+        if let Some(why) = why {
+            return self.end(key, Some((why, Micros(0))));
+        }
+        sequence.queue_key.is_fresh &= is_refused;
+        self.replays_total += u64::from(!is_refused);
+        self.wait(key);
+        None
+    }
+
+    /// END: closes what is open, says why, forgets the sequence.
+    pub(super) fn end(
+        &mut self,
+        key: usize,
+        why: Option<(RejectReason, Micros)>,
+    ) -> Option<Violation> {
+        if self.sequences.get(key)?.phase.kind() == PhaseKind::Wait {
+            self.leave_wait(key);
+        } else {
+            self.close_all(key);
+        }
+        let sequence = self.sequences.get(key)?.id;
+        if let Some((why, retry_after)) = why {
+            self.actions.push(Action::Reject {
+                sequence,
+                why,
+                retry_after,
+            });
+        }
+        if let Some(deadline) = self.sequences.remove(key) {
+            self.timers
+                .clear(deadline, Timer::Deadline(sequence.request));
+        }
+        None
+    }
+
+    /// WAIT: into the queue. Every seat is closed.
+    pub(super) fn wait(&mut self, key: usize) {
+        let Some(sequence) = self.sequences.get_mut(key) else {
+            return;
+        };
+        let timer =
+            (!self.workers.is_any_usable()).then(|| self.now.plus(self.config.no_worker_wait));
+        sequence.phase = Phase::Wait { timer };
+        self.queue
+            .push(sequence.queue_key, key, sequence.to_prefill());
+        let request = sequence.id.request;
+        self.sequences.waits(request);
+        if let Some(at) = timer {
+            self.timers.set(at, Timer::Waited(key));
+        }
+    }
+
+    fn leave_wait(&mut self, key: usize) {
+        let Some(sequence) = self.sequences.get_mut(key) else {
+            return;
+        };
+        if let Phase::Wait { timer: Some(at) } = sequence.phase {
+            self.timers.clear(at, Timer::Waited(key));
+            sequence.phase = Phase::Wait { timer: None };
+        }
+        self.queue.remove(sequence.queue_key);
+        let request = sequence.id.request;
+        self.sequences.waits_no_longer(request);
+    }
+
+    /// Changes the phase; a hand-off timer ends with its phase.
+    fn set_phase(&mut self, key: usize, phase: Phase) {
+        let Some(sequence) = self.sequences.get_mut(key) else {
+            return;
+        };
+        if let Phase::Shipping {
+            timer: Some(at), ..
+        } = sequence.phase
+        {
+            self.timers.clear(at, Timer::Handoff(key));
+        }
+        sequence.phase = phase;
+    }
+
+    /// Closes whatever seats it has. Those that are gone already stay gone.
+    fn close_all(&mut self, key: usize) {
+        let Some(phase) = self.sequences.get(key).map(|sequence| sequence.phase) else {
+            return;
+        };
+        self.set_phase(key, Phase::Wait { timer: None });
+        for seat in [phase.cur(), phase.nxt()].into_iter().flatten() {
+            self.close(seat);
+        }
+    }
+
+    /// The time that a hand-off may take, from now on, unless it runs already.
+    fn start_handoff_timer(&mut self, key: usize) {
+        let Some(sequence) = self.sequences.get_mut(key) else {
+            return;
+        };
+        let to_ship = sequence.to_prefill();
+        let Phase::Shipping {
+            cur,
+            timer: timer @ None,
+            ..
+        } = &mut sequence.phase
+        else {
+            return;
+        };
+        let Some(source) = self.workers.get(cur.worker) else {
+            return;
+        };
+        let bytes = u64::from(source.pages_of(to_ship).0).saturating_mul(source.facts.page_bytes);
+        let predicted = source.facts.timings.handoff_us(bytes);
+        let longest = predicted.plus(predicted).plus(self.config.handoff_slack);
+        let at = self.now.plus(longest.min(self.config.handoff_max));
+        *timer = Some(at);
+        self.timers.set(at, Timer::Handoff(key));
+    }
+
+    fn plan(&mut self, key: usize, worker: usize, kind: OpenKind) -> Option<Seat> {
+        let sequence = self.sequences.get(key)?;
+        let len = sequence.len();
+        let prefill = match kind {
+            OpenKind::Compute => sequence.to_prefill(),
+            OpenKind::Import => Tokens(0),
+        };
+        let slot = self.workers.update(worker, |worker| {
+            worker.slots.plan(key, worker.pages_of(len), prefill)
+        })?;
+        Some(Seat { worker, slot })
+    }
+
+    fn open(&mut self, key: usize, seat: Seat, kind: OpenKind) {
+        let Some(sequence) = self.sequences.get(key).map(|sequence| sequence.id) else {
+            return;
+        };
+        let pages = self
+            .workers
+            .update(seat.worker, |worker| worker.open(seat.slot))
+            .flatten();
+        if let (Some(pages), Some(seat)) = (pages, self.seat_id(seat)) {
+            self.actions.push(Action::Open {
+                seat,
+                sequence,
+                pages,
+                kind,
+            });
+        }
+    }
+
+    pub(super) fn close(&mut self, seat: Seat) {
+        let sends = self
+            .workers
+            .update(seat.worker, |worker| worker.slots.close(seat.slot));
+        if let (Some(true), Some(seat)) = (sends, self.seat_id(seat)) {
+            self.actions.push(Action::Close { seat });
+        }
+    }
+
+    fn send(&mut self, cur: Seat, to: Option<Seat>) {
+        let to = to.and_then(|seat| self.seat_id(seat));
+        if let Some(seat) = self.seat_id(cur) {
+            self.actions.push(Action::Send { seat, to });
+        }
+    }
+
+    fn seat_id(&self, seat: Seat) -> Option<SeatId> {
+        let session = self.workers.get(seat.worker)?.session;
+        Some(SeatId {
+            session,
+            slot: seat.slot,
+        })
+    }
+}

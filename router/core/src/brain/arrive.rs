@@ -1,0 +1,212 @@
+//! Requests that come and go, and time that passes.
+
+use std::cmp::Reverse;
+
+use super::{
+    Brain,
+    place::{Need, choose},
+    queue::QueueKey,
+    sequences::{Phase, Sequence},
+    table::{Input, PhaseKind},
+    timers::Timer,
+};
+use crate::{
+    action::Action,
+    ids::{RequestId, SequenceId, SessionId},
+    request::{RejectReason, RequestFacts},
+    units::{Micros, Tokens},
+};
+
+impl Brain {
+    pub(super) fn arrive(&mut self, facts: &RequestFacts) {
+        if self.sequences.has_request(facts.id) {
+            return;
+        }
+        let choices = facts.choices.max(1);
+        let id = |choice| SequenceId {
+            request: facts.id,
+            choice,
+        };
+        if let Some((why, retry_after)) = self.refusal(facts) {
+            let reject = |choice| Action::Reject {
+                sequence: id(choice),
+                why,
+                retry_after,
+            };
+            self.actions.extend((0..choices).map(reject));
+            return;
+        }
+        self.sequences.add_request(facts.id, facts.deadline);
+        self.timers.set(facts.deadline, Timer::Deadline(facts.id));
+        for choice in 0..choices {
+            self.arrivals += 1;
+            let key = self.sequences.add(Sequence {
+                id: id(choice),
+                prompt: facts.prompt_tokens,
+                max_tokens: facts.max_tokens,
+                answer: Tokens(0),
+                queue_key: QueueKey {
+                    is_fresh: true,
+                    priority: Reverse(facts.priority),
+                    arrival: self.arrivals,
+                },
+                phase: Phase::Wait { timer: None },
+                replays: 0,
+                deaths: 0,
+                moves: 0,
+            });
+            self.wait(key);
+        }
+    }
+
+    /// Why a request is not even queued.
+    fn refusal(&self, facts: &RequestFacts) -> Option<(RejectReason, Micros)> {
+        if self.is_draining {
+            return Some((RejectReason::Draining, self.config.retry_after_min));
+        }
+        let tokens = u64::from(facts.prompt_tokens.0) * u64::from(facts.choices.max(1));
+        let has_place = self.sequences.requests_waiting() < self.config.queue_requests_max;
+        let has_tokens = self.queue.tokens().saturating_add(tokens) <= self.config.queue_tokens_max;
+        if has_place && (has_tokens || self.queue.is_empty()) {
+            return None;
+        }
+        Some((RejectReason::QueueFull, self.retry_after()))
+    }
+
+    /// When the queue will be worked off, as far as prefill goes.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a float cast stops at the ends of u64, and the result is clamped"
+    )]
+    fn retry_after(&self) -> Micros {
+        let wait_s = self.queue.tokens() as f64 / self.workers.prefill_tokens_per_s().max(1.0);
+        let wait = Micros((wait_s * 1e6) as u64);
+        wait.min(self.config.retry_after_max)
+            .max(self.config.retry_after_min)
+    }
+
+    pub(super) fn cancel(&mut self, request: RequestId) {
+        for key in self.sequences.of_request(request) {
+            self.apply(key, Input::Cancel);
+        }
+    }
+
+    pub(super) fn stop(&mut self, sequence: SequenceId) {
+        if let Some(key) = self.sequences.key_of(sequence) {
+            self.apply(key, Input::Cancel);
+        }
+    }
+
+    /// Moves a running sequence, if the destination has room and the sequence may move once more.
+    pub(super) fn move_to(&mut self, sequence: SequenceId, to: SessionId) {
+        let Some(key) = self.sequences.key_of(sequence) else {
+            return;
+        };
+        let Some(worker) = self.workers.key_of(to) else {
+            return;
+        };
+        let (Some(sequence), Some(destination)) =
+            (self.sequences.get(key), self.workers.get(worker))
+        else {
+            return;
+        };
+        let is_elsewhere = sequence.phase.cur().is_some_and(|cur| cur.worker != worker);
+        if is_elsewhere
+            && sequence.moves < self.config.moves_max
+            && destination.can_take(sequence.len())
+        {
+            self.apply(key, Input::MoveTo(worker));
+        }
+    }
+
+    /// Places from the front of the queue until one does not fit: the order is kept, so nothing
+    /// starves.
+    pub(super) fn place_waiting(&mut self) {
+        while let Some(key) = self.queue.first() {
+            let Some(sequence) = self.sequences.get(key) else {
+                return;
+            };
+            let need = Need {
+                len: sequence.len(),
+                answer_left: sequence.max_tokens.minus(sequence.answer),
+            };
+            let staying = self.workers.staying();
+            if staying.workers > 0 && staying.len_max < need.len {
+                self.end(key, Some((RejectReason::TooLarge, Micros(0))));
+            } else if let Some(place) = choose(&self.workers, need, self.config.keep_pool_percent) {
+                self.apply(key, Input::Place(place));
+            } else {
+                return;
+            }
+        }
+    }
+
+    /// Notices when the last usable worker goes, and when one is back.
+    pub(super) fn watch_workers(&mut self) {
+        match (self.workers.is_any_usable(), self.no_worker_since) {
+            (true, Some(since)) => {
+                self.timers
+                    .clear(since.plus(self.config.no_worker_wait), Timer::NoWorker);
+                self.no_worker_since = None;
+            }
+            (false, None) => {
+                self.timers
+                    .set(self.now.plus(self.config.no_worker_wait), Timer::NoWorker);
+                self.no_worker_since = Some(self.now);
+            }
+            _ => {}
+        }
+    }
+
+    /// Does what is due.
+    pub(super) fn wake(&mut self) {
+        while let Some(timer) = self.timers.pop_due(self.now) {
+            match timer {
+                Timer::Backoff(worker) => {
+                    self.workers.update(worker, |worker| worker.backoff = None);
+                }
+                Timer::NoWorker => self.no_worker(),
+                Timer::Waited(key) => self.waited(key),
+                Timer::Handoff(key) => {
+                    self.apply(key, Input::HandoffTimer);
+                }
+                Timer::Deadline(request) => {
+                    for key in self.sequences.of_request(request) {
+                        self.apply(key, Input::Deadline);
+                    }
+                }
+            }
+        }
+    }
+
+    /// No worker for as long as anybody waits: all that waited from before give up.
+    fn no_worker(&mut self) {
+        let now = self.now;
+        let waited = |key: &usize| {
+            let phase = self.sequences.get(*key).map(|sequence| sequence.phase);
+            matches!(phase, Some(Phase::Wait { timer }) if timer.is_none_or(|at| at <= now))
+        };
+        let keys: Vec<usize> = self.queue.iter().filter(waited).collect();
+        for key in keys {
+            self.apply(key, Input::NoWorker);
+        }
+    }
+
+    /// A sequence that found no worker when it came has waited its time.
+    fn waited(&mut self, key: usize) {
+        let Some(sequence) = self.sequences.get_mut(key) else {
+            return;
+        };
+        if sequence.phase.kind() != PhaseKind::Wait {
+            return;
+        }
+        sequence.phase = Phase::Wait { timer: None };
+        let since = self
+            .no_worker_since
+            .map(|since| since.plus(self.config.no_worker_wait));
+        if since.is_some_and(|at| at <= self.now) {
+            self.apply(key, Input::NoWorker);
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! Settings of the brain. Constant for its life; they head the event log, so that a replay has
+//! them.
+
+use serde::{Deserialize, Serialize};
+
+use crate::units::Micros;
+
+/// Bounds and budgets.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BrainConfig {
+    /// Start of the random numbers (waits after a refusal).
+    pub seed: u64,
+    /// Requests that wait; more are rejected.
+    pub queue_requests_max: usize,
+    /// Prompt tokens that wait; more are rejected, unless nothing else waits.
+    pub queue_tokens_max: u64,
+    /// How long a sequence waits while no worker could take it.
+    pub no_worker_wait: Micros,
+    /// How often a sequence is computed again before it is given up.
+    pub replays_max: u32,
+    /// Workers that may die under a sequence; at this number it is taken for the cause.
+    pub deaths_max: u32,
+    /// How often a running sequence may move.
+    pub moves_max: u32,
+    /// Added to twice the predicted time of a hand-off.
+    pub handoff_slack: Micros,
+    /// Longest hand-off.
+    pub handoff_max: Micros,
+    /// Shortest wait after a worker refused a seat.
+    pub refused_wait_min: Micros,
+    /// Longest random wait after a refusal.
+    pub refused_wait_max: Micros,
+    /// Longest wait that a refusing worker may ask for.
+    pub refused_hint_max: Micros,
+    /// Part of a prefill worker's pool, in percent, that may fill up with sequences that find no
+    /// place at a decode worker. The rest stays free for prompts that will leave.
+    pub keep_pool_percent: u32,
+    /// Bounds of the hint given with a full queue.
+    pub retry_after_min: Micros,
+    /// See `retry_after_min`.
+    pub retry_after_max: Micros,
+}
+
+impl Default for BrainConfig {
+    fn default() -> Self {
+        Self {
+            seed: 0,
+            queue_requests_max: 10_000,
+            queue_tokens_max: 50_000_000,
+            no_worker_wait: Micros::from_millis(10_000),
+            replays_max: 3,
+            deaths_max: 2,
+            moves_max: 3,
+            handoff_slack: Micros::from_millis(500),
+            handoff_max: Micros::from_millis(5_000),
+            refused_wait_min: Micros::from_millis(5),
+            refused_wait_max: Micros::from_millis(50),
+            refused_hint_max: Micros::from_millis(1_000),
+            keep_pool_percent: 50,
+            retry_after_min: Micros::from_millis(100),
+            retry_after_max: Micros::from_millis(10_000),
+        }
+    }
+}

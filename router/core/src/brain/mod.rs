@@ -1,0 +1,105 @@
+//! The state machine: events in, actions out. Wiring only.
+//!
+//! | file | what |
+//! |---|---|
+//! | `table` | "Request at the router", cell by cell: decides |
+//! | `act` | carries the cells out |
+//! | `slots` | "Slot at the router" and the account of pages |
+//! | `report` | what workers say |
+//! | `arrive` | requests that come, time that passes |
+//! | `place` | where the next sequence goes |
+//! | `queue`, `sequences`, `workers`, `timers`, `random` | what the brain remembers |
+
+mod act;
+mod arrive;
+mod config;
+mod place;
+mod queue;
+mod random;
+mod report;
+mod sequences;
+mod slots;
+mod status;
+mod table;
+mod timers;
+mod workers;
+
+pub use self::{
+    config::BrainConfig,
+    status::{BrainStatus, SessionStatus},
+};
+use self::{
+    queue::WaitQueue, random::Random, sequences::Sequences, table::Loss, timers::Timers,
+    workers::Workers,
+};
+use crate::{action::Action, event::Event, units::Micros};
+
+/// dopd's scheduler. Deterministic: the same configuration and events give the same actions.
+#[derive(Debug)]
+pub struct Brain {
+    config: BrainConfig,
+    random: Random,
+    workers: Workers,
+    sequences: Sequences,
+    queue: WaitQueue,
+    timers: Timers,
+    /// Time of the event at hand; never falls.
+    now: Micros,
+    /// Sequences that ever arrived.
+    arrivals: u64,
+    is_draining: bool,
+    /// Since when no worker can take anything.
+    no_worker_since: Option<Micros>,
+    handoffs_total: u64,
+    replays_total: u64,
+    violations_total: u64,
+    /// What the event at hand led to so far.
+    actions: Vec<Action>,
+}
+
+impl Brain {
+    /// With no worker and no request.
+    pub fn new(config: BrainConfig) -> Self {
+        Self {
+            random: Random::new(config.seed),
+            config,
+            workers: Workers::default(),
+            sequences: Sequences::default(),
+            queue: WaitQueue::default(),
+            timers: Timers::default(),
+            now: Micros(0),
+            arrivals: 0,
+            is_draining: false,
+            no_worker_since: None,
+            handoffs_total: 0,
+            replays_total: 0,
+            violations_total: 0,
+            actions: Vec::new(),
+        }
+    }
+
+    /// What is to be done about an event, in order.
+    pub fn handle(&mut self, now: Micros, event: Event) -> Vec<Action> {
+        self.now = self.now.max(now);
+        match event {
+            Event::RequestArrived(facts) => self.arrive(&facts),
+            Event::RequestCancelled { request } => self.cancel(request),
+            Event::SequenceStopped { sequence } => self.stop(sequence),
+            Event::WorkerJoined { session, worker } => self.join(session, *worker),
+            Event::SessionLost { session } => self.lose(session, Loss::Died),
+            Event::WorkerSuspected { session } => self.suspect(session),
+            Event::StepReported(report) => self.report(&report),
+            Event::MoveRequested { sequence, to } => self.move_to(sequence, to),
+            Event::DrainStarted => self.is_draining = true,
+            Event::Woke => self.wake(),
+        }
+        self.place_waiting();
+        self.watch_workers();
+        std::mem::take(&mut self.actions)
+    }
+
+    /// When the brain wants an [`Event::Woke`] at the latest.
+    pub fn next_wake(&self) -> Option<Micros> {
+        self.timers.next()
+    }
+}

@@ -1,0 +1,77 @@
+//! Where the next sequence goes. Pure in the workers: one look, one answer; `act` carries it out.
+//!
+//! A place for all of its pages is found before anything starts, so no finished prompt ever holds
+//! pages for a place that is not there. A prompt goes to the least loaded worker labelled prefill
+//! or mixed. Mixed ones keep it; a prefill worker hands it to the decode worker with most free
+//! pages, and keeps it if there is none. Roles are labels: where none labelled for prompts could
+//! hold the sequence, a decode worker takes it whole.
+
+use super::workers::{Group, Worker, Workers};
+use crate::{fleet::Role, units::Tokens};
+
+/// Keys of the workers chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// Computes and keeps it.
+    Keep(usize),
+    /// Computes it; the other takes it over.
+    Pair { prefill: usize, decode: usize },
+}
+
+/// What is to be placed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Need {
+    /// Prompt and longest answer.
+    pub(super) len: Tokens,
+    /// Answer tokens that may still be made.
+    pub(super) answer_left: Tokens,
+}
+
+/// Chooses. `None`: nobody has room for it now.
+pub(super) fn choose(workers: &Workers, need: Need, keep_pool_percent: u32) -> Option<Place> {
+    let can_hold = |group| workers.totals(group).len_max >= need.len;
+    let group = if can_hold(Group::Prompts) {
+        Group::Prompts
+    } else {
+        Group::Decode
+    };
+    // With one token left there is nothing to hand off: it comes out of the prefill itself.
+    let wants_pair = can_hold(Group::Decode) && need.answer_left > Tokens(1);
+    let mut decode = None;
+    for (key, worker) in workers.ready_for_prompts(group) {
+        if !worker.has_room(need.len) {
+            continue;
+        }
+        if worker.role != Role::Prefill || !wants_pair {
+            return Some(Place::Keep(key));
+        }
+        match *decode.get_or_insert_with(|| most_room(workers, need.len)) {
+            Some(decode) => {
+                return Some(Place::Pair {
+                    prefill: key,
+                    decode,
+                });
+            }
+            None if may_keep(worker, need.len, keep_pool_percent) => return Some(Place::Keep(key)),
+            None => {}
+        }
+    }
+    None
+}
+
+/// The decode worker with most free pages, if the sequence fits.
+fn most_room(workers: &Workers, len: Tokens) -> Option<usize> {
+    workers
+        .ready_for_imports()
+        .take_while(|(_, worker)| u64::from(worker.pages_of(len).0) <= worker.pages_room())
+        .find(|(_, worker)| worker.has_room(len))
+        .map(|(key, _)| key)
+}
+
+/// All decode workers are full: a prefill worker may keep a sequence while enough of its pool stays
+/// for prompts that leave again.
+fn may_keep(worker: &Worker, len: Tokens, keep_pool_percent: u32) -> bool {
+    let pages = worker.slots.pages_used() + u64::from(worker.pages_of(len).0);
+    let pool = u64::from(worker.facts.pages_total.0);
+    pages * 100 <= pool * u64::from(keep_pool_percent)
+}

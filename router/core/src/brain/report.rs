@@ -1,0 +1,191 @@
+//! What workers say: sessions that begin and end, and their reports, column by column.
+
+use super::{
+    Brain,
+    sequences::Seat,
+    table::{Input, Loss},
+    timers::Timer,
+};
+use crate::{
+    action::{Action, Violation},
+    event::{CloseReason, ClosedSeat, StepReport},
+    fleet::WorkerFacts,
+    ids::SessionId,
+    units::Micros,
+};
+
+impl Brain {
+    pub(super) fn join(&mut self, session: SessionId, facts: WorkerFacts) {
+        if self.workers.key_of(session).is_none() {
+            self.workers.add(session, facts);
+        }
+    }
+
+    pub(super) fn suspect(&mut self, session: SessionId) {
+        if let Some(worker) = self.workers.key_of(session) {
+            self.workers
+                .update(worker, |worker| worker.is_suspect = true);
+        }
+    }
+
+    /// The session is over: every slot is FREE, every sequence that had one hears of it.
+    pub(super) fn lose(&mut self, session: SessionId, loss: Loss) {
+        let Some(key) = self.workers.key_of(session) else {
+            return;
+        };
+        let Some(worker) = self.workers.remove(key) else {
+            return;
+        };
+        if let Some(at) = worker.backoff {
+            self.timers.clear(at, Timer::Backoff(key));
+        }
+        for (slot, sequence) in worker.slots.owned() {
+            let seat = Seat { worker: key, slot };
+            match self.part(sequence, seat) {
+                Part::Current => self.apply(sequence, Input::LostCurrent(loss)),
+                Part::Next => self.apply(sequence, Input::LostNext),
+                Part::None => None,
+            };
+        }
+    }
+
+    /// One report. A worker that breaks the protocol loses its session; the rest of the report is
+    /// not read.
+    pub(super) fn report(&mut self, report: &StepReport) {
+        let Some(worker) = self.workers.key_of(report.session) else {
+            return;
+        };
+        self.workers.update(worker, |worker| {
+            worker.heard(report.load);
+            worker.is_suspect = false;
+            worker.is_draining = report.draining;
+            if report.role_epoch >= worker.role_epoch {
+                worker.role_epoch = report.role_epoch;
+                worker.role = report.role;
+            }
+            if !report.opened.is_empty() || !report.tokens.is_empty() {
+                worker.refusals = 0;
+            }
+        });
+        if let Err(why) = self.columns(worker, report) {
+            self.violations_total += 1;
+            self.actions.push(Action::Break {
+                session: report.session,
+                why,
+            });
+            self.lose(report.session, Loss::Broken);
+        }
+    }
+
+    fn columns(&mut self, worker: usize, report: &StepReport) -> Result<(), Violation> {
+        for &slot in &report.opened {
+            self.said(Seat { worker, slot }, |part| match part {
+                Part::Next => Some(Input::Opened),
+                Part::Current | Part::None => None,
+            })?;
+        }
+        for &(slot, pos) in &report.arrived {
+            self.said(Seat { worker, slot }, |part| match part {
+                Part::Next => Some(Input::Arrived(pos)),
+                Part::Current | Part::None => None,
+            })?;
+        }
+        for &(slot, tokens) in &report.tokens {
+            self.said(Seat { worker, slot }, |part| match part {
+                Part::Current => Some(Input::TokensCurrent(tokens)),
+                Part::Next | Part::None => Some(Input::TokensOther),
+            })?;
+        }
+        report
+            .closed
+            .iter()
+            .try_for_each(|closed| self.closed(worker, closed))
+    }
+
+    /// Hands what was said of a seat to its sequence.
+    fn said(
+        &mut self,
+        seat: Seat,
+        input: impl FnOnce(Part) -> Option<Input>,
+    ) -> Result<(), Violation> {
+        let Some(worker) = self.workers.get(seat.worker) else {
+            return Ok(());
+        };
+        let Some(sequence) = worker.slots.said(seat.slot)? else {
+            return Ok(());
+        };
+        let Some(input) = input(self.part(sequence, seat)) else {
+            return Ok(());
+        };
+        self.apply(sequence, input).map_or(Ok(()), Err)
+    }
+
+    fn closed(&mut self, worker: usize, closed: &ClosedSeat) -> Result<(), Violation> {
+        let slot = closed.slot;
+        let owner = self
+            .workers
+            .update(worker, |worker| worker.slots.closed(slot));
+        let Some(owner) = owner.transpose()? else {
+            return Ok(());
+        };
+        if closed.why == CloseReason::Refused {
+            self.back_off(worker, closed.retry_after);
+        }
+        let Some(sequence) = owner else { return Ok(()) };
+        let input = match (self.part(sequence, Seat { worker, slot }), closed.why) {
+            (Part::Current, CloseReason::Stop | CloseReason::Length) => Input::Finished,
+            (Part::Current, why) => Input::ClosedCurrent(why),
+            (Part::Next, _) => Input::ClosedNext,
+            (Part::None, _) => return Ok(()),
+        };
+        self.apply(sequence, input).map_or(Ok(()), Err)
+    }
+
+    /// Leaves a worker that refused alone for a while: random, so that two routers do not refuse
+    /// each other in lockstep.
+    fn back_off(&mut self, key: usize, hint: Micros) {
+        /// Doublings of the first wait; the limit in the settings is reached before.
+        const DOUBLINGS_MAX: u32 = 16;
+        let config = &self.config;
+        let Some(worker) = self
+            .workers
+            .get(key)
+            .filter(|worker| worker.backoff.is_none())
+        else {
+            return;
+        };
+        let doublings = worker.refusals.saturating_add(1).min(DOUBLINGS_MAX);
+        let longest = Micros(config.refused_wait_min.0.saturating_mul(1 << doublings));
+        let wait = self.random.between(
+            config.refused_wait_min,
+            longest.min(config.refused_wait_max),
+        );
+        let at = self.now.plus(wait.max(hint.min(config.refused_hint_max)));
+        self.timers.set(at, Timer::Backoff(key));
+        self.workers.update(key, |worker| {
+            worker.refusals = doublings;
+            worker.backoff = Some(at);
+        });
+    }
+
+    fn part(&self, sequence: usize, seat: Seat) -> Part {
+        let Some(phase) = self.sequences.get(sequence).map(|sequence| sequence.phase) else {
+            return Part::None;
+        };
+        if phase.cur() == Some(seat) {
+            Part::Current
+        } else if phase.nxt() == Some(seat) {
+            Part::Next
+        } else {
+            Part::None
+        }
+    }
+}
+
+/// What a seat is to its sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    Current,
+    Next,
+    None,
+}

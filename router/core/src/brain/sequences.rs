@@ -1,0 +1,213 @@
+//! What the brain knows of a sequence and of its request while they live.
+
+use std::collections::BTreeMap;
+
+use slab::Slab;
+
+use super::{queue::QueueKey, table::PhaseKind};
+use crate::{
+    ids::{RequestId, SequenceId, SlotId},
+    units::{Micros, Tokens},
+};
+
+/// A slot of an attached worker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Seat {
+    /// Key of the worker.
+    pub(super) worker: usize,
+    pub(super) slot: SlotId,
+}
+
+/// Where a sequence stands; the columns of `table`, with what each holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    Wait {
+        timer: Option<Micros>,
+    },
+    Placing {
+        cur: Seat,
+        nxt: Seat,
+    },
+    Run {
+        cur: Seat,
+    },
+    Moving {
+        cur: Seat,
+        nxt: Seat,
+    },
+    Shipping {
+        cur: Seat,
+        nxt: Seat,
+        timer: Option<Micros>,
+    },
+}
+
+impl Phase {
+    pub(super) const fn kind(self) -> PhaseKind {
+        match self {
+            Self::Wait { .. } => PhaseKind::Wait,
+            Self::Placing { .. } => PhaseKind::Placing,
+            Self::Run { .. } => PhaseKind::Run,
+            Self::Moving { .. } => PhaseKind::Moving,
+            Self::Shipping { .. } => PhaseKind::Shipping,
+        }
+    }
+
+    pub(super) const fn cur(self) -> Option<Seat> {
+        match self {
+            Self::Wait { .. } => None,
+            Self::Placing { cur, .. }
+            | Self::Run { cur }
+            | Self::Moving { cur, .. }
+            | Self::Shipping { cur, .. } => Some(cur),
+        }
+    }
+
+    pub(super) const fn nxt(self) -> Option<Seat> {
+        match self {
+            Self::Wait { .. } | Self::Run { .. } => None,
+            Self::Placing { nxt, .. } | Self::Moving { nxt, .. } | Self::Shipping { nxt, .. } => {
+                Some(nxt)
+            }
+        }
+    }
+}
+
+/// One choice of a request.
+#[derive(Debug)]
+pub(super) struct Sequence {
+    pub(super) id: SequenceId,
+    pub(super) prompt: Tokens,
+    pub(super) max_tokens: Tokens,
+    /// Answer tokens made, as far as the client has them or gets them.
+    pub(super) answer: Tokens,
+    pub(super) queue_key: QueueKey,
+    pub(super) phase: Phase,
+    /// Times it was computed again.
+    pub(super) replays: u32,
+    /// Workers that died under it.
+    pub(super) deaths: u32,
+    pub(super) moves: u32,
+}
+
+impl Sequence {
+    /// Prompt and longest answer: what its pages are reserved for.
+    pub(super) const fn len(&self) -> Tokens {
+        self.prompt.plus(self.max_tokens)
+    }
+
+    /// Tokens to compute before the next answer token.
+    pub(super) const fn to_prefill(&self) -> Tokens {
+        self.prompt.plus(self.answer)
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Request {
+    deadline: Micros,
+    /// Sequences that are not ended.
+    alive: u32,
+    /// Sequences that wait.
+    waiting: u32,
+}
+
+/// All sequences that are not ended, by key and by id.
+#[derive(Debug, Default)]
+pub(super) struct Sequences {
+    by_key: Slab<Sequence>,
+    by_id: BTreeMap<SequenceId, usize>,
+    requests: BTreeMap<RequestId, Request>,
+    requests_waiting: usize,
+}
+
+impl Sequences {
+    pub(super) fn add_request(&mut self, id: RequestId, deadline: Micros) {
+        self.requests.insert(
+            id,
+            Request {
+                deadline,
+                alive: 0,
+                waiting: 0,
+            },
+        );
+    }
+
+    pub(super) fn has_request(&self, id: RequestId) -> bool {
+        self.requests.contains_key(&id)
+    }
+
+    /// Adds a sequence of a request that was added.
+    pub(super) fn add(&mut self, sequence: Sequence) -> usize {
+        if let Some(request) = self.requests.get_mut(&sequence.id.request) {
+            request.alive += 1;
+        }
+        let id = sequence.id;
+        let key = self.by_key.insert(sequence);
+        self.by_id.insert(id, key);
+        key
+    }
+
+    /// Forgets a sequence. Returns the deadline of its request if it was the last.
+    pub(super) fn remove(&mut self, key: usize) -> Option<Micros> {
+        let sequence = self.by_key.try_remove(key)?;
+        self.by_id.remove(&sequence.id);
+        let request = self.requests.get_mut(&sequence.id.request)?;
+        request.alive -= 1;
+        if request.alive > 0 {
+            return None;
+        }
+        self.requests
+            .remove(&sequence.id.request)
+            .map(|request| request.deadline)
+    }
+
+    /// A sequence of the request begins to wait.
+    pub(super) fn waits(&mut self, id: RequestId) {
+        if let Some(request) = self.requests.get_mut(&id) {
+            self.requests_waiting += usize::from(request.waiting == 0);
+            request.waiting += 1;
+        }
+    }
+
+    /// A sequence of the request waits no longer.
+    pub(super) fn waits_no_longer(&mut self, id: RequestId) {
+        if let Some(request) = self.requests.get_mut(&id) {
+            request.waiting -= 1;
+            self.requests_waiting -= usize::from(request.waiting == 0);
+        }
+    }
+
+    pub(super) fn get(&self, key: usize) -> Option<&Sequence> {
+        self.by_key.get(key)
+    }
+
+    pub(super) fn get_mut(&mut self, key: usize) -> Option<&mut Sequence> {
+        self.by_key.get_mut(key)
+    }
+
+    pub(super) fn key_of(&self, id: SequenceId) -> Option<usize> {
+        self.by_id.get(&id).copied()
+    }
+
+    /// Keys of the living sequences of a request, by choice.
+    pub(super) fn of_request(&self, request: RequestId) -> Vec<usize> {
+        let id = |choice| SequenceId { request, choice };
+        self.by_id
+            .range(id(0)..=id(u8::MAX))
+            .map(|(_, &key)| key)
+            .collect()
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Sequence> {
+        self.by_key.iter().map(|(_, sequence)| sequence)
+    }
+
+    /// Requests of which at least one sequence waits.
+    pub(super) const fn requests_waiting(&self) -> usize {
+        self.requests_waiting
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.by_key.len()
+    }
+}

@@ -1,0 +1,91 @@
+//! A view of the brain for people and metrics; made on demand, not on the path of any event.
+
+use super::{Brain, sequences::Sequence, workers::Worker};
+use crate::{
+    fleet::{Role, WorkerLoad},
+    ids::SessionId,
+    units::Pages,
+};
+
+/// The brain at one instant.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct BrainStatus {
+    /// Requests of which at least one sequence waits.
+    pub requests_waiting: usize,
+    /// Tokens to compute of the sequences that wait.
+    pub tokens_waiting: u64,
+    /// Sequences that do not wait.
+    pub sequences_running: usize,
+    /// Sequences with an import seat that has not arrived.
+    pub handoffs_running: usize,
+    /// Hand-offs that arrived.
+    pub handoffs_total: u64,
+    /// Times a sequence was computed again.
+    pub replays_total: u64,
+    /// Sessions ended because their worker broke the protocol.
+    pub violations_total: u64,
+    /// Attached workers, in the order in which they attached.
+    pub sessions: Vec<SessionStatus>,
+}
+
+/// One attached worker as the brain sees it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SessionStatus {
+    /// Its session.
+    pub session: SessionId,
+    /// Its name.
+    pub name: String,
+    /// Its label.
+    pub role: Role,
+    /// It refuses new seats.
+    pub is_draining: bool,
+    /// It missed reports.
+    pub is_suspect: bool,
+    /// As last reported.
+    pub load: WorkerLoad,
+    /// Size of its pool.
+    pub pages_total: Pages,
+    /// Pages in the brain's account: from the plan until `closed` was read.
+    pub pages_used: u64,
+    /// Seats in the account.
+    pub seats_open: u32,
+    /// Prompt tokens before it.
+    pub prefill_tokens_pending: u64,
+}
+
+impl Brain {
+    /// The brain at this instant.
+    pub fn status(&self) -> BrainStatus {
+        let has_next = |sequence: &&Sequence| sequence.phase.nxt().is_some();
+        BrainStatus {
+            requests_waiting: self.sequences.requests_waiting(),
+            tokens_waiting: self.queue.tokens(),
+            sequences_running: self.sequences.len() - self.queue.len(),
+            handoffs_running: self.sequences.iter().filter(has_next).count(),
+            handoffs_total: self.handoffs_total,
+            replays_total: self.replays_total,
+            violations_total: self.violations_total,
+            sessions: self.workers.iter().map(session_status).collect(),
+        }
+    }
+
+    /// A worker that can take a request is attached.
+    pub fn is_ready(&self) -> bool {
+        self.workers.is_any_usable()
+    }
+}
+
+fn session_status(worker: &Worker) -> SessionStatus {
+    SessionStatus {
+        session: worker.session,
+        name: worker.facts.name.clone(),
+        role: worker.role,
+        is_draining: worker.is_draining,
+        is_suspect: worker.is_suspect,
+        load: worker.load,
+        pages_total: worker.facts.pages_total,
+        pages_used: worker.slots.pages_used(),
+        seats_open: worker.slots.seats_used(),
+        prefill_tokens_pending: worker.prefill_pending(),
+    }
+}

@@ -1,0 +1,50 @@
+//! What the brain waits for. A timer is named by what it belongs to, so each exists at most once
+//! and can be taken back.
+
+use std::collections::BTreeSet;
+
+use crate::{ids::RequestId, units::Micros};
+
+/// What is due. Keys are those of the slabs that own sequences and workers; a timer is cleared
+/// before its key is reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Timer {
+    /// A worker that refused may be asked again.
+    Backoff(usize),
+    /// Since then no worker could take anything.
+    NoWorker,
+    /// A sequence that came while there was no worker has waited long enough.
+    Waited(usize),
+    /// A hand-off takes too long.
+    Handoff(usize),
+    /// The client stops waiting.
+    Deadline(RequestId),
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Timers(BTreeSet<(Micros, Timer)>);
+
+impl Timers {
+    pub(super) fn set(&mut self, at: Micros, timer: Timer) {
+        self.0.insert((at, timer));
+    }
+
+    pub(super) fn clear(&mut self, at: Micros, timer: Timer) {
+        self.0.remove(&(at, timer));
+    }
+
+    /// When the next is due.
+    pub(super) fn next(&self) -> Option<Micros> {
+        self.0.first().map(|&(at, _)| at)
+    }
+
+    /// Takes the earliest that is due at `now`.
+    pub(super) fn pop_due(&mut self, now: Micros) -> Option<Timer> {
+        let &(at, timer) = self.0.first()?;
+        if at > now {
+            return None;
+        }
+        self.0.pop_first();
+        Some(timer)
+    }
+}

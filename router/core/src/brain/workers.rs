@@ -1,0 +1,333 @@
+//! Attached workers, with the orders in which placement looks at them.
+//!
+//! Every change goes through [`Workers::update`], which keeps the orders true. So a decision costs
+//! O(log n) however many workers are idle or full.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+};
+
+use slab::Slab;
+
+use super::slots::Slots;
+use crate::{
+    fleet::{Role, WorkerFacts, WorkerLoad},
+    ids::{SessionId, SlotId},
+    units::{Micros, Pages, Tokens},
+};
+
+/// One attached worker.
+#[derive(Debug)]
+pub(super) struct Worker {
+    pub(super) session: SessionId,
+    pub(super) facts: WorkerFacts,
+    pub(super) role: Role,
+    pub(super) role_epoch: u64,
+    pub(super) is_draining: bool,
+    pub(super) is_suspect: bool,
+    pub(super) load: WorkerLoad,
+    pub(super) slots: Slots,
+    /// It refused: nothing new until then.
+    pub(super) backoff: Option<Micros>,
+    /// Refusals in a row.
+    pub(super) refusals: u32,
+    /// Prompt tokens sent since the last report, and between that and the one before: reports may
+    /// not show them yet.
+    unseen: [u64; 2],
+    keys: Keys,
+}
+
+/// Where a worker stands in the orders.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Keys {
+    prompts: Option<(Group, u64, u64)>,
+    imports: Option<Reverse<u64>>,
+}
+
+/// Workers that are asked for the same thing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Group {
+    /// Labelled prefill or mixed: prompts go there.
+    Prompts,
+    /// Labelled decode: hand-offs go there, prompts only if nobody else can.
+    Decode,
+}
+
+impl Group {
+    const fn of(role: Role) -> Self {
+        match role {
+            Role::Prefill | Role::Mixed => Self::Prompts,
+            Role::Decode => Self::Decode,
+        }
+    }
+}
+
+impl Worker {
+    fn new(session: SessionId, facts: WorkerFacts) -> Self {
+        Self {
+            session,
+            role: facts.role,
+            facts,
+            role_epoch: 0,
+            is_draining: false,
+            is_suspect: false,
+            load: WorkerLoad::default(),
+            slots: Slots::default(),
+            backoff: None,
+            refusals: 0,
+            unseen: [0; 2],
+            keys: Keys::default(),
+        }
+    }
+
+    /// Longest sequence, prompt and answer, that an empty worker of this kind holds.
+    pub(super) fn len_max(&self) -> Tokens {
+        if self.facts.num_seqs_max == 0 {
+            return Tokens(0);
+        }
+        let pool = self
+            .facts
+            .pages_total
+            .0
+            .saturating_mul(self.facts.page_size.max(1));
+        Tokens(pool.min(self.facts.model_len_max.0))
+    }
+
+    /// May get new work, a wait after a refusal aside.
+    pub(super) const fn is_usable(&self) -> bool {
+        !self.is_draining && !self.is_suspect
+    }
+
+    /// Pages that can be promised.
+    pub(super) fn pages_room(&self) -> u64 {
+        u64::from(self.facts.pages_total.0)
+            .saturating_sub(u64::from(self.load.pages_fenced.0))
+            .saturating_sub(self.slots.pages_used())
+    }
+
+    /// Pages that a sequence of this length takes.
+    pub(super) const fn pages_of(&self, len: Tokens) -> Pages {
+        len.pages(self.facts.page_size)
+    }
+
+    /// A sequence of this length finds room now.
+    pub(super) fn has_room(&self, len: Tokens) -> bool {
+        len <= self.len_max() && u64::from(self.pages_of(len).0) <= self.pages_room()
+    }
+
+    /// Prompt tokens that it has before it. The worker's own figure is better, as it falls while a
+    /// long prompt is computed, but it cannot show what is on the way: the smaller of both
+    /// accounts.
+    pub(super) fn prefill_pending(&self) -> u64 {
+        let (planned, open) = self.slots.prefill();
+        let reported = u64::from(self.load.prefill_tokens_queued.0)
+            .saturating_add(self.unseen[0])
+            .saturating_add(self.unseen[1]);
+        planned.saturating_add(open.min(reported))
+    }
+
+    /// A sequence of this length can be given to it now.
+    pub(super) fn can_take(&self, len: Tokens) -> bool {
+        self.is_asked() && self.has_room(len)
+    }
+
+    fn is_asked(&self) -> bool {
+        self.is_usable()
+            && self.backoff.is_none()
+            && self.slots.seats_used() < self.facts.num_seqs_max
+    }
+
+    /// Open goes out. Returns the pages to ask for.
+    pub(super) fn open(&mut self, slot: SlotId) -> Option<Pages> {
+        let (_, before) = self.slots.prefill();
+        let pages = self.slots.open(slot);
+        let (_, after) = self.slots.prefill();
+        self.unseen[0] = self.unseen[0].saturating_add(after.saturating_sub(before));
+        pages
+    }
+
+    /// A report came.
+    pub(super) fn heard(&mut self, load: WorkerLoad) {
+        self.load = load;
+        self.unseen = [0, self.unseen[0]];
+    }
+
+    fn wanted_keys(&self) -> Keys {
+        if !self.is_asked() {
+            return Keys::default();
+        }
+        let pending = self.prefill_pending();
+        // Late binding: one batch of look-ahead hides the way of the command, no more is bound
+        // early.
+        let is_ready = pending <= u64::from(self.facts.batch_tokens_max.0);
+        Keys {
+            prompts: is_ready.then(|| (Group::of(self.role), pending, self.slots.pages_used())),
+            imports: (self.role == Role::Decode).then(|| Reverse(self.pages_room())),
+        }
+    }
+}
+
+/// What the usable workers of one group could hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct GroupTotals {
+    pub(super) workers: usize,
+    /// Longest sequence that one of them holds when empty.
+    pub(super) len_max: Tokens,
+    /// Prompt tokens that they compute together.
+    pub(super) prefill_tokens_per_s: f64,
+}
+
+/// All attached workers.
+#[derive(Debug, Default)]
+pub(super) struct Workers {
+    by_key: Slab<Worker>,
+    by_session: BTreeMap<SessionId, usize>,
+    /// Ready for prompts, least loaded first.
+    prompts: [BTreeSet<(u64, u64, usize)>; 2],
+    /// Ready for hand-offs, most room first.
+    imports: BTreeSet<(Reverse<u64>, usize)>,
+    totals: [GroupTotals; 2],
+    /// Over those that do not drain, suspects included.
+    staying: GroupTotals,
+}
+
+impl Workers {
+    pub(super) fn add(&mut self, session: SessionId, facts: WorkerFacts) -> usize {
+        let key = self.by_key.insert(Worker::new(session, facts));
+        self.by_session.insert(session, key);
+        self.refresh(key);
+        self.count();
+        key
+    }
+
+    pub(super) fn remove(&mut self, key: usize) -> Option<Worker> {
+        let worker = self.by_key.try_remove(key)?;
+        self.by_session.remove(&worker.session);
+        self.reorder(key, worker.keys, Keys::default());
+        self.count();
+        Some(worker)
+    }
+
+    pub(super) fn key_of(&self, session: SessionId) -> Option<usize> {
+        self.by_session.get(&session).copied()
+    }
+
+    pub(super) fn get(&self, key: usize) -> Option<&Worker> {
+        self.by_key.get(key)
+    }
+
+    /// Changes a worker and keeps the orders true.
+    pub(super) fn update<T>(
+        &mut self,
+        key: usize,
+        change: impl FnOnce(&mut Worker) -> T,
+    ) -> Option<T> {
+        let worker = self.by_key.get_mut(key)?;
+        let before = (worker.role, worker.is_usable(), worker.is_draining);
+        let result = change(worker);
+        let after = (worker.role, worker.is_usable(), worker.is_draining);
+        self.refresh(key);
+        if before != after {
+            self.count();
+        }
+        Some(result)
+    }
+
+    /// By session, in the order in which they attached.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Worker> {
+        self.by_session
+            .values()
+            .filter_map(|&key| self.by_key.get(key))
+    }
+
+    /// Ready for a prompt, least loaded first.
+    pub(super) fn ready_for_prompts(&self, group: Group) -> impl Iterator<Item = (usize, &Worker)> {
+        self.prompts[group as usize]
+            .iter()
+            .filter_map(|&(_, _, key)| Some((key, self.by_key.get(key)?)))
+    }
+
+    /// Ready for a hand-off, most room first.
+    pub(super) fn ready_for_imports(&self) -> impl Iterator<Item = (usize, &Worker)> {
+        self.imports
+            .iter()
+            .filter_map(|&(_, key)| Some((key, self.by_key.get(key)?)))
+    }
+
+    /// The usable workers of a group.
+    pub(super) const fn totals(&self, group: Group) -> GroupTotals {
+        self.totals[group as usize]
+    }
+
+    /// Workers that get new work or will get it again.
+    pub(super) const fn staying(&self) -> GroupTotals {
+        self.staying
+    }
+
+    /// Whether any worker may get new work.
+    pub(super) const fn is_any_usable(&self) -> bool {
+        self.totals[0].workers + self.totals[1].workers > 0
+    }
+
+    /// Prompt tokens per second of all usable workers that prompts go to.
+    pub(super) const fn prefill_tokens_per_s(&self) -> f64 {
+        let [prompts, decode] = self.totals;
+        if prompts.workers > 0 {
+            prompts.prefill_tokens_per_s
+        } else {
+            decode.prefill_tokens_per_s
+        }
+    }
+
+    fn refresh(&mut self, key: usize) {
+        if let Some(worker) = self.by_key.get_mut(key) {
+            let wanted = worker.wanted_keys();
+            let old = std::mem::replace(&mut worker.keys, wanted);
+            self.reorder(key, old, wanted);
+        }
+    }
+
+    fn reorder(&mut self, key: usize, old: Keys, new: Keys) {
+        if old.prompts != new.prompts {
+            if let Some((group, pending, pages)) = old.prompts {
+                self.prompts[group as usize].remove(&(pending, pages, key));
+            }
+            if let Some((group, pending, pages)) = new.prompts {
+                self.prompts[group as usize].insert((pending, pages, key));
+            }
+        }
+        if old.imports != new.imports {
+            if let Some(room) = old.imports {
+                self.imports.remove(&(room, key));
+            }
+            if let Some(room) = new.imports {
+                self.imports.insert((room, key));
+            }
+        }
+    }
+
+    /// Counts anew. Only when a worker comes, goes or changes what it takes.
+    fn count(&mut self) {
+        self.totals = [GroupTotals::default(); 2];
+        self.staying = GroupTotals::default();
+        for (_, worker) in &self.by_key {
+            if !worker.is_draining {
+                self.staying.add(worker);
+            }
+            if worker.is_usable() {
+                self.totals[Group::of(worker.role) as usize].add(worker);
+            }
+        }
+    }
+}
+
+impl GroupTotals {
+    fn add(&mut self, worker: &Worker) {
+        let batch = worker.facts.batch_tokens_max;
+        let batch_us = worker.facts.timings.prefill_us(batch).0.max(1) as f64;
+        self.workers += 1;
+        self.len_max = self.len_max.max(worker.len_max());
+        self.prefill_tokens_per_s += f64::from(batch.0) * 1e6 / batch_us;
+    }
+}
