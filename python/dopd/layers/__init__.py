@@ -1,1 +1,0 @@
-"""The parts of a transformer, each a few lines over torch: norm, rope, linear."""
