@@ -7,7 +7,8 @@ MAKEFLAGS += --no-builtin-rules
 
 # What a developer may set: the interpreter to start from, the environment, the model to serve.
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
-	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	&& echo "$$p" && break; done)
 VENV ?= $(CURDIR)/.venv
 MODEL ?= smollm2
 ARGS ?=
@@ -21,8 +22,8 @@ TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
 # One selection of packages for every release build: another one would change the features of
 # shared dependencies and compile them again.
 RELEASE := --release --locked -p dopd-router-py -p dopd-router -p dopd-mock
-RUST_SOURCES := Cargo.toml Cargo.lock $(shell find router -name '*.rs' -o -name '*.bin' -o \
-	-name 'Cargo.toml' -o -name '*.toml' -o -name '*.json' | grep -v /tests/)
+RUST_SOURCES := Cargo.toml Cargo.lock \
+	$(shell find router -type f -not -path '*/tests/*' -not -name '*.md')
 
 export PATH := $(BIN):$(CURDIR)/.cache/uv/bin:$(PATH)
 export VIRTUAL_ENV := $(VENV)
@@ -35,16 +36,18 @@ help: ## Print this list
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
 	/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-build: $(STAMPS)/extension $(STAMPS)/binaries ## Make .venv with everything, the extension and the binaries
+build: $(STAMPS)/extension $(STAMPS)/binaries ## Make .venv with everything, extension, binaries
 
 serve: build ## Build, then serve SmolLM2: one prefill and one decode worker (MODEL=..., ARGS=...)
 	@exec $(BIN)/dopd serve $(MODEL) $(ARGS)
 
 ##@ Check
-.PHONY: test check fmt-check lint types contracts deny proto-check rust-test python-test unit-test
-test: build fmt-check lint types contracts deny proto-check rust-test python-test ## Every check of the project; CI runs this line
+.PHONY: test check statics fmt-check lint types contracts deny proto-check rust-test python-test unit-test
+test: build statics rust-test python-test ## Every check of the project; CI runs this line
 
-check: fmt-check lint types contracts deny proto-check unit-test ## The fast half: format, lint, types, contracts, tidy
+check: statics unit-test ## The fast half: all but Rust tests and real processes
+
+statics: fmt-check lint types contracts deny proto-check ## What reads the code and runs none of it
 
 fmt-check: $(STAMPS)/deps ## Formatting of Rust and Python
 	cargo fmt --all --check
@@ -67,8 +70,9 @@ deny: $(STAMPS)/deps ## Licences, sources, banned and outdated crates, without a
 proto-check: $(STAMPS)/deps ## Committed protobuf code equals the generated one
 	$(BIN)/python proto/generate.py --check
 
-unit-test: $(STAMPS)/deps ## Tidy and unit tests of Python that need neither the extension nor a model
-	PYTHONPATH=python $(BIN)/pytest tests/tidy tests/unit -n $(PYTEST_JOBS) -m "not model and not slow" $(PYTEST_ARGS)
+unit-test: $(STAMPS)/deps ## Tidy and unit tests of Python that need no build and no model
+	PYTHONPATH=python $(BIN)/pytest tests/tidy tests/unit -n $(PYTEST_JOBS) \
+	-m "not model and not slow" $(PYTEST_ARGS)
 
 rust-test: ## All Rust tests
 	cargo test --quiet --locked --workspace
@@ -85,11 +89,10 @@ fmt: $(STAMPS)/deps ## Format Rust and Python, apply safe fixes
 
 proto: $(STAMPS)/deps ## Generate the protobuf code again
 	$(BIN)/python proto/generate.py
-	cargo fmt --all
 
 lock: $(UV) ## Resolve requirements.lock again (UPGRADE=1 takes the newest versions)
-	$(UV) pip compile pyproject.toml --extra dev --universal --python-version 3.11 --generate-hashes \
-	--no-annotate --no-header --no-emit-index-url --no-emit-find-links $(if $(UPGRADE),--upgrade) \
+	$(UV) pip compile pyproject.toml --extra dev --universal --python-version 3.11 \
+	--generate-hashes --no-annotate --no-header $(if $(UPGRADE),--upgrade) \
 	--quiet -o requirements.lock
 
 bench: build ## Run the benches; results go to bench/results (ARGS=name for one)
@@ -100,7 +103,8 @@ clean: ## Remove what `make build` made, the uv cache of the user excepted
 
 # What the lines above stand on.
 $(UV): requirements-uv.lock
-	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer found; set PYTHON=/path/to/python3" >&2; exit 2; }
+	@test -n "$(PYTHON)" || \
+	{ echo "error: no Python 3.11 or newer found; set PYTHON=/path/to/python3" >&2; exit 2; }
 	$(PYTHON) -m venv --clear .cache/uv
 	.cache/uv/bin/python -m pip install --quiet --require-hashes -r requirements-uv.lock
 	@touch $@
@@ -110,7 +114,7 @@ $(BIN)/python: | $(UV)
 
 $(STAMPS)/deps: requirements.lock | $(UV) $(BIN)/python
 	@echo "installing Python packages (the first time some 5 GB, minutes)"
-	UV_LINK_MODE=$${UV_LINK_MODE:-hardlink} $(UV) pip install --python $(BIN)/python --require-hashes -r requirements.lock
+	$(UV) pip install --python $(BIN)/python --require-hashes -r requirements.lock
 	@mkdir -p $(@D) && touch $@
 
 $(STAMPS)/extension: $(STAMPS)/deps pyproject.toml $(RUST_SOURCES)

@@ -1,6 +1,6 @@
 """The Python half of the error table (see proto/dopd/v1/types.proto) and dopd's own exceptions.
 
-`router/src/error/table.rs` is the other half; `tests/contract` holds the two and the proto together.
+`router/src/error/table.rs` is the other half; `tests/contract` compares them with the proto.
 """
 
 from __future__ import annotations
@@ -44,12 +44,18 @@ class ErrorKind:
 ERROR_KINDS = (
     ErrorKind("invalid_json", "invalid_request_error", "INVALID_ARGUMENT", 400, "client", False),
     ErrorKind("invalid_value", "invalid_request_error", "INVALID_ARGUMENT", 400, "client", False),
-    ErrorKind("unsupported_value", "invalid_request_error", "INVALID_ARGUMENT", 400, "client", False),
-    ErrorKind("context_length_exceeded", "invalid_request_error", "INVALID_ARGUMENT", 400, "client", False),
+    ErrorKind(
+        "unsupported_value", "invalid_request_error", "INVALID_ARGUMENT", 400, "client", False
+    ),
+    ErrorKind(
+        "context_length_exceeded", "invalid_request_error", "INVALID_ARGUMENT", 400, "client", False
+    ),
     ErrorKind("model_not_found", "invalid_request_error", "NOT_FOUND", 404, "client", False),
     ErrorKind("not_found", "invalid_request_error", "NOT_FOUND", 404, "client", False),
     ErrorKind("method_not_allowed", "invalid_request_error", "UNIMPLEMENTED", 405, "client", False),
-    ErrorKind("body_too_large", "invalid_request_error", "RESOURCE_EXHAUSTED", 413, "client", False),
+    ErrorKind(
+        "body_too_large", "invalid_request_error", "RESOURCE_EXHAUSTED", 413, "client", False
+    ),
     ErrorKind("unauthenticated", "authentication_error", "UNAUTHENTICATED", 401, "client", False),
     ErrorKind("permission_denied", "permission_error", "PERMISSION_DENIED", 403, "client", False),
     ErrorKind("rate_limited", "rate_limit_error", "RESOURCE_EXHAUSTED", 429, "client", True),
@@ -61,6 +67,8 @@ ERROR_KINDS = (
     ErrorKind("worker_failed", "server_error", "UNAVAILABLE", 503, "worker", True),
     ErrorKind("poison_suspect", "server_error", "ABORTED", 409, "worker", False),
     ErrorKind("internal", "server_error", "INTERNAL", 500, "router", True),
-    ErrorKind("client_too_slow", "invalid_request_error", "DEADLINE_EXCEEDED", 408, "client", False),
+    ErrorKind(
+        "client_too_slow", "invalid_request_error", "DEADLINE_EXCEEDED", 408, "client", False
+    ),
 )
 BY_CODE = {kind.code: kind for kind in ERROR_KINDS}

@@ -1,1 +1,4 @@
-"""Attention over the paged pool. The interface is `base`; back ends: `torch` (the oracle, and the CPU path)."""
+"""Attention over the paged pool.
+
+The interface is `base`; back ends: `torch` (the oracle, and the CPU path).
+"""

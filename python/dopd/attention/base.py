@@ -39,7 +39,10 @@ class Attention(Protocol):
         ...
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> None:
-        """Write this step's KV; key, value: [tokens, kv_heads, head_dim], pool's dtype and device."""
+        """Write this step's KV.
+
+        key, value: [tokens, kv_heads, head_dim], pool's dtype and device.
+        """
         ...
 
     def run(self, layer: int, query: Tensor) -> Tensor:

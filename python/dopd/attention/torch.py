@@ -1,0 +1,232 @@
+"""Attention in plain torch: the oracle of every other back end, and the path of CPU workers.
+
+Decode rows are gathered from their pages into padded tables, a table for rows of like length, and
+computed together. Prefill rows are computed one by one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dopd.attention.base import BatchMeta
+
+# Rows share a padded table as long as the longest needs at most this many times the pages of the
+# shortest.
+MAX_PADDING = 1.25
+# Rows of a chunk that follow earlier context need an explicit mask; it is made for this many
+# queries at a time, so that it stays small (256 x 131072 floats are 128 MiB) and the part above
+# the diagonal is hardly computed.
+QUERY_TILE = 256
+
+
+class TorchAttention:
+    """`dopd.attention.base.Attention` over a pool on any device."""
+
+    def __init__(self, pool: Tensor) -> None:
+        """pool: [pages, layers, 2, page, kv_heads, head_dim], contiguous; it is written to."""
+        _, num_layers, _, page_size, num_kv_heads, head_dim = pool.shape
+        self._num_layers = num_layers
+        self._page_size = page_size
+        self._heads = (num_kv_heads, head_dim)
+        self._pool = pool
+        # Two flat views of the same memory. One row is the keys, or the values, of a page or of
+        # one token in a layer; index_select and index_copy_ over rows of a contiguous matrix are
+        # plain memory copies.
+        self._by_page = pool.view(-1, page_size * num_kv_heads * head_dim)
+        self._by_token = pool.view(-1, num_kv_heads * head_dim)
+        self._slots = torch.empty(0, dtype=torch.int64)
+        self._decodes: list[_DecodeTable] = []
+        self._prefills: list[_PrefillRow] = []
+
+    def plan(self, meta: BatchMeta) -> None:
+        """Prepare one step; clears the free tail of pages that this step begins to fill."""
+        device = self._pool.device
+        page = meta.slot_pages.long() * (self._num_layers * 2)
+        self._slots = (page * self._page_size + meta.slot_offsets).to(device)
+        rows = _rows(meta, self._page_size)
+        self._clear_fresh_tails(rows)
+        self._decodes = [
+            self._decode_table(group) for group in _groups(rows[: meta.num_decode_rows])
+        ]
+        self._prefills = [self._prefill_row(row) for row in rows[meta.num_decode_rows :]]
+
+    def append(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """Write this step's keys and values into their pages."""
+        keys = self._slots + layer * 2 * self._page_size
+        # Keys and values of a layer are one page_size apart in rows of tokens.
+        self._by_token.index_copy_(0, keys, key.reshape(len(key), -1))
+        self._by_token.index_copy_(0, keys + self._page_size, value.reshape(len(value), -1))
+
+    def run(self, layer: int, query: Tensor) -> Tensor:
+        """Attention of each row over its own pages; query and result: [tokens, heads, head_dim]."""
+        out = torch.empty_like(query, memory_format=torch.contiguous_format)
+        for table in self._decodes:
+            out[table.tokens] = self._run_decode(layer, query[table.tokens], table)
+        for row in self._prefills:
+            out[row.start : row.end] = self._run_prefill(layer, query[row.start : row.end], row)
+        return out
+
+    def _run_decode(self, layer: int, query: Tensor, table: _DecodeTable) -> Tensor:
+        """query: [rows, heads, head_dim]; returns the same.
+
+        The heads that share a KV head are the query axis.
+        """
+        num_kv_heads, head_dim = self._heads
+        num_rows, num_heads, _ = query.shape
+        key, value = self._gather(layer, table.pages, num_rows)
+        grouped = query.reshape(num_rows, num_kv_heads, num_heads // num_kv_heads, head_dim)
+        out = F.scaled_dot_product_attention(grouped, key, value, attn_mask=table.mask)
+        return out.reshape(num_rows, num_heads, head_dim)
+
+    def _run_prefill(self, layer: int, query: Tensor, row: _PrefillRow) -> Tensor:
+        """query: [tokens of the row, heads, head_dim]; returns the same."""
+        key, value = self._gather(layer, row.pages, 1)
+        queries = query.transpose(0, 1).unsqueeze(0)
+        outs = [
+            F.scaled_dot_product_attention(
+                queries[:, :, tile.start : tile.end],
+                key[:, :, : tile.context],
+                value[:, :, : tile.context],
+                attn_mask=tile.mask,
+                is_causal=tile.mask is None,
+                enable_gqa=True,
+            )
+            for tile in row.tiles
+        ]
+        out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)
+        return out.squeeze(0).transpose(0, 1)
+
+    def _gather(self, layer: int, pages: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
+        """Copy pages' keys and values of a layer: two [rows, kv_heads, slots, head_dim]."""
+        index = pages + layer * 2
+        shape = (num_rows, -1, *self._heads)
+        key = self._by_page.index_select(0, index).view(shape).transpose(1, 2)
+        value = self._by_page.index_select(0, index + 1).view(shape).transpose(1, 2)
+        return key, value
+
+    def _decode_table(self, group: list[_Row]) -> _DecodeTable:
+        """Pad decode rows to the longest of them with pages of their own; mask the padding."""
+        width = max(len(row.pages) for row in group)
+        pages = torch.stack(
+            [torch.cat((r.pages, r.pages[:1].expand(width - len(r.pages)))) for r in group]
+        )
+        lengths = torch.tensor([row.context for row in group])
+        is_past = torch.arange(width * self._page_size) >= lengths.unsqueeze(1)
+        mask = torch.zeros(is_past.shape, dtype=self._pool.dtype).masked_fill_(
+            is_past, float("-inf")
+        )
+        device = self._pool.device
+        return _DecodeTable(
+            tokens=torch.tensor([row.start for row in group], device=device),
+            pages=self._page_rows(pages.reshape(-1)),
+            mask=mask[:, None, None].to(device) if bool(is_past.any()) else None,
+        )
+
+    def _prefill_row(self, row: _Row) -> _PrefillRow:
+        num_tokens = row.end - row.start
+        before = row.context - num_tokens
+        tiles = []
+        if before == 0:
+            # Nothing came before, so torch's own causal mask, which is aligned top left, is ours
+            # as well.
+            tiles.append(_Tile(0, num_tokens, num_tokens, None))
+        else:
+            for start in range(0, num_tokens, QUERY_TILE):
+                end = min(start + QUERY_TILE, num_tokens)
+                tiles.append(
+                    _Tile(start, end, before + end, self._mask(before + start, before + end))
+                )
+        return _PrefillRow(row.start, row.end, self._page_rows(row.pages), tiles)
+
+    def _mask(self, start: int, end: int) -> Tensor:
+        """Queries at positions start ..
+
+        end over keys 0 .. end: 0 where a key is seen, else -inf.
+        """
+        mask = torch.full((end - start, end), float("-inf"), dtype=self._pool.dtype)
+        return mask.triu_(diagonal=start + 1).to(self._pool.device)
+
+    def _page_rows(self, pages: Tensor) -> Tensor:
+        """Rows of `_by_page` with the keys of layer 0 of these pages."""
+        return (pages.long() * (self._num_layers * 2)).to(self._pool.device)
+
+    def _clear_fresh_tails(self, rows: list[_Row]) -> None:
+        """Zero the last page of each row that begins to use it in this step.
+
+        A masked slot has weight 0, but 0 * NaN is NaN: what an earlier owner left must not reach
+        this sequence.
+        """
+        for row in rows:
+            first_slot = (len(row.pages) - 1) * self._page_size
+            if first_slot >= row.context - (row.end - row.start):
+                self._pool[row.pages[-1]].zero_()
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A row of the batch: its tokens start ..
+
+    end on the ragged axis, its pages, its length after this step.
+    """
+
+    start: int
+    end: int
+    pages: Tensor
+    context: int
+
+
+@dataclass(frozen=True, slots=True)
+class _DecodeTable:
+    """Decode rows computed together. tokens: [rows]; pages: [rows * width] rows of `_by_page`."""
+
+    tokens: Tensor
+    pages: Tensor
+    mask: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Tile:
+    """Queries start ..
+
+    end of a prefill row over its first `context` keys; no mask means the causal one.
+    """
+
+    start: int
+    end: int
+    context: int
+    mask: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class _PrefillRow:
+    """A prefill row: tokens start .. end of the step, its pages as rows of `_by_page`."""
+
+    start: int
+    end: int
+    pages: Tensor
+    tiles: list[_Tile]
+
+
+def _rows(meta: BatchMeta, page_size: int) -> list[_Row]:
+    starts, page_starts = meta.qo_indptr.tolist(), meta.kv_indptr.tolist()
+    rows = []
+    for index, last_page_len in enumerate(meta.last_page_len.tolist()):
+        pages = meta.kv_indices[page_starts[index] : page_starts[index + 1]]
+        context = (len(pages) - 1) * page_size + last_page_len
+        rows.append(_Row(starts[index], starts[index + 1], pages, context))
+    return rows
+
+
+def _groups(rows: list[_Row]) -> list[list[_Row]]:
+    """Rows of like length together, shortest first."""
+    groups: list[list[_Row]] = []
+    for row in sorted(rows, key=lambda row: len(row.pages)):
+        if groups and len(row.pages) <= MAX_PADDING * len(groups[-1][0].pages):
+            groups[-1].append(row)
+        else:
+            groups.append([row])
+    return groups

@@ -1,0 +1,193 @@
+"""The real engine: a Llama-family model over the paged pool, one step at a time.
+
+Called by the worker's step loop.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from dopd.attention.torch import TorchAttention
+from dopd.engine.sampler import Draw, sample
+from dopd.engine.torch_batch import RowLimits, build_batch, row_fault
+from dopd.engine.torch_cost import StepCost, Work
+from dopd.engine.torch_device import DTYPES, choose_device, choose_dtype, describe, set_threads
+from dopd.errors import ConfigError, DopdError
+from dopd.kv.layout import LAYOUT, page_bytes
+from dopd.kv.pool import KvPool, memory_for, pages_in
+from dopd.models.llama import Llama
+from dopd.types import KvGeometry, Row, Sampled, SamplingParams
+from dopd.weights.checkpoint import open_checkpoint
+from dopd.weights.config import ModelConfig
+from dopd.weights.hash import model_hash
+
+MAX_PAGE_SIZE = 256
+WARM_UP_TOKENS = 64
+WARM_UP_CONTEXT = 1024
+
+# Called with a stage ("open", "weights", "kv", "warm-up") and the share of it that is done, 0.0 to
+# 1.0.
+Progress = Callable[[str, float], None]
+
+
+def load(
+    model: str | Path,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    kv_memory: str | None = None,
+    max_model_len: int | None = None,
+    page_size: int = 16,
+    threads: int = 1,
+    name: str | None = None,
+    progress: Progress = lambda stage, share: None,
+) -> TorchEngine:
+    """Load a model and make it ready to step: seconds, and the model's size in memory.
+
+    model: a folder of safetensors, a folder with one GGUF file, or a .gguf file. dtype "auto" is
+    bfloat16 where that is fast, else float32. kv_memory: "512MiB", None for a default.
+    max_model_len: None for what model and pool allow. name: what the model is called, None for the
+    name of its file or folder. Raises ConfigError (ModelError for the model's own faults) with
+    what to do.
+    """
+    path = Path(model)
+    if not 1 <= page_size <= MAX_PAGE_SIZE:
+        raise ConfigError(f"page-size is {page_size}, must be 1 to {MAX_PAGE_SIZE}")
+    set_threads(threads)
+    place = choose_device(device)
+    dtype = choose_dtype(dtype, place)
+    progress("open", 0.0)
+    checkpoint = open_checkpoint(path)
+    config, digest = checkpoint.config, model_hash(path)
+    progress("open", 1.0)
+    longest = _longest(config, max_model_len)
+    weights = Llama(
+        checkpoint, longest, DTYPES[dtype], place, lambda done: progress("weights", done)
+    )
+
+    progress("kv", 0.0)
+    shape = (config.num_layers, page_size, config.num_kv_heads, config.head_dim)
+    geometry = KvGeometry(
+        model_hash=digest,
+        dtype=dtype,
+        page_size=page_size,
+        num_layers=config.num_layers,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        layout=LAYOUT,
+        tensor_parallel=1,
+        page_bytes=page_bytes(dtype, *shape),
+    )
+    memory = memory_for(kv_memory, place)
+    if max_model_len is None:
+        # Nobody asked for a length: what fits is better than a refusal.
+        longest = min(longest, max(1, memory // geometry.page_bytes) * page_size)
+    num_pages = pages_in(memory, geometry.page_bytes, page_size, longest)
+    pool = KvPool(shape, num_pages, DTYPES[dtype], place)
+    progress("kv", 1.0)
+    engine = TorchEngine(weights, pool, geometry, name or path.stem, place, longest)
+    progress("warm-up", 0.0)
+    engine.warm_up()
+    progress("warm-up", 1.0)
+    return engine
+
+
+class TorchEngine:
+    """`dopd.engine.base.Engine` over torch. Made by `load`; used from one thread."""
+
+    timings_json = ""
+
+    def __init__(
+        self,
+        weights: Llama,
+        pool: KvPool,
+        geometry: KvGeometry,
+        name: str,
+        device: torch.device,
+        max_model_len: int,
+    ) -> None:
+        self.geometry = geometry
+        self.pool = pool
+        self.model = name
+        self.device = describe(device)
+        self.vocab_size = weights.config.vocab_size
+        self.max_model_len = max_model_len
+        self.eos_token_ids = weights.config.eos_token_ids
+        self._weights = weights
+        self._attention = TorchAttention(pool.tensor)
+        self._place = device
+        self._limits = RowLimits(self.vocab_size, max_model_len, pool.page_size, pool.num_pages)
+        self._cost = StepCost(1.0, 0.0, 0.0)
+
+    def step(self, rows: Sequence[Row]) -> list[Sampled | Exception | None]:
+        """Compute one step (see engine/base.py)."""
+        started = time.perf_counter()
+        results: list[Sampled | Exception | None] = [None] * len(rows)
+        good: list[int] = []
+        for index, row in enumerate(rows):
+            fault = row_fault(row, self._limits)
+            if fault is None:
+                good.append(index)
+            else:
+                results[index] = DopdError(f"slot {row.slot} cannot be computed: {fault}")
+        if good:
+            drawn = self._compute([rows[index] for index in good])
+            for index, result in zip(good, drawn, strict=True):
+                results[index] = result
+            self._cost.learn(Work.of(rows), (time.perf_counter() - started) * 1e6)
+        return results
+
+    def expected_step_us(self, rows: Sequence[Row]) -> int:
+        """Prediction of a step's duration in microseconds, from the warm-up and the steps since."""
+        return self._cost.expect_us(Work.of(rows))
+
+    def warm_up(self) -> None:
+        """Run each kind of step twice, first for the caches and then for the clock.
+
+        Before any page is owned.
+        """
+        fitting = min(self.max_model_len, self.pool.num_pages * self.pool.page_size)
+        many, context = min(WARM_UP_TOKENS, fitting), min(WARM_UP_CONTEXT, fitting - 1)
+        one_us, many_us, long_us = (
+            self._time_us(start, num_tokens)
+            for start, num_tokens in ((0, 1), (0, many), (context, 1))
+        )
+        self._cost = StepCost.fit(one_us, many_us, many, long_us, context)
+        # Pages must be handed out clean; warming up wrote only here.
+        self.pool.tensor[: many // self.pool.page_size + 1].zero_()
+        self.pool.tensor[context // self.pool.page_size].zero_()
+
+    def _time_us(self, start: int, num_tokens: int) -> float:
+        pages = list(range((start + num_tokens - 1) // self.pool.page_size + 1))
+        row = Row(0, [0] * num_tokens, start, pages, SamplingParams(temperature=0.0), 0)
+        self._compute([row])
+        started = time.perf_counter()
+        self._compute([row])
+        return (time.perf_counter() - started) * 1e6
+
+    @torch.inference_mode()
+    def _compute(self, rows: Sequence[Row]) -> list[Sampled | Exception | None]:
+        """Forward and draw; rows have passed `row_fault`."""
+        batch = build_batch(rows, self.pool.page_size)
+        self._attention.plan(batch.meta)
+        logits = self._weights.forward(
+            batch.tokens.to(self._place),
+            batch.positions.to(self._place),
+            batch.last.to(self._place),
+            self._attention,
+        )
+        draws = [Draw(row.sampling, row.pos) for row in rows if row.sampling is not None]
+        drawn = iter(sample(logits, draws)) if draws else iter(())
+        return [None if row.sampling is None else next(drawn) for row in rows]
+
+
+def _longest(config: ModelConfig, asked: int | None) -> int:
+    if asked is None:
+        return config.max_positions
+    if not 1 <= asked <= config.max_positions:
+        raise ConfigError(f"max-model-len is {asked}, the model allows 1 to {config.max_positions}")
+    return asked

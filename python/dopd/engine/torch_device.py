@@ -1,0 +1,71 @@
+"""Where and in which numbers to compute: what "auto" means for a device and a dtype."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from dopd.errors import ConfigError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# With one of these a CPU multiplies bfloat16 faster than float32; without, far slower (torch does
+# not tell).
+FAST_BF16_FLAGS = frozenset({"avx512_bf16", "amx_bf16"})
+CPUINFO = Path("/proc/cpuinfo")
+MAX_THREADS = 1024
+
+
+def choose_device(asked: str) -> torch.device:
+    """The device for "auto", "cpu", "cuda" or "cuda:1". Raises ConfigError if it is not there."""
+    if asked == "auto":
+        asked = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(asked)
+    except RuntimeError as error:
+        raise ConfigError(f"device {asked!r} is unknown; give auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda":
+        index = device.index or 0
+        if index >= torch.cuda.device_count():
+            raise ConfigError(
+                f"device {asked} is not there: {torch.cuda.device_count()} CUDA devices found"
+            )
+        return torch.device("cuda", index)
+    if device.type != "cpu":
+        raise ConfigError(f"device {asked!r} is not supported; give auto, cpu, cuda or cuda:N")
+    return torch.device("cpu")
+
+
+def choose_dtype(asked: str, device: torch.device) -> str:
+    """The name of the dtype to compute in, a key of DTYPES.
+
+    Raises ConfigError for an unknown one.
+    """
+    if asked == "auto":
+        return "bfloat16" if device.type == "cuda" or _has_fast_bf16() else "float32"
+    if asked not in DTYPES:
+        raise ConfigError(f"dtype {asked!r} is unknown; give auto, {', '.join(DTYPES)}")
+    return asked
+
+
+def describe(device: torch.device) -> str:
+    """Name of a device for people: "cpu", "cuda:0 NVIDIA H100"."""
+    if device.type == "cpu":
+        return "cpu"
+    return f"{device} {torch.cuda.get_device_name(device)}"
+
+
+def set_threads(threads: int) -> None:
+    """Threads of one step on a CPU; the whole process shares them. Raises ConfigError."""
+    if not 1 <= threads <= MAX_THREADS:
+        raise ConfigError(f"threads is {threads}, must be 1 to {MAX_THREADS}")
+    torch.set_num_threads(threads)
+
+
+def _has_fast_bf16() -> bool:
+    try:
+        lines = CPUINFO.read_text().splitlines()
+    except OSError:
+        return False
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    return bool(FAST_BF16_FLAGS & set(flags.split()))

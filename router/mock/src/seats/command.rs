@@ -1,0 +1,153 @@
+//! The router's commands: Open, Send, Close, SetRole.
+
+use dopd_core::units::Micros;
+use dopd_router::wire::worker::{self as wire, CloseReason, Grant, command, open};
+
+use super::{
+    Effect, Label, SLOTS_MAX, Seats,
+    types::{Phase, Seat},
+};
+use crate::model::{self, PAGE_SIZE};
+
+impl Seats {
+    pub(super) fn command(&mut self, now: Micros, command: wire::Command) {
+        match command.kind {
+            Some(command::Kind::Open(open)) => self.open(now, open),
+            Some(command::Kind::Send(send)) => self.send(send.slot, send.grant),
+            Some(command::Kind::Close(close)) => {
+                // Unknown: its `closed` is on the way; a second one would answer another Open.
+                if self.seat(close.slot).is_some() {
+                    self.close(now, close.slot, CloseReason::Asked, "");
+                }
+            }
+            Some(command::Kind::SetRole(role)) => self.set_role(&role),
+            None => self.broken("command without a kind".to_owned()),
+        }
+    }
+
+    pub(super) fn broken(&mut self, why: String) {
+        self.effects.push(Effect::Break(why));
+    }
+
+    fn open(&mut self, now: Micros, open: wire::Open) {
+        let slot = open.slot;
+        if slot >= SLOTS_MAX {
+            return self.broken(format!("slot {slot} is above {SLOTS_MAX}"));
+        }
+        if self.seat(slot).is_some() {
+            return self.broken(format!("slot {slot} is in use"));
+        }
+        if let Err(why) = self.acceptable(&open) {
+            return self.say_closed(slot, CloseReason::Error, &why);
+        }
+        if self.label.drain {
+            return self.say_closed(slot, CloseReason::Refused, "draining");
+        }
+        if self.live >= self.config.num_seqs_max {
+            return self.say_closed(slot, CloseReason::Refused, "no sequence place");
+        }
+        let Some(pages) = self.pool.allocate(open.pages) else {
+            return self.say_closed(slot, CloseReason::Refused, "no pages");
+        };
+        self.seat_down(now, open, pages);
+    }
+
+    /// Whether an Open can be served at all; what fails here would fail at every worker.
+    fn acceptable(&self, open: &wire::Open) -> Result<(), String> {
+        let (pages, prompt) = (open.pages, open.prompt_tokens);
+        if prompt == 0 || prompt >= self.config.model_len_max {
+            let most = self.config.model_len_max;
+            return Err(format!(
+                "prompt of {prompt} tokens, must be 1 to {most} - 1"
+            ));
+        }
+        if u64::from(pages) * u64::from(PAGE_SIZE) < u64::from(prompt) {
+            return Err(format!("{pages} pages do not hold {prompt} prompt tokens"));
+        }
+        match &open.kind {
+            None => Err("open without a kind".to_owned()),
+            Some(open::Kind::Import(_)) => Ok(()),
+            Some(open::Kind::Compute(compute)) => {
+                let hash = model::prompt_hash(&compute.prompt);
+                if compute.prompt.len() != prompt as usize || hash != open.prompt_hash {
+                    return Err(format!(
+                        "prompt of {} tokens, hash {hash:016x}; announced {prompt}, {:016x}",
+                        compute.prompt.len(),
+                        open.prompt_hash
+                    ));
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn seat_down(&mut self, _now: Micros, open: wire::Open, pages: Vec<u32>) {
+        let (slot, life) = (open.slot, self.lives);
+        let mut seat = Box::new(Seat {
+            life,
+            prompt_tokens: open.prompt_tokens,
+            prompt_hash: open.prompt_hash,
+            have: 0,
+            sampling: open.sampling.unwrap_or_default(),
+            limits: open.limits.unwrap_or_default(),
+            pages,
+            todo: Vec::new(),
+            answer: Vec::new(),
+            computed: 0,
+            phase: Phase::Run,
+        });
+        match open.kind {
+            Some(open::Kind::Import(import)) => {
+                let nonce = self.mint_nonce();
+                seat.have = import.have;
+                seat.phase = Phase::Reserved { nonce };
+                self.imports.insert(nonce, slot);
+                self.columns.opened_slots.push(slot);
+                self.columns.opened_grants.push(self.grant(nonce));
+                self.is_dirty = true;
+            }
+            Some(open::Kind::Compute(compute)) => {
+                seat.todo = compute.prompt;
+                seat.todo.extend_from_slice(&compute.answer);
+                seat.answer = compute.answer;
+                self.active.push((slot, life));
+            }
+            None => {}
+        }
+        self.lives += 1;
+        self.live += 1;
+        let index = slot as usize;
+        if self.by_slot.len() <= index {
+            self.by_slot.resize_with(index + 1, || None);
+        }
+        self.by_slot[index] = Some(seat);
+    }
+
+    /// A ticket never given before by this process, nor, but for chance, by any other.
+    fn mint_nonce(&mut self) -> u64 {
+        self.nonces += 1;
+        model::mix(self.config.nonce_seed ^ model::mix(self.nonces))
+    }
+
+    fn grant(&self, nonce: u64) -> Grant {
+        Grant {
+            worker: self.config.worker.clone(),
+            incarnation: self.config.incarnation,
+            address: self.config.data_address.clone(),
+            transport: "tcp".to_owned(),
+            nonce,
+        }
+    }
+
+    fn set_role(&mut self, role: &wire::SetRole) {
+        if role.epoch <= self.label.epoch {
+            return;
+        }
+        self.label = Label {
+            role: role.role(),
+            drain: role.drain,
+            epoch: role.epoch,
+        };
+        self.is_dirty = true;
+    }
+}

@@ -1,0 +1,76 @@
+"""The pool: pages are the tensor's own bytes, and sizes are checked before memory is taken."""
+
+import pytest
+import torch
+from dopd.errors import ConfigError
+from dopd.kv.layout import page_bytes
+from dopd.kv.pool import KvPool, memory_for, pages_in, parse_memory
+
+SHAPE = (3, 4, 2, 8)
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_page_is_the_bytes_of_its_tensor(dtype: torch.dtype) -> None:
+    pool = KvPool(SHAPE, 5, dtype, CPU)
+    page = pool.page(3)
+    assert len(page) == pool.page_bytes == page_bytes(str(dtype).removeprefix("torch."), 4, 3, 2, 8)
+    assert not page.readonly
+    assert bytes(page) == bytes(pool.page_bytes)
+
+    values = torch.randn(pool.tensor[3].shape).to(dtype)
+    pool.tensor[3] = values
+    assert bytes(page) == values.view(torch.uint8).numpy().tobytes()
+    page[:] = bytes(pool.page_bytes)
+    assert not pool.tensor.any()
+
+
+def test_bytes_copied_between_pools_carry_the_values() -> None:
+    source, target = (KvPool(SHAPE, 4, torch.float32, CPU) for _ in range(2))
+    source.tensor.normal_()
+    target.page(0)[:] = source.page(2)
+    assert torch.equal(target.tensor[0], source.tensor[2])
+    assert not target.tensor[1:].any()
+
+
+@pytest.mark.parametrize("index", [-1, 5])
+def test_page_outside_the_pool_is_refused(index: int) -> None:
+    with pytest.raises(IndexError, match=f"page {index} is outside the pool of 5"):
+        KvPool(SHAPE, 5, torch.float32, CPU).page(index)
+
+
+@pytest.mark.parametrize(
+    ("text", "num_bytes"),
+    [
+        ("512MiB", 512 << 20),
+        ("1.5GiB", 3 << 29),
+        ("2 gb", 2 * 10**9),
+        ("4096", 4096),
+        ("7KiB", 7168),
+    ],
+)
+def test_memory_is_parsed(text: str, num_bytes: int) -> None:
+    assert parse_memory(text) == num_bytes
+
+
+@pytest.mark.parametrize("text", ["", "MiB", "-1GiB", "1TiB", "1e9", "1.GiB", "nan", "9" * 20])
+def test_what_is_no_memory_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="is no size"):
+        parse_memory(text)
+
+
+def test_more_memory_than_the_machine_has_is_refused() -> None:
+    with pytest.raises(ConfigError, match="is more than the"):
+        memory_for("999999GiB", CPU)
+
+
+def test_default_memory_is_modest() -> None:
+    assert memory_for(None, CPU) <= 512 << 20
+
+
+def test_pool_must_hold_the_longest_sequence() -> None:
+    assert pages_in(1 << 20, 1 << 10, 16, 1024 * 16) == 1024
+    with pytest.raises(
+        ConfigError, match=r"holds 16384 tokens.*max-model-len 16385.*at least 2 MiB"
+    ):
+        pages_in(1 << 20, 1 << 10, 16, 16385)
