@@ -1,4 +1,5 @@
-//! dopd's router: one service behind an OpenAI front and a gRPC front, a brain that decides, workers that dial in.
+//! dopd's router: one service behind an OpenAI front and a gRPC front, a brain that decides,
+//! workers that dial in.
 //!
 //! Rooms, each calling only those below it:
 //!
@@ -7,21 +8,24 @@
 //!      -> wire, error, metrics, config
 //! ```
 //!
-//! Threads: N front threads (one tokio `current_thread` runtime each) own connections, worker streams and the sinks of
-//! answers; one brain thread owns [`dopd_core::brain::Brain`]. A token travels from a worker's report to a client's
-//! socket without meeting a lock that anybody waits for, and without the brain.
+//! Threads: N front threads (one tokio `current_thread` runtime each) own connections, worker
+//! streams and the sinks of answers; one brain thread owns [`dopd_core::brain::Brain`]. A token
+//! travels from a worker's report to a client's socket without meeting a lock that anybody waits
+//! for, and without the brain.
 
+pub mod admin;
 pub mod cluster;
 pub mod config;
 pub mod dispatch;
+pub mod drain;
 pub mod error;
-pub mod grpc;
-pub mod http;
+pub mod launch;
 pub mod metrics;
-pub mod service;
 pub mod status;
 pub mod streams;
 pub mod tokens;
-pub mod validate;
+pub mod trace;
 pub mod wire;
 pub mod workers;
+
+pub use launch::{Launch, main};

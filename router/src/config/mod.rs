@@ -113,6 +113,15 @@ pub struct Sources {
     pub flags: Vec<(&'static Field, Vec<String>)>,
 }
 
+impl Sources {
+    /// Whether the environment has `name` with a value.
+    pub fn is_set(&self, name: &str) -> bool {
+        self.variables
+            .iter()
+            .any(|(set, value)| set == name && !value.is_empty())
+    }
+}
+
 /// The settings of a run, checked.
 #[derive(Clone, Debug)]
 pub struct Settings {

@@ -68,6 +68,9 @@ settings! {
         kv_memory: Option<String> = None, flag "kv-memory" "SIZE";
         /// Most sequences per step; none: chosen by the worker.
         max_num_seqs: Option<u32> = None, flag "max-num-seqs" "N", within 1..=65_536;
+        /// Program that runs a local worker and its first arguments, one word each, repeatable;
+        /// none: this installation's Python worker.
+        worker_command: Vec<String> = Vec::new(), flag "worker-command" "WORD";
         /// Further argument for each local worker, as in `--worker-arg=--threads=2`. Repeatable.
         worker_args: Vec<String> = Vec::new(), flag "worker-arg" "ARG";
         /// Time for all local workers to load and attach, in milliseconds.

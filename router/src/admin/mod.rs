@@ -1,0 +1,93 @@
+//! The admin listener: `/metrics`, `/status`, `/health`, `/ready`.
+//!
+//! Runs on the main thread, so that it answers while the front threads are busy. Called by
+//! `launch`.
+
+use std::{sync::Arc, time::Instant};
+
+use axum::{
+    Json, Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::IntoResponse,
+    routing::get,
+};
+use serde::Serialize;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    dispatch::Dispatch,
+    metrics::{self, Metrics},
+    status::FleetStatus,
+};
+
+/// What the pages show besides the fleet.
+#[derive(Debug)]
+pub struct Admin {
+    /// Asked for the fleet.
+    pub dispatch: Dispatch,
+    /// Rendered at `/metrics`.
+    pub metrics: Metrics,
+    /// Name of the served model.
+    pub model: String,
+    /// When the router was started.
+    pub started: Instant,
+}
+
+#[derive(Serialize)]
+struct StatusPage<'a> {
+    model: &'a str,
+    version: &'static str,
+    uptime_s: f64,
+    ready: bool,
+    #[serde(flatten)]
+    fleet: FleetStatus,
+}
+
+/// Serves the pages on `listener` until `stop`.
+pub async fn serve(
+    listener: TcpListener,
+    admin: Arc<Admin>,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
+    let pages = Router::new()
+        .route("/metrics", get(metrics_page))
+        .route("/status", get(status_page))
+        .route("/health", get(|| async { "ok\n" }))
+        .route("/ready", get(ready_page))
+        .with_state(admin);
+    axum::serve(listener, pages)
+        .with_graceful_shutdown(stop.cancelled_owned())
+        .await
+}
+
+async fn metrics_page(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
+    admin.metrics.set_fleet(&admin.dispatch.status().await);
+    (
+        [(header::CONTENT_TYPE, metrics::CONTENT_TYPE)],
+        admin.metrics.render(),
+    )
+}
+
+async fn status_page(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
+    Json(StatusPage {
+        model: &admin.model,
+        version: env!("CARGO_PKG_VERSION"),
+        uptime_s: admin.started.elapsed().as_secs_f64(),
+        ready: admin.dispatch.is_ready(),
+        fleet: admin.dispatch.status().await,
+    })
+    .into_response()
+}
+
+async fn ready_page(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
+    if admin.dispatch.is_ready() {
+        (StatusCode::OK, "ready\n")
+    } else {
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "no worker is attached, or the router is draining\n",
+        )
+    }
+}

@@ -1,0 +1,160 @@
+//! What a person, and a script, is told once everything is up.
+
+use std::{
+    fmt::Write as _,
+    fs,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+};
+
+use serde::Serialize;
+
+use super::console::Failure;
+use crate::{config::Scope, status::WorkerStatus};
+
+/// The addresses of a running router.
+#[derive(Clone, Debug)]
+pub(super) struct Addresses {
+    pub(super) http: SocketAddr,
+    pub(super) grpc: SocketAddr,
+    pub(super) workers: SocketAddr,
+    pub(super) admin: SocketAddr,
+}
+
+/// What the banner shows besides addresses.
+#[derive(Clone, Debug)]
+pub(super) struct Banner<'a> {
+    pub(super) addresses: &'a Addresses,
+    pub(super) scope: Scope,
+    pub(super) model: &'a str,
+    pub(super) is_mock: bool,
+    pub(super) workers: &'a [WorkerStatus],
+    pub(super) token_file: &'a Path,
+}
+
+impl Banner<'_> {
+    /// The text, without a last newline.
+    pub(super) fn text(&self) -> String {
+        let mut text = String::new();
+        // Writing into a String cannot fail.
+        let _ = self.write(&mut text);
+        text
+    }
+
+    fn write(&self, out: &mut String) -> std::fmt::Result {
+        let Addresses {
+            http,
+            grpc,
+            workers,
+            admin,
+        } = self.addresses;
+        let http = reachable(*http);
+        writeln!(
+            out,
+            "dopd {} serves {}",
+            env!("CARGO_PKG_VERSION"),
+            self.model
+        )?;
+        if self.is_mock {
+            writeln!(
+                out,
+                "  simulated   workers make up their tokens; no model is loaded"
+            )?;
+        }
+        writeln!(out, "  OpenAI      http://{http}/v1")?;
+        writeln!(out, "  gRPC        {}", reachable(*grpc))?;
+        writeln!(out, "  metrics     http://{admin}/metrics, /status")?;
+        for (index, worker) in self.workers.iter().enumerate() {
+            let head = if index == 0 { "workers" } else { "" };
+            let WorkerStatus {
+                id,
+                role,
+                pid,
+                device,
+                ..
+            } = worker;
+            writeln!(out, "  {head:<11} {id:<10} {role:<8} pid {pid:<8} {device}")?;
+        }
+        if self.scope == Scope::Router {
+            let file = self.token_file.display();
+            writeln!(out, "  workers     join at {workers}, for example")?;
+            writeln!(
+                out,
+                "    dopd worker MODEL --role mixed --join {workers} --join-token-file {file}"
+            )?;
+        }
+        writeln!(out)?;
+        writeln!(
+            out,
+            "  curl -N http://{http}/v1/chat/completions -H 'content-type: application/json' \\"
+        )?;
+        let body = serde_json::json!({
+            "model": self.model,
+            "stream": true,
+            "messages": [{"role": "user", "content": "Hello"}],
+        });
+        writeln!(out, "    -d '{}'", body.to_string().replace('\'', "'\\''"))?;
+        write!(out, "\nCtrl-C stops")
+    }
+}
+
+/// An address that a client on this machine can dial: "any" becomes loopback.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    match address.ip() {
+        ip if ip.is_unspecified() => {
+            SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), address.port())
+        }
+        _ => address,
+    }
+}
+
+#[derive(Serialize)]
+struct Ready<'a> {
+    pid: u32,
+    http: String,
+    grpc: String,
+    workers: String,
+    admin: String,
+    join_token_file: &'a Path,
+    model: &'a str,
+}
+
+/// The ready file; removed when dropped.
+#[derive(Debug)]
+pub(super) struct ReadyFile(PathBuf);
+
+impl ReadyFile {
+    /// Writes it in one step: a reader sees nothing or all of it.
+    pub(super) fn write(path: &Path, banner: &Banner<'_>) -> Result<Self, Failure> {
+        let addresses = banner.addresses;
+        let ready = Ready {
+            pid: std::process::id(),
+            http: addresses.http.to_string(),
+            grpc: addresses.grpc.to_string(),
+            workers: addresses.workers.to_string(),
+            admin: addresses.admin.to_string(),
+            join_token_file: banner.token_file,
+            model: banner.model,
+        };
+        let mut draft = path.as_os_str().to_owned();
+        draft.push(".draft");
+        let text = serde_json::to_string(&ready).map_err(Failure::new)?;
+        fs::write(&draft, text + "\n")
+            .and_then(|()| fs::rename(&draft, path))
+            .map_err(|error| {
+                Failure::new(format!(
+                    "cannot write the ready file {}: {error}",
+                    path.display()
+                ))
+            })?;
+        Ok(Self(path.to_owned()))
+    }
+}
+
+impl Drop for ReadyFile {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.0) {
+            tracing::warn!("cannot remove the ready file {}: {error}", self.0.display());
+        }
+    }
+}

@@ -1,0 +1,233 @@
+//! The command line. Flags of settings come from their declarations in `config`; nothing about them
+//! is repeated here.
+
+use std::path::PathBuf;
+
+use clap::{Arg, ArgAction, ArgMatches, Command, builder::ValueHint, value_parser};
+use serde_json::Value;
+
+use super::console::USAGE;
+use crate::config::{Config, FIELDS, Field, Scope, Sources};
+
+/// What the command line asks for.
+#[derive(Clone, Debug)]
+pub(super) enum Plan {
+    /// `serve` and `router`.
+    Serve(ServePlan),
+    /// `version`.
+    Version,
+}
+
+/// `serve` or `router`.
+#[derive(Clone, Debug)]
+pub(super) struct ServePlan {
+    pub(super) scope: Scope,
+    pub(super) sources: Sources,
+    /// Told once everything is up.
+    pub(super) ready_file: Option<PathBuf>,
+}
+
+/// Help or a usage error: what clap wants shown, and the exit code.
+#[derive(Debug)]
+pub(super) struct Shown {
+    pub(super) error: clap::Error,
+    pub(super) code: i32,
+}
+
+/// Parses `argv` (without the program's name).
+pub(super) fn parse(
+    program: &'static str,
+    argv: &[String],
+    variables: Vec<(String, String)>,
+) -> Result<Plan, Shown> {
+    let words = std::iter::once(program.to_owned()).chain(argv.iter().cloned());
+    let matches = command(program)
+        .try_get_matches_from(words)
+        .map_err(|error| {
+            let code = if error.use_stderr() { USAGE } else { 0 };
+            Shown { error, code }
+        })?;
+    Ok(match matches.subcommand() {
+        Some(("serve", matches)) => Plan::Serve(serve_plan(Scope::Serve, matches, variables)),
+        Some(("router", matches)) => Plan::Serve(serve_plan(Scope::Router, matches, variables)),
+        // clap requires a subcommand and knows only these.
+        _ => Plan::Version,
+    })
+}
+
+fn serve_plan(scope: Scope, matches: &ArgMatches, variables: Vec<(String, String)>) -> ServePlan {
+    let mut flags = Vec::new();
+    for (field, _) in flagged(scope) {
+        if matches.value_source(field.path) != Some(clap::parser::ValueSource::CommandLine) {
+            continue;
+        }
+        let values = if is_switch(field) {
+            Vec::new()
+        } else {
+            matches
+                .get_many::<String>(field.path)
+                .into_iter()
+                .flatten()
+                .cloned()
+                .collect()
+        };
+        flags.push((field, values));
+    }
+    if let Some(model) = matches.get_one::<String>("MODEL") {
+        flags.extend(
+            FIELDS
+                .iter()
+                .filter(|f| f.path == "model.path")
+                .map(|f| (f, vec![model.clone()])),
+        );
+    }
+    let from_environment = || {
+        let variable = variables
+            .iter()
+            .find(|(name, value)| name == "DOPD_CONFIG" && !value.is_empty());
+        variable.map(|(_, path)| PathBuf::from(path))
+    };
+    let file = matches
+        .get_one::<PathBuf>("config")
+        .cloned()
+        .or_else(from_environment);
+    let sources = Sources {
+        file,
+        variables,
+        flags,
+    };
+    ServePlan {
+        scope,
+        sources,
+        ready_file: matches.get_one("ready-file").cloned(),
+    }
+}
+
+/// The whole command.
+pub(super) fn command(program: &'static str) -> Command {
+    Command::new(program)
+        .about("Serve a large language model with prefill and decode on separate workers")
+        .version(env!("CARGO_PKG_VERSION"))
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .disable_help_subcommand(true)
+        .max_term_width(100)
+        .subcommand(serve_command(program))
+        .subcommand(router_command())
+        .subcommand(Command::new("version").about("Print the version"))
+}
+
+fn serve_command(program: &str) -> Command {
+    let examples = [
+        ("serve --mock", "simulated workers: no model, no GPU"),
+        ("serve smollm2", "the demo model, on this machine"),
+        ("serve ./llama --prefill 2 --decode 2", "four workers"),
+    ];
+    let examples = examples.map(|(words, what)| format!("  {program} {words:<38} {what}\n"));
+    let after = format!("Examples:\n{}\n{SETTINGS_HELP}", examples.concat());
+    let command = Command::new("serve")
+        .about("Serve a model: a router and local workers in one go")
+        .after_help(after);
+    common(command, Scope::Serve)
+}
+
+fn router_command() -> Command {
+    let command = Command::new("router")
+        .about("A router alone; workers dial in with the join token")
+        .after_help(SETTINGS_HELP);
+    common(command, Scope::Router)
+}
+
+const SETTINGS_HELP: &str = "\
+Every setting can also stand in a TOML file (table [http], port = 8000) or in the environment
+(DOPD_HTTP__PORT=8000). Defaults < file < environment < flags.";
+
+fn common(mut command: Command, scope: Scope) -> Command {
+    let model = Arg::new("MODEL")
+        .help("Folder, `.gguf` file or known name (smollm2); none with --mock")
+        .conflicts_with("model.path");
+    command = command.arg(model);
+    let defaults = serde_json::to_value(Config::default()).unwrap_or_default();
+    for (field, name) in flagged(scope) {
+        command = command.arg(flag(field, name, &defaults[field.table][field.name]));
+    }
+    let path = |name: &'static str, value: &'static str, help: &'static str| {
+        Arg::new(name)
+            .long(name)
+            .value_name(value)
+            .help(help)
+            .value_parser(value_parser!(PathBuf))
+            .value_hint(ValueHint::FilePath)
+            .help_heading("General")
+    };
+    command
+        .arg(path("config", "FILE", "Settings file [env: DOPD_CONFIG]").short('c'))
+        .arg(path(
+            "ready-file",
+            "FILE",
+            "Write addresses there as JSON once all workers are attached",
+        ))
+}
+
+/// Settings that have a flag in a command of `scope`.
+fn flagged(scope: Scope) -> impl Iterator<Item = (&'static Field, &'static str)> {
+    FIELDS.iter().filter_map(move |field| {
+        let (name, _) = field.flag?;
+        let is_offered = match scope {
+            Scope::Serve => true,
+            // Local workers are not a router's; that there is no model is.
+            Scope::Router => field.table != "cluster" || field.name == "mock",
+        };
+        is_offered.then_some((field, name))
+    })
+}
+
+fn is_switch(field: &Field) -> bool {
+    field.flag.is_some_and(|(_, value)| value.is_empty())
+}
+
+fn flag(field: &'static Field, name: &'static str, default: &Value) -> Arg {
+    let arg = Arg::new(field.path)
+        .long(name)
+        .help(help(field, default))
+        .help_heading(heading(field));
+    match field.flag {
+        _ if is_switch(field) => arg.action(ArgAction::SetTrue),
+        Some((_, value)) if default.is_array() => arg
+            .value_name(value)
+            .action(ArgAction::Append)
+            .allow_hyphen_values(true),
+        // Hyphens: so that `--port -1` is refused as a value, by the setting's own limits.
+        Some((_, value)) => arg.value_name(value).allow_negative_numbers(true),
+        None => arg,
+    }
+}
+
+/// The declaration's help with allowed words and default.
+fn help(field: &Field, default: &Value) -> String {
+    let text = field.help.trim().trim_end_matches('.');
+    let words = field
+        .one_of
+        .map(|words| format!(" [one of: {}]", words.join(", ")));
+    let default = match default {
+        Value::String(default) => Some(format!(" [default: {default}]")),
+        Value::Number(default) => Some(format!(" [default: {default}]")),
+        Value::Null | Value::Bool(_) | Value::Array(_) | Value::Object(_) => None,
+    };
+    format!(
+        "{text}{}{}",
+        words.unwrap_or_default(),
+        default.unwrap_or_default()
+    )
+}
+
+fn heading(field: &Field) -> &'static str {
+    match field.table {
+        _ if field.path == "cluster.mock" => "Model",
+        "model" => "Model",
+        "cluster" => "Local workers",
+        "http" | "grpc" | "workers" | "admin" => "Listeners",
+        "slo" => "Targets",
+        _ => "General",
+    }
+}

@@ -1,0 +1,83 @@
+//! How the router speaks to the person who started it: answers to standard output, the rest to
+//! standard error.
+
+use std::{
+    fmt,
+    io::{self, Write as _},
+};
+
+/// Exit code of a run that ended as it should.
+pub(super) const OK: i32 = 0;
+/// Exit code of a failure.
+pub(super) const FAILED: i32 = 1;
+/// Exit code of wrong usage or settings.
+pub(super) const USAGE: i32 = 2;
+/// Exit code of a run that a signal cut short.
+pub(super) const INTERRUPTED: i32 = 130;
+
+/// Why a command ends without success; printed once, at the top.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Failure {
+    message: String,
+    fix: Option<String>,
+    code: i32,
+}
+
+impl Failure {
+    /// Something went wrong.
+    pub(super) fn new(message: impl fmt::Display) -> Self {
+        Self {
+            message: message.to_string(),
+            fix: None,
+            code: FAILED,
+        }
+    }
+
+    /// The user asked for something that cannot be.
+    pub(super) fn usage(message: impl fmt::Display) -> Self {
+        Self {
+            code: USAGE,
+            ..Self::new(message)
+        }
+    }
+
+    /// The same, with what helps.
+    pub(super) fn with_fix(mut self, fix: impl fmt::Display) -> Self {
+        self.fix = Some(fix.to_string());
+        self
+    }
+
+    /// Shows it; returns the exit code.
+    pub(super) fn show(&self) -> i32 {
+        note(&self.to_string());
+        self.code
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "error: {}", self.message)?;
+        match &self.fix {
+            Some(fix) => write!(f, "\n  fix: {fix}"),
+            None => Ok(()),
+        }
+    }
+}
+
+impl From<crate::config::ConfigError> for Failure {
+    fn from(error: crate::config::ConfigError) -> Self {
+        Self::usage(error)
+    }
+}
+
+/// Text on standard output.
+pub(super) fn say(text: &str) {
+    // A reader that left (`dopd serve | head`) is no reason to stop serving.
+    let mut out = io::stdout().lock();
+    let _ = writeln!(out, "{text}").and_then(|()| out.flush());
+}
+
+/// A line on standard error.
+pub(super) fn note(text: &str) {
+    let _ = writeln!(io::stderr().lock(), "{text}");
+}

@@ -1,0 +1,168 @@
+//! The front threads: each a runtime of its own with a share of every listening socket.
+
+use std::{
+    io,
+    net::TcpListener,
+    num::NonZero,
+    sync::Arc,
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    sync::mpsc,
+    task::{LocalSet, spawn_local},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{console::Failure, listeners::Listeners};
+use crate::{
+    dispatch::Dispatch,
+    workers::{self, Attachments},
+};
+
+/// Front threads that are chosen without being asked: one carries some 100,000 tokens a second.
+const THREADS_DEFAULT_MAX: usize = 4;
+
+/// Time for front threads to end once they were told to; a slow client may hold its connection
+/// longer.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How often the wait for front threads looks again.
+const JOIN_POLL: Duration = Duration::from_millis(5);
+
+/// Threads for a setting of `threads`: 0 leaves a core to the brain.
+pub(super) fn count(threads: usize) -> usize {
+    if threads > 0 {
+        return threads;
+    }
+    let cores = thread::available_parallelism().map_or(1, NonZero::get);
+    cores.saturating_sub(1).clamp(1, THREADS_DEFAULT_MAX)
+}
+
+/// What every front thread serves.
+#[derive(Clone)]
+pub(super) struct Served {
+    pub(super) dispatch: Dispatch,
+    pub(super) attachments: Arc<Attachments>,
+}
+
+/// The two ends of a front thread's work.
+#[derive(Clone, Debug, Default)]
+pub(super) struct FrontStop {
+    /// No new connections and requests; running requests go on.
+    pub(super) requests: CancellationToken,
+    /// Worker streams end.
+    pub(super) workers: CancellationToken,
+}
+
+/// One thread's own handles on the sockets.
+struct Sockets {
+    workers: TcpListener,
+}
+
+/// The running front threads.
+pub(super) struct Fronts {
+    threads: Vec<JoinHandle<()>>,
+    failed: mpsc::Receiver<String>,
+    pub(super) stop: FrontStop,
+}
+
+impl Fronts {
+    /// Starts `count` threads.
+    pub(super) fn start(
+        count: usize,
+        listeners: &Listeners,
+        served: &Served,
+    ) -> Result<Self, Failure> {
+        let stop = FrontStop::default();
+        // Each thread reports at most one failure, so a send never waits.
+        let (report, failed) = mpsc::channel(count);
+        let mut fronts = Self {
+            threads: Vec::with_capacity(count),
+            failed,
+            stop,
+        };
+        for index in 0..count {
+            let started = fronts.start_one(index, listeners, served, &report);
+            if let Err(error) = started {
+                fronts.join();
+                return Err(Failure::new(format!(
+                    "cannot start front thread {index}: {error}"
+                )));
+            }
+        }
+        Ok(fronts)
+    }
+
+    fn start_one(
+        &mut self,
+        index: usize,
+        listeners: &Listeners,
+        served: &Served,
+        report: &mpsc::Sender<String>,
+    ) -> io::Result<()> {
+        let sockets = Sockets {
+            workers: listeners.workers.another()?,
+        };
+        let (served, stop, report) = (served.clone(), self.stop.clone(), report.clone());
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let run = move || {
+            let result = LocalSet::new().block_on(&runtime, serve(index, sockets, served, stop));
+            if let Err(problem) = result {
+                // Nobody listens any more: the router is stopping anyway.
+                let _ = report.try_send(format!("front thread {index} failed: {problem}"));
+            }
+        };
+        let thread = thread::Builder::new()
+            .name(format!("dopd-front-{index}"))
+            .spawn(run)?;
+        self.threads.push(thread);
+        Ok(())
+    }
+
+    /// The first failure of a front thread; waits forever if there is none. Cancel-safe.
+    pub(super) async fn failure(&mut self) -> String {
+        match self.failed.recv().await {
+            Some(problem) => problem,
+            // All threads are gone: only a panic does that before the stop.
+            None if !self.stop.requests.is_cancelled() => "all front threads ended".to_owned(),
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Ends the threads and waits for them, for a bounded time.
+    pub(super) fn join(self) {
+        self.stop.requests.cancel();
+        self.stop.workers.cancel();
+        let deadline = Instant::now() + JOIN_TIMEOUT;
+        for thread in self.threads {
+            while !thread.is_finished() && Instant::now() < deadline {
+                thread::sleep(JOIN_POLL);
+            }
+            if !thread.is_finished() {
+                tracing::warn!("a front thread did not end in time; its connections are dropped");
+            } else if thread.join().is_err() {
+                tracing::error!("a front thread panicked");
+            }
+        }
+    }
+}
+
+/// Everything one front thread does.
+async fn serve(
+    index: usize,
+    sockets: Sockets,
+    served: Served,
+    stop: FrontStop,
+) -> Result<(), String> {
+    // First of all: from this call on the thread can submit.
+    let streams = spawn_local(served.dispatch.front(index));
+    let listen = |socket| tokio::net::TcpListener::from_std(socket).map_err(|e| e.to_string());
+    let workers = listen(sockets.workers)?;
+    let workers = workers::serve(workers, served.attachments, stop.workers.clone());
+    workers.await.map_err(|error| error.to_string())?;
+    streams.await.map_err(|error| error.to_string())
+}

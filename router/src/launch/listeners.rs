@@ -1,0 +1,104 @@
+//! The listening sockets, all bound before anything is loaded: a port in use is known at once.
+
+use std::{
+    io::{self, ErrorKind},
+    net::{IpAddr, SocketAddr, TcpListener},
+};
+
+use super::{banner::Addresses, console::Failure};
+use crate::config::Config;
+
+/// One socket and its address.
+#[derive(Debug)]
+pub(super) struct Listener {
+    socket: TcpListener,
+    address: SocketAddr,
+}
+
+impl Listener {
+    /// Binds `host:port`; `what` and `flag` name it in errors.
+    fn bind(host: IpAddr, port: u16, what: &str, flag: &str) -> Result<Self, Failure> {
+        let wanted = SocketAddr::new(host, port);
+        let failed = |error: io::Error| {
+            let problem = format!("cannot listen on {wanted} for {what}: {error}");
+            match error.kind() {
+                ErrorKind::AddrInUse => Failure::new(problem).with_fix(format!(
+                    "another {flag}, or {flag} 0 for a free port; `ss -ltnp` shows who has it"
+                )),
+                ErrorKind::PermissionDenied => {
+                    Failure::new(problem).with_fix(format!("a {flag} of 1024 or above"))
+                }
+                _ => Failure::new(problem),
+            }
+        };
+        // Plain bind, no SO_REUSEPORT: that would hide a port in use.
+        let socket = TcpListener::bind(wanted).map_err(failed)?;
+        socket.set_nonblocking(true).map_err(failed)?;
+        let address = socket.local_addr().map_err(failed)?;
+        Ok(Self { socket, address })
+    }
+
+    /// Another handle on the same socket. Accepting on either takes from one queue.
+    pub(super) fn another(&self) -> io::Result<TcpListener> {
+        self.socket.try_clone()
+    }
+}
+
+/// All listeners of a router.
+#[derive(Debug)]
+pub(super) struct Listeners {
+    pub(super) http: Listener,
+    pub(super) grpc: Listener,
+    pub(super) workers: Listener,
+    pub(super) admin: Listener,
+}
+
+impl Listeners {
+    /// Binds them all.
+    pub(super) fn bind(config: &Config) -> Result<Self, Failure> {
+        let (http, workers, admin) = (&config.http, &config.workers, &config.admin);
+        Ok(Self {
+            http: Listener::bind(http.host, http.port, "the OpenAI front", "--port")?,
+            grpc: Listener::bind(http.host, config.grpc.port, "the gRPC front", "--grpc-port")?,
+            workers: Listener::bind(workers.host, workers.port, "workers", "--worker-port")?,
+            admin: Listener::bind(
+                admin.host,
+                admin.port,
+                "metrics and admin",
+                "--metrics-port",
+            )?,
+        })
+    }
+
+    /// Where they listen.
+    pub(super) fn addresses(&self) -> Addresses {
+        Addresses {
+            http: self.http.address,
+            grpc: self.grpc.address,
+            workers: self.workers.address,
+            admin: self.admin.address,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    #[test]
+    fn a_port_in_use_is_refused_with_flag_and_fix() {
+        let localhost = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let first = Listener::bind(localhost, 0, "the first", "--first").unwrap();
+        let port = first.address.port();
+        let second = Listener::bind(localhost, port, "the OpenAI front", "--port").unwrap_err();
+        let text = second.to_string().replace(&port.to_string(), "PORT");
+        assert_eq!(
+            text,
+            "error: cannot listen on 127.0.0.1:PORT for the OpenAI front: Address already in use \
+             (os error 98)\n  fix: another --port, or --port 0 for a free port; `ss -ltnp` shows \
+             who has it"
+        );
+    }
+}

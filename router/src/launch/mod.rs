@@ -1,0 +1,59 @@
+//! From a command line to a running router and back: the only room that knows all others.
+//!
+//! [`main`] is called by the binary `dopd-router` and, through `router/python`, by `dopd serve`. It
+//! does not own the process: it never exits, leaves no thread of use behind, and gives its exit
+//! code back.
+
+mod banner;
+mod cli;
+mod console;
+mod fronts;
+mod listeners;
+mod model;
+mod serve;
+#[cfg(test)]
+mod tests;
+mod token;
+mod watch;
+mod workers;
+
+use std::path::PathBuf;
+
+use cli::Plan;
+
+/// How the router is started.
+#[derive(Clone, Debug)]
+pub struct Launch {
+    /// Command line without the program's name.
+    pub argv: Vec<String>,
+    /// Program and first arguments of a local worker; `None`: there is none, and `serve` says so.
+    pub worker_command: Option<Vec<String>>,
+    /// Names that MODEL may have, and where they are; `None`: known, not installed.
+    pub known_models: Vec<(String, Option<PathBuf>)>,
+    /// Name of the program in help texts.
+    pub program: &'static str,
+}
+
+/// Runs one command; returns the exit code: 0 ended well, 1 failed, 2 usage or settings, 130
+/// interrupted.
+pub fn main(launch: &Launch) -> i32 {
+    let variables = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .collect();
+    let plan = match cli::parse(launch.program, &launch.argv, variables) {
+        Ok(plan) => plan,
+        Err(shown) => {
+            // Help and usage errors go where clap sends them; a closed pipe is no failure.
+            let _ = shown.error.print();
+            return shown.code;
+        }
+    };
+    let outcome = match &plan {
+        Plan::Serve(plan) => serve::run(launch, plan),
+        Plan::Version => {
+            console::say(&format!("dopd {}", env!("CARGO_PKG_VERSION")));
+            Ok(console::OK)
+        }
+    };
+    outcome.unwrap_or_else(|failure| failure.show())
+}

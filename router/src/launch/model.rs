@@ -1,0 +1,79 @@
+//! Which model: a known name, a folder or a file; then its tokenizer, template and limits.
+
+use std::path::{Path, PathBuf};
+
+use super::console::Failure;
+use crate::{
+    config::{Config, Scope},
+    tokens::ServedModel,
+};
+
+/// Turns a known name into its path and checks that the path can be a model.
+pub(super) fn resolve(
+    config: &mut Config,
+    known: &[(String, Option<PathBuf>)],
+    scope: Scope,
+) -> Result<(), Failure> {
+    let model = &mut config.model;
+    if config.cluster.mock {
+        return match &model.path {
+            None => Ok(()),
+            Some(path) => Err(Failure::usage(format!(
+                "both a model ({}) and --mock; the mock has a model of its own",
+                path.display()
+            ))),
+        };
+    }
+    let Some(path) = &model.path else {
+        if scope == Scope::Router && model.tokenizer.is_some() {
+            return Ok(());
+        }
+        let names: Vec<&str> = known.iter().map(|(name, _)| name.as_str()).collect();
+        return Err(Failure::usage(format!(
+            "no model: give a folder, a .gguf file{}, or --mock for simulated workers",
+            if names.is_empty() {
+                String::new()
+            } else {
+                format!(", {}", names.join(", "))
+            }
+        )));
+    };
+    if let Some((name, found)) = known.iter().find(|(name, _)| Path::new(name) == path) {
+        let Some(found) = found else {
+            let problem = format!("the model {name} is not installed");
+            return Err(Failure::usage(problem).with_fix("pip install 'dopd[demo]'"));
+        };
+        model.served_name.get_or_insert_with(|| name.clone());
+        model.path = Some(found.clone());
+        return Ok(());
+    }
+    check(path)
+}
+
+fn check(path: &Path) -> Result<(), Failure> {
+    let shown = path.display();
+    if !path.exists() {
+        return Err(Failure::usage(format!(
+            "no model at {shown}: there is no such folder or file"
+        )));
+    }
+    if path.is_file() && path.extension().is_none_or(|extension| extension != "gguf") {
+        let problem = format!("{shown} is a file, but not a .gguf one");
+        return Err(Failure::usage(problem)
+            .with_fix("give the folder that holds config.json, tokenizer.json and *.safetensors"));
+    }
+    if path.is_dir() && !path.join("config.json").is_file() {
+        return Err(Failure::usage(format!(
+            "no model at {shown}: the folder has no config.json"
+        )));
+    }
+    Ok(())
+}
+
+/// Loads tokenizer, template and limits.
+pub(super) fn load(config: &Config) -> Result<ServedModel, Failure> {
+    if config.cluster.mock {
+        return ServedModel::mock(&config.model).map_err(Failure::usage);
+    }
+    ServedModel::load(&config.model).map_err(Failure::usage)
+}

@@ -1,0 +1,121 @@
+//! `serve` and `router`: everything is put up in order, watched, and taken down in order.
+
+use std::{sync::Arc, time::Duration, time::Instant};
+
+use tokio::runtime::Runtime;
+
+use super::{
+    Launch,
+    cli::ServePlan,
+    console::Failure,
+    fronts::{self, Fronts, Served},
+    listeners::Listeners,
+    model,
+    token::JoinToken,
+    watch::{Site, Watch},
+    workers as local,
+};
+use crate::{
+    admin::Admin,
+    config::{self, Config, Scope},
+    dispatch::{BrainThread, Dispatch, DispatchConfig},
+    metrics::{Metrics, SloTargets},
+    tokens::ServedModel,
+    trace,
+    workers::{AttachConfig, Attachments},
+};
+
+/// Runs until a signal or a failure; returns the exit code.
+pub(super) fn run(launch: &Launch, plan: &ServePlan) -> Result<i32, Failure> {
+    let started = Instant::now();
+    let mut settings = config::load(&plan.sources, plan.scope)?;
+    trace::init(&settings, plan.sources.is_set("NO_COLOR"))?;
+    model::resolve(&mut settings.config, &launch.known_models, plan.scope)?;
+    let config = &settings.config;
+    let listeners = Listeners::bind(config)?;
+    let token = JoinToken::prepare(config.workers.join_token_file.as_deref())?;
+    let supervisor = match plan.scope {
+        Scope::Serve => Some(local::supervisor(launch, &settings, &plan.sources, &token)?),
+        Scope::Router => None,
+    };
+    let model = Arc::new(model::load(config)?);
+    let metrics = metrics(config, &model);
+    let runtime = runtime()?;
+    let threads = fronts::count(config.http.threads);
+    let (dispatch, brain) = dispatch(config, threads)?;
+    let served = Served {
+        attachments: attachments(config, &token, &model, &metrics),
+        dispatch: dispatch.clone(),
+    };
+    let site = Site {
+        settings: &settings,
+        scope: plan.scope,
+        ready_file: plan.ready_file.as_deref(),
+        token_file: &token.file,
+        addresses: listeners.addresses(),
+        dispatch: &dispatch,
+        model: &model.name,
+    };
+    let admin = Admin {
+        dispatch: dispatch.clone(),
+        metrics: metrics.clone(),
+        model: model.name.clone(),
+        started,
+    };
+    let outcome = Fronts::start(threads, &listeners, &served).and_then(|mut fronts| {
+        let watch = Watch {
+            site,
+            fronts: &mut fronts,
+            supervisor,
+            metrics: &metrics,
+        };
+        let outcome = runtime.block_on(watch.run(admin, &listeners.admin));
+        dispatch.shutdown();
+        fronts.join();
+        outcome
+    });
+    dispatch.shutdown();
+    brain.join();
+    outcome
+}
+
+fn runtime() -> Result<Runtime, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    runtime.map_err(|error| Failure::new(format!("cannot start a runtime: {error}")))
+}
+
+fn metrics(config: &Config, model: &ServedModel) -> Metrics {
+    let targets = SloTargets {
+        ttft: config.slo.ttft_ms.map(Duration::from_millis),
+        tpot: config.slo.tpot_ms.map(Duration::from_millis),
+    };
+    Metrics::with_targets(&model.name, targets)
+}
+
+fn dispatch(config: &Config, front_threads: usize) -> Result<(Dispatch, BrainThread), Failure> {
+    Dispatch::start(DispatchConfig {
+        limits: config.limits.clone(),
+        front_threads,
+        record: config.log.record.clone(),
+        record_bytes_max: config.log.record_bytes_max,
+    })
+    .map_err(Failure::new)
+}
+
+fn attachments(
+    config: &Config,
+    token: &JoinToken,
+    model: &ServedModel,
+    metrics: &Metrics,
+) -> Arc<Attachments> {
+    let attach = AttachConfig {
+        workers: config.workers.clone(),
+        join_token: token.token.clone(),
+        model_name: model.name.clone(),
+        model_hash: model.model_hash,
+        vocab_size: Some(model.vocab_size),
+    };
+    Attachments::new(attach, metrics.clone())
+}

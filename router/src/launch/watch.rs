@@ -1,0 +1,286 @@
+//! The running router, seen from the main thread: it comes up, is announced, is watched, ends.
+
+use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
+
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    banner::{Addresses, Banner, ReadyFile},
+    console::{self, Failure},
+    fronts::Fronts,
+    listeners::Listener,
+    workers as local,
+};
+use crate::{
+    admin::{self, Admin},
+    cluster::embedded::{GivenUp, Supervisor, SupervisorConfig},
+    config::{Scope, Settings},
+    dispatch::Dispatch,
+    drain::{self, Drained, Signals},
+    metrics::Metrics,
+    status::FleetStatus,
+};
+
+/// How often start-up asks who has attached.
+const ATTACH_POLL: Duration = Duration::from_millis(10);
+
+/// How often start-up says whom it waits for.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
+
+/// What does not change while the router runs.
+pub(super) struct Site<'a> {
+    pub(super) settings: &'a Settings,
+    pub(super) scope: Scope,
+    pub(super) ready_file: Option<&'a Path>,
+    pub(super) token_file: &'a Path,
+    pub(super) addresses: Addresses,
+    pub(super) dispatch: &'a Dispatch,
+    pub(super) model: &'a str,
+}
+
+/// Everything that the main thread watches.
+pub(super) struct Watch<'a> {
+    pub(super) site: Site<'a>,
+    pub(super) fronts: &'a mut Fronts,
+    /// How local workers are run; `None`: there are none.
+    pub(super) supervisor: Option<SupervisorConfig>,
+    pub(super) metrics: &'a Metrics,
+}
+
+/// Why a phase ended before its time.
+enum End {
+    Signal(&'static str),
+    Failure(Failure),
+}
+
+/// The parts that can end a phase.
+struct Watched<'a> {
+    fronts: &'a mut Fronts,
+    signals: Signals,
+    supervisor: Option<Supervisor>,
+}
+
+impl Watch<'_> {
+    /// Runs until a signal or a failure, then takes down what runs on this thread. Returns the exit
+    /// code.
+    pub(super) async fn run(self, admin: Admin, listener: &Listener) -> Result<i32, Failure> {
+        let Watch {
+            site,
+            fronts,
+            supervisor,
+            metrics,
+        } = self;
+        let failed = |error: std::io::Error| Failure::new(format!("cannot start: {error}"));
+        let signals = Signals::install().map_err(failed)?;
+        let listener = tokio::net::TcpListener::from_std(listener.another().map_err(failed)?);
+        let stop_admin = CancellationToken::new();
+        let pages = admin::serve(
+            listener.map_err(failed)?,
+            Arc::new(admin),
+            stop_admin.clone(),
+        );
+        let pages = tokio::spawn(pages);
+        let supervisor = supervisor.map(|config| {
+            let specs = local::specs(site.settings, site.addresses.workers, site.model);
+            Supervisor::start(&config, specs, metrics)
+        });
+        let mut watched = Watched {
+            fronts,
+            signals,
+            supervisor,
+        };
+        let outcome = site.live(&mut watched).await;
+        stop_workers(&mut watched).await;
+        stop_admin.cancel();
+        pages.abort();
+        outcome
+    }
+}
+
+impl Site<'_> {
+    async fn live(&self, watched: &mut Watched<'_>) -> Result<i32, Failure> {
+        let fleet = match self.start_up(watched).await {
+            Ok(fleet) => fleet,
+            Err(End::Failure(failure)) => return Err(failure),
+            Err(End::Signal(name)) => {
+                console::note(&format!("{name} during start-up, stopping"));
+                return Ok(console::INTERRUPTED);
+            }
+        };
+        let ready_file = self.announce(&fleet)?;
+        let end = self.attend(watched).await;
+        drop(ready_file);
+        self.dispatch.drain();
+        watched.fronts.stop.requests.cancel();
+        match end {
+            End::Failure(failure) => Err(failure),
+            End::Signal(name) => Ok(self.drain(name, watched).await),
+        }
+    }
+
+    /// Waits until all local workers are attached.
+    async fn start_up(&self, watched: &mut Watched<'_>) -> Result<FleetStatus, End> {
+        let cluster = &self.settings.config.cluster;
+        let limit = Duration::from_millis(cluster.start_timeout_ms);
+        let mut missing: BTreeSet<String> = match self.scope {
+            Scope::Serve => local::names(&self.settings.config).collect(),
+            Scope::Router => BTreeSet::new(),
+        };
+        let start = Instant::now();
+        let mut next_progress = start + PROGRESS_INTERVAL;
+        loop {
+            let fleet = self.dispatch.status().await;
+            for worker in &fleet.workers {
+                missing.remove(&worker.id);
+            }
+            if missing.is_empty() {
+                return Ok(fleet);
+            }
+            let names = || {
+                missing
+                    .iter()
+                    .map(String::as_str)
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            };
+            if start.elapsed() >= limit {
+                return Err(End::Failure(Failure::new(format!(
+                    "{} did not attach within {} s (cluster.start_timeout_ms)",
+                    names(),
+                    limit.as_secs_f64()
+                ))));
+            }
+            if Instant::now() >= next_progress {
+                next_progress += PROGRESS_INTERVAL;
+                tracing::info!("waiting for {} ({} s)", names(), start.elapsed().as_secs());
+            }
+            tokio::select! {
+                () = sleep(ATTACH_POLL) => {}
+                end = watched.next_end(Phase::StartUp) => return Err(end),
+            }
+        }
+    }
+
+    /// Tells people and scripts that everything is up.
+    fn announce(&self, fleet: &FleetStatus) -> Result<Option<ReadyFile>, Failure> {
+        let banner = Banner {
+            addresses: &self.addresses,
+            scope: self.scope,
+            model: self.model,
+            is_mock: self.settings.config.cluster.mock,
+            workers: &fleet.workers,
+            token_file: self.token_file,
+        };
+        let host = self.addresses.http.ip();
+        if !host.is_loopback() {
+            tracing::warn!("{host} is reachable from other machines, and dopd has no API keys yet");
+        }
+        let ready_file = self
+            .ready_file
+            .map(|path| ReadyFile::write(path, &banner))
+            .transpose()?;
+        console::say(&banner.text());
+        Ok(ready_file)
+    }
+
+    /// Watches until something ends the router.
+    async fn attend(&self, watched: &mut Watched<'_>) -> End {
+        watched.next_end(Phase::Serving).await
+    }
+
+    /// Lets running requests end; returns the exit code.
+    async fn drain(&self, signal: &str, watched: &mut Watched<'_>) -> i32 {
+        let limit = Duration::from_millis(self.settings.config.limits.drain_timeout_ms);
+        let active = self.dispatch.active();
+        if active > 0 {
+            console::note(&format!(
+                "{signal}: no new requests; waiting up to {} s for {active} running ones; \
+                 Ctrl-C again stops at once",
+                limit.as_secs_f64()
+            ));
+        }
+        let signals = &mut watched.signals;
+        match drain::wait(|| self.dispatch.active(), limit, signals.next()).await {
+            Drained::Complete => console::OK,
+            Drained::TimedOut(left) => {
+                console::note(&format!(
+                    "{left} requests cut off after {} s",
+                    limit.as_secs_f64()
+                ));
+                console::FAILED
+            }
+            Drained::Interrupted(left) => {
+                console::note(&format!("stopping at once, {left} requests cut off"));
+                console::INTERRUPTED
+            }
+        }
+    }
+}
+
+/// What a worker that is given up means.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// The start fails: who asked for four workers wants four.
+    StartUp,
+    /// The others go on.
+    Serving,
+}
+
+impl Watched<'_> {
+    /// The next thing that ends `phase`. Cancel-safe.
+    async fn next_end(&mut self, phase: Phase) -> End {
+        loop {
+            let given_up = async {
+                match &mut self.supervisor {
+                    Some(supervisor) => (supervisor.next_given_up().await, supervisor.alive()),
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                name = self.signals.next() => return End::Signal(name),
+                problem = self.fronts.failure() => return End::Failure(Failure::new(problem)),
+                (given_up, alive) = given_up => {
+                    if phase == Phase::StartUp || alive == 0 {
+                        return End::Failure(failure(&given_up, phase));
+                    }
+                    tracing::error!("{given_up}; {alive} local workers go on");
+                }
+            }
+        }
+    }
+}
+
+fn failure(given_up: &GivenUp, phase: Phase) -> Failure {
+    let last = if phase == Phase::Serving {
+        ", and it was the last local worker"
+    } else {
+        ""
+    };
+    let lines = given_up
+        .last_lines
+        .iter()
+        .map(|line| format!("\n  [{}] {line}", given_up.name));
+    let message = format!("{given_up}{last}{}", lines.collect::<Vec<_>>().concat());
+    if given_up.is_for_good {
+        Failure::usage(message)
+    } else {
+        Failure::new(message)
+    }
+}
+
+/// Ends local workers; a signal meanwhile kills them.
+async fn stop_workers(watched: &mut Watched<'_>) {
+    let Some(supervisor) = watched.supervisor.take() else {
+        return;
+    };
+    let now = CancellationToken::new();
+    let stop = supervisor.stop(&now);
+    tokio::pin!(stop);
+    loop {
+        tokio::select! {
+            () = &mut stop => return,
+            _ = watched.signals.next() => now.cancel(),
+        }
+    }
+}

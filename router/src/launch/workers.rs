@@ -1,0 +1,136 @@
+//! The local workers of `serve`: which there are, and the command line of each.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use super::{
+    Launch,
+    console::{Failure, note},
+    token::JoinToken,
+};
+use crate::{
+    cluster::embedded::{LineSink, RestartPolicy, SupervisorConfig, WorkerSpec},
+    config::{Config, Settings, Sources},
+    trace,
+};
+
+/// How local workers are run: by the command of the settings, else by the launcher's own.
+pub(super) fn supervisor(
+    launch: &Launch,
+    settings: &Settings,
+    sources: &Sources,
+    token: &JoinToken,
+) -> Result<SupervisorConfig, Failure> {
+    let cluster = &settings.config.cluster;
+    let command = if cluster.worker_command.is_empty() {
+        launch.worker_command.clone().unwrap_or_default()
+    } else {
+        cluster.worker_command.clone()
+    };
+    if command.is_empty() {
+        return Err(
+            Failure::usage("local workers are Python programs, which this binary lacks")
+                .with_fix("pip install dopd && dopd serve ..., or --worker-command"),
+        );
+    }
+    // One thread per worker's kernels: workers share the cores. What the user set stays.
+    let variables = [("OMP_NUM_THREADS", "1"), ("OMP_WAIT_POLICY", "PASSIVE")]
+        .into_iter()
+        .filter(|(name, _)| !sources.is_set(name))
+        .chain([("DOPD_JOIN_TOKEN", token.token.as_str())])
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect();
+    Ok(SupervisorConfig {
+        command,
+        variables,
+        restart: RestartPolicy::default(),
+        stop_timeout: Duration::from_millis(cluster.stop_timeout_ms),
+        output: output(&settings.config.log.format),
+    })
+}
+
+/// Workers' lines go to standard error: as they are behind the name, or as log events if logs are
+/// JSON.
+fn output(format: &str) -> LineSink {
+    if format == "json" {
+        Arc::new(|name, line| tracing::info!(worker = name, "{line}"))
+    } else {
+        Arc::new(|name, line| note(&format!("[{name}] {line}")))
+    }
+}
+
+/// All local workers, in the order of the banner.
+pub(super) fn specs(settings: &Settings, join: SocketAddr, model: &str) -> Vec<WorkerSpec> {
+    roles(&settings.config)
+        .map(|(role, name)| {
+            let args = args(settings, role, &name, join, model);
+            WorkerSpec { name, args }
+        })
+        .collect()
+}
+
+/// Their names.
+pub(super) fn names(config: &Config) -> impl Iterator<Item = String> {
+    roles(config).map(|(_, name)| name)
+}
+
+/// Role and name of each.
+fn roles(config: &Config) -> impl Iterator<Item = (&'static str, String)> {
+    let cluster = &config.cluster;
+    [
+        ("prefill", cluster.prefill),
+        ("decode", cluster.decode),
+        ("mixed", cluster.mixed),
+    ]
+    .into_iter()
+    .flat_map(|(role, count)| (0..count).map(move |index| (role, format!("{role}-{index}"))))
+}
+
+fn args(settings: &Settings, role: &str, name: &str, join: SocketAddr, model: &str) -> Vec<String> {
+    let Config {
+        cluster,
+        model: model_config,
+        log,
+        ..
+    } = &settings.config;
+    let mut args: Vec<String> = Vec::new();
+    let mut add = |flag: &str, value: Option<String>| {
+        if let Some(value) = value {
+            args.extend([format!("--{flag}"), value]);
+        }
+    };
+    add(
+        "model",
+        model_config
+            .path
+            .as_ref()
+            .map(|path| path.display().to_string()),
+    );
+    add("role", Some(role.to_owned()));
+    add("join", Some(join.to_string()));
+    add("name", Some(name.to_owned()));
+    add("served-model-name", Some(model.to_owned()));
+    add(
+        "mock-timings",
+        cluster.mock.then(|| cluster.mock_timings.clone()),
+    );
+    add("dtype", (!cluster.mock).then(|| cluster.dtype.clone()));
+    add("kv-memory", cluster.kv_memory.clone());
+    add(
+        "max-model-len",
+        model_config.max_model_len.map(|tokens| tokens.to_string()),
+    );
+    add(
+        "max-num-seqs",
+        cluster.max_num_seqs.map(|count| count.to_string()),
+    );
+    add(
+        "log-level",
+        trace::plain_level(&log.filter).map(str::to_owned),
+    );
+    args.extend(cluster.mock.then(|| "--mock".to_owned()));
+    args.push("--exit-on-stdin-eof".to_owned());
+    // The user's own last: they win over what stands before them.
+    args.extend(settings.worker_args.iter().cloned());
+    args.extend(cluster.worker_args.iter().cloned());
+    args
+}
