@@ -20,6 +20,18 @@ class ModelError(ConfigError):
     """A model folder or file is broken, incomplete or of an unknown architecture."""
 
 
+class LinkError(DopdError):
+    """A data link broke its contract or is gone; the link is closed, nothing else is."""
+
+
+class LinkRefusedError(LinkError):
+    """The other end will never take this link: asking again is of no use."""
+
+
+class ProtocolError(DopdError):
+    """The router asked for something that it must not ask: the session is broken off."""
+
+
 @dataclass(frozen=True, slots=True)
 class ErrorKind:
     """One way in which a request can fail.

@@ -1,4 +1,4 @@
-"""Words of the worker as plain records: no torch, no protobuf. `dopd.wire` converts from and to protobuf."""
+"""Words of the worker as plain records: no torch, no protobuf. `dopd.wire` converts them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class CloseReason(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class KvGeometry:
-    """What must be equal on both sides of a hand-off; compared by the router when a worker joins."""
+    """What must be equal on both sides of a hand-off; the router compares it at hello."""
 
     model_hash: bytes
     dtype: str
@@ -83,23 +83,24 @@ class Grant:
     nonce: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Sampled:
-    """The token that a step drew for one row."""
+    """The token that a step drew for one row. Not frozen: that would triple its cost."""
 
     token: int
     logprobs: Logprobs | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Row:
-    """One sequence's part in one engine step.
+    """One sequence's part in one engine step. Reused step by step: an engine keeps no row.
 
-    tokens: ids to compute now: a chunk of the prompt, or the last answer token. Their KV goes to positions
-        start .. start + len(tokens) of the sequence.
-    pages: the sequence's pages in order; page i holds positions i * page_size .. (i + 1) * page_size.
+    tokens: ids to compute now: a chunk of the prompt, or the last answer token. Their KV goes to
+        positions start .. start + len(tokens) of the sequence.
+    pages: the sequence's pages in order; page i holds positions i * page_size and on.
     sampling: None if no token is drawn (a chunk that is not the last one).
     pos: answer tokens made so far; the counter of the draw.
+    forbidden: ids that must not be drawn now (ends of the answer before `min_tokens`).
     """
 
     slot: int
@@ -108,3 +109,209 @@ class Row:
     pages: list[int] = field(repr=False)
     sampling: SamplingParams | None
     pos: int
+    forbidden: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Compute:
+    """Open: compute the KV of prompt and answer so far, then go on."""
+
+    prompt: list[int] = field(repr=False)
+    answer: list[int] = field(repr=False, default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Import:
+    """Open: the KV comes from another worker; the router holds `have` answer tokens."""
+
+    have: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Make a seat of `pages` pages. Answered by exactly one closed in the end."""
+
+    slot: int
+    pages: int
+    prompt_tokens: int
+    limits: Limits
+    kind: Compute | Import
+    sampling: SamplingParams = SamplingParams()
+    priority: int = 0
+    prompt_hash: int = 0
+    request_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Ship the seat's KV to the holder of the grant; None: stay and go on."""
+
+    slot: int
+    grant: Grant | None
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Close a seat."""
+
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetRole:
+    """Change the label; obeyed only if `epoch` is above the worker's own."""
+
+    role: Role
+    drain: bool
+    epoch: int
+
+
+Command = Open | Send | Close | SetRole
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """The router took the worker in: a session begins. Durations in seconds."""
+
+    session: int
+    router: str
+    lease_s: float
+    report_interval_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The router does not take the worker in; `retry` says whether asking again makes sense."""
+
+    message: str
+    retry: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Commands:
+    """What the router wants done, in order, under one session."""
+
+    session: int
+    commands: list[Command]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerFacts:
+    """What a worker says of itself in its hello."""
+
+    worker: str
+    incarnation: int
+    role: Role
+    geometry: KvGeometry
+    pages_total: int
+    max_num_seqs: int
+    max_batch_tokens: int
+    max_model_len: int
+    vocab_size: int
+    model: str
+    device: str
+    data_address: str
+    transports: tuple[str, ...]
+    pid: int
+    timings_json: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReportHead:
+    """State of a worker as its reports show it; see worker.proto, Report."""
+
+    session: int
+    role: Role
+    role_epoch: int
+    draining: bool
+    pages_free: int
+    pages_cached: int
+    pages_fenced: int
+    running: int
+    prefill_tokens_queued: int
+    step: int
+    step_us: int = 0
+    next_step_us: int = 0
+    step_prefill_tokens: int = 0
+    step_decode_seqs: int = 0
+
+
+@dataclass(slots=True)
+class ReportColumns:
+    """What one report changes. token_slots[i] made tokens[i]; the rest is rare and kept as tuples.
+
+    arrived: (slot, pos, tail). closed: (slot, reason, message, retry_ms).
+    logprobs: (index into tokens, values).
+    """
+
+    opened_slots: list[int] = field(default_factory=list)
+    opened_grants: list[Grant] = field(default_factory=list)
+    arrived: list[tuple[int, int, list[int]]] = field(default_factory=list)
+    token_slots: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    closed: list[tuple[int, CloseReason, str, int]] = field(default_factory=list)
+    logprobs: list[tuple[int, Logprobs]] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.tokens or self.closed or self.opened_slots or self.arrived)
+
+
+@dataclass(frozen=True, slots=True)
+class LinkHello:
+    """First frame of the dialling side of a data link."""
+
+    protocol: int
+    worker: str
+    incarnation: int
+    layout_hash: int
+    join_token: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class LinkWelcome:
+    """Answer of the listening side; `error` is empty if the link is up."""
+
+    worker: str
+    incarnation: int
+    generation: int
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkBegin:
+    """Source to destination: here is the ticket."""
+
+    nonce: int
+
+
+@dataclass(frozen=True, slots=True)
+class LinkGo:
+    """Destination to source: write into these pages, in this order."""
+
+    nonce: int
+    pages: list[int] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class LinkWrite:
+    """Source to destination: `count` whole pages follow, from the shipment's page `first`."""
+
+    nonce: int
+    first: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class LinkEnd:
+    """Source to destination: the last word of a shipment. All but `nonce` counts only if `ok`."""
+
+    nonce: int
+    ok: bool
+    pages: int = 0
+    pos: int = 0
+    tokens: list[int] = field(repr=False, default_factory=list)
+    tokens_hash: int = 0
+
+
+LinkMessage = LinkHello | LinkWelcome | LinkBegin | LinkGo | LinkWrite | LinkEnd

@@ -1,0 +1,148 @@
+"""The mock engine: tokens from arithmetic over a real KV, step times from a cost model. No torch.
+
+KV entry of position p: h_p = mix(h_{p-1} ^ token_p), a little-endian u64 at 8 * (p % 16) of its
+page. A step reads h_{start-1} from the page, so every token depends on all KV before it, and a
+hand-off that loses or garbles a page changes the answer. The Rust mock worker computes the same
+(tests/contract/mock_vectors.json).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+import time
+from collections.abc import Callable, Sequence
+
+from dopd.engine.base import PagePool
+from dopd.kv.bytes_pool import BytesPool
+from dopd.types import KvGeometry, Logprobs, Row, Sampled, SamplingParams
+
+MASK = (1 << 64) - 1
+H_START = 0x9E3779B97F4A7C15
+PAGE_SIZE = 16
+PAGE_BYTES = 8 * PAGE_SIZE
+VOCAB_SIZE = 258
+MAX_MODEL_LEN = 131_072
+EOS = 257
+# Answers are at least this long, and then end with probability 1 / 128 a token.
+EOS_FROM = 32
+# Tokens drawn are the 95 printable ASCII characters.
+FIRST_PRINTABLE, NUM_PRINTABLE = 32, 95
+
+GEOMETRY = KvGeometry(
+    model_hash=hashlib.sha256(b"dopd-mock-1").digest(),
+    dtype="mock",
+    page_size=PAGE_SIZE,
+    num_layers=1,
+    num_kv_heads=1,
+    head_dim=1,
+    layout="page_major_nhd",
+    tensor_parallel=1,
+    page_bytes=PAGE_BYTES,
+)
+
+_U64 = struct.Struct("<Q")
+
+StepTime = Callable[[str, list[tuple[int, int]], int, int], int]
+"""(timings, [(new tokens, context before)] of prefill rows, decode rows, sum of their contexts)."""
+
+
+def mix(x: int) -> int:
+    """splitmix64's output function over u64."""
+    z = (x + 0x9E3779B97F4A7C15) & MASK
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
+    return z ^ (z >> 31)
+
+
+def draw(h: int, sampling: SamplingParams, pos: int) -> Sampled:
+    """The token at answer position pos after KV entry h."""
+    if sampling.temperature == 0:
+        r = mix(h)
+    else:
+        r = mix(h ^ mix(sampling.seed) ^ mix((sampling.choice << 32) + pos & MASK))
+    if pos >= EOS_FROM and r % 128 == 0:
+        token = EOS
+    else:
+        token = FIRST_PRINTABLE + (r >> 32) % NUM_PRINTABLE
+    if sampling.top_logprobs is None:
+        return Sampled(token)
+    chosen = -((r & 0xFFFF) / 65536)
+    base = FIRST_PRINTABLE if token == EOS else token
+    top = [(token, chosen)] + [
+        (FIRST_PRINTABLE + (base - FIRST_PRINTABLE + i) % NUM_PRINTABLE, chosen - i)
+        for i in range(1, sampling.top_logprobs)
+    ]
+    return Sampled(token, Logprobs(chosen, tuple(top[: sampling.top_logprobs])))
+
+
+class MockEngine:
+    """See `dopd.engine.base.Engine`. Called from the step loop only."""
+
+    def __init__(
+        self,
+        num_pages: int,
+        timings: str = "instant",
+        *,
+        model: str = "mock",
+        max_model_len: int = MAX_MODEL_LEN,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.geometry = GEOMETRY
+        pool = BytesPool(num_pages, PAGE_BYTES)
+        self.pool: PagePool = pool
+        self._memory = pool.memory
+        self.model = model
+        self.device = "mock"
+        self.vocab_size = VOCAB_SIZE
+        self.max_model_len = max_model_len
+        self.eos_token_ids = frozenset({EOS})
+        self.timings_json = ""
+        self._timings = timings
+        self._step_time = None if timings == "instant" else load_step_time()
+        self._sleep = sleep
+
+    def step(self, rows: Sequence[Row]) -> list[Sampled | Exception | None]:
+        """Compute the rows, then sleep what the modelled device would have needed more."""
+        begun = time.monotonic()
+        results: list[Sampled | Exception | None] = [self._compute(row) for row in rows]
+        rest = self.expected_step_us(rows) / 1e6 - (time.monotonic() - begun)
+        if rest > 0:
+            self._sleep(rest)
+        return results
+
+    def expected_step_us(self, rows: Sequence[Row]) -> int:
+        """Duration of this step by the cost model."""
+        if self._step_time is None:
+            return 0
+        prefill, decode_seqs, context_sum = [], 0, 0
+        for row in rows:
+            if len(row.tokens) == 1 and row.pos:
+                decode_seqs += 1
+                context_sum += row.start + 1
+            else:
+                prefill.append((len(row.tokens), row.start))
+        return self._step_time(self._timings, prefill, decode_seqs, context_sum)
+
+    def _compute(self, row: Row) -> Sampled | None:
+        memory, pages, position = self._memory, row.pages, row.start
+        h = H_START
+        if position:
+            h = _U64.unpack_from(memory, _offset(pages, position - 1))[0]
+        for token in row.tokens:
+            h = mix(h ^ token)
+            _U64.pack_into(memory, _offset(pages, position), h)
+            position += 1
+        return None if row.sampling is None else draw(h, row.sampling, row.pos)
+
+
+def _offset(pages: list[int], position: int) -> int:
+    return pages[position // PAGE_SIZE] * PAGE_BYTES + 8 * (position % PAGE_SIZE)
+
+
+def load_step_time() -> StepTime:
+    """The router's cost model. Imported only where time is modelled: `instant` needs no router."""
+    from dopd import _router
+
+    step_time: StepTime = _router.step_time
+    return step_time

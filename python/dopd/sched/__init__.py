@@ -1,0 +1,1 @@
+"""Who has which pages, and who takes part in the next step: pure, no threads, no sockets."""

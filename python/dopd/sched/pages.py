@@ -1,0 +1,205 @@
+"""The page allocator: every page is FREE, OWNED, CACHED or FENCED, and exactly one of these.
+
+Owns the bookkeeping, not the memory. Called by the seat table only, under its lock. Free pages are
+kept as maximal runs, so that a sequence gets few long runs (a transport then moves them with few
+system calls) and so that a pool of millions of pages costs nothing at start.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+
+FREE, OWNED, CACHED, FENCED = range(4)
+
+Run = tuple[int, int]
+"""First page and number of pages."""
+
+
+def runs_of(pages: Iterable[int]) -> Iterator[Run]:
+    """Maximal runs of ascending neighbours, in the order given."""
+    start = length = 0
+    for page in pages:
+        if length and page == start + length:
+            length += 1
+            continue
+        if length:
+            yield start, length
+        start, length = page, 1
+    if length:
+        yield start, length
+
+
+class FreeRuns:
+    """Disjoint maximal runs of free pages, found by size (powers of two) and by either end."""
+
+    def __init__(self, num_pages: int) -> None:
+        self._length_at: dict[int, int] = {}
+        self._start_before: dict[int, int] = {}
+        # Class k holds the starts of runs of 2^k .. 2^(k+1) - 1 pages; dicts keep an order.
+        self._classes: list[dict[int, None]] = [{} for _ in range(num_pages.bit_length() + 1)]
+        if num_pages:
+            self._insert(0, num_pages)
+
+    def __iter__(self) -> Iterator[Run]:
+        return iter(self._length_at.items())
+
+    def take(self, num_pages: int) -> list[Run]:
+        """Remove num_pages, which the caller knows to be free: one run if one is long enough."""
+        taken: list[Run] = []
+        while num_pages:
+            start, length = self._pick(num_pages)
+            self._remove(start, length)
+            used = min(length, num_pages)
+            if used < length:
+                self._insert(start + used, length - used)
+            taken.append((start, used))
+            num_pages -= used
+        return taken
+
+    def give(self, start: int, length: int) -> None:
+        """Add a run and join it with its neighbours."""
+        before = self._start_before.get(start)
+        if before is not None:
+            before_length = self._length_at[before]
+            self._remove(before, before_length)
+            start, length = before, before_length + length
+        after_length = self._length_at.get(start + length)
+        if after_length is not None:
+            self._remove(start + length, after_length)
+            length += after_length
+        self._insert(start, length)
+
+    def _pick(self, num_pages: int) -> Run:
+        """A run of a class where every run is long enough, else the last of the largest class."""
+        fits = (num_pages - 1).bit_length()
+        for index in range(fits, len(self._classes)):
+            if self._classes[index]:
+                start = next(reversed(self._classes[index]))
+                return start, self._length_at[start]
+        for index in reversed(range(min(fits, len(self._classes)))):
+            if self._classes[index]:
+                start = next(reversed(self._classes[index]))
+                return start, self._length_at[start]
+        raise AssertionError(f"{num_pages} pages asked of an empty pool")
+
+    def _insert(self, start: int, length: int) -> None:
+        self._length_at[start] = length
+        self._start_before[start + length] = start
+        self._classes[length.bit_length() - 1][start] = None
+
+    def _remove(self, start: int, length: int) -> None:
+        del self._length_at[start]
+        del self._start_before[start + length]
+        del self._classes[length.bit_length() - 1][start]
+
+
+class PageAllocator:
+    """The states of all pages of one pool. free + owned + cached + fenced = total, always."""
+
+    def __init__(self, num_pages: int) -> None:
+        assert num_pages > 0, "a pool has at least one page"
+        self.num_pages = num_pages
+        self._counts = [num_pages, 0, 0, 0]
+        # One byte a page. Zero is FREE: the memory is touched only where pages were ever used.
+        self._state = bytearray(num_pages)
+        self._free = FreeRuns(num_pages)
+        # Readers of each cached page; a page without readers may be evicted.
+        self._readers: dict[int, int] = {}
+
+    @property
+    def num_free(self) -> int:
+        """Pages that `allocate` can hand out."""
+        return self._counts[FREE]
+
+    @property
+    def num_owned(self) -> int:
+        """Pages of one seat each."""
+        return self._counts[OWNED]
+
+    @property
+    def num_cached(self) -> int:
+        """Pages kept for their content."""
+        return self._counts[CACHED]
+
+    @property
+    def num_fenced(self) -> int:
+        """Pages that belong to nobody, but that a peer may still write."""
+        return self._counts[FENCED]
+
+    def state(self, page: int) -> int:
+        """FREE, OWNED, CACHED or FENCED."""
+        return self._state[page]
+
+    def allocate(self, num_pages: int) -> list[int] | None:
+        """FREE -> OWNED, or None if fewer are free. Prefers one contiguous run."""
+        if num_pages > self.num_free:
+            return None
+        runs = self._free.take(num_pages)
+        for start, length in runs:
+            self._move(start, length, FREE, OWNED)
+        return list(itertools.chain.from_iterable(range(s, s + n) for s, n in runs))
+
+    def free(self, pages: Iterable[int]) -> None:
+        """OWNED -> FREE: the pages of a closed seat that no peer can write."""
+        self._release(pages, OWNED)
+
+    def fence(self, pages: Iterable[int]) -> None:
+        """OWNED -> FENCED: the seat is gone, but a peer was told these page numbers."""
+        for start, length in runs_of(pages):
+            self._move(start, length, OWNED, FENCED)
+
+    def unfence(self, pages: Iterable[int]) -> None:
+        """FENCED -> FREE. Only after the shipment's End, or its link is down and synchronised."""
+        self._release(pages, FENCED)
+
+    def cache(self, pages: Iterable[int]) -> None:
+        """OWNED -> CACHED with no reader. Only complete pages of a checked sequence."""
+        for start, length in runs_of(pages):
+            self._move(start, length, OWNED, CACHED)
+            self._readers.update(dict.fromkeys(range(start, start + length), 0))
+
+    def hold(self, pages: Iterable[int]) -> None:
+        """One more reader of each cached page: it cannot be evicted."""
+        for page in pages:
+            self._readers[page] += 1
+
+    def drop(self, pages: Iterable[int]) -> None:
+        """One reader fewer of each cached page."""
+        for page in pages:
+            assert self._readers[page] > 0, f"page {page} has no reader"
+            self._readers[page] -= 1
+
+    def evict(self, pages: Iterable[int]) -> None:
+        """CACHED without readers -> FREE."""
+        gone = list(pages)
+        for page in gone:
+            assert self._readers[page] == 0, f"page {page} is still read"
+            del self._readers[page]
+        self._release(gone, CACHED)
+
+    def check(self) -> None:
+        """Assert that counts, states and free runs agree. For tests: linear in the pool."""
+        assert sum(self._counts) == self.num_pages
+        assert [self._state.count(state) for state in range(4)] == self._counts
+        covered = sorted(self._free)
+        assert sum(length for _, length in covered) == self.num_free
+        for start, length in covered:
+            assert self._state.count(FREE, start, start + length) == length
+        for (start, length), (after, _) in itertools.pairwise(covered):
+            assert start + length < after, "free runs overlap or were not joined"
+        assert len(self._readers) == self.num_cached
+
+    def _release(self, pages: Iterable[int], old: int) -> None:
+        for start, length in runs_of(pages):
+            self._move(start, length, old, FREE)
+            self._free.give(start, length)
+
+    def _move(self, start: int, length: int, old: int, new: int) -> None:
+        end = start + length
+        assert self._state.count(old, start, end) == length, (
+            f"pages {start}..{end} are not all in state {old}: {bytes(self._state[start:end])!r}"
+        )
+        self._state[start:end] = bytes([new]) * length
+        self._counts[old] -= length
+        self._counts[new] += length

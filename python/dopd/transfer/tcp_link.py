@@ -1,0 +1,211 @@
+"""One TCP connection between two workers: a reader thread and a writer thread.
+
+The reader is the only one that lands bytes in the pool; when it is done, the link is synchronised
+(T4), and it is the reader who reports `link_down`. The writer sends a first-in-first-out queue, so
+that End is behind all writes (T1). Nobody else touches the socket, except to shut it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+
+from dopd.engine.base import PagePool
+from dopd.errors import LinkError
+from dopd.transfer import frames
+from dopd.transfer.base import START_BYTES_PER_S, LinkEvents
+from dopd.types import LinkBegin, LinkEnd, LinkGo, LinkWrite
+
+log = logging.getLogger(__name__)
+
+# One Write frame: long enough for full speed, short enough that Begins of others get in between.
+WRITE_BYTES_MAX = 4 << 20
+WRITE_PAGES_MAX = 1024
+# Queued operations. Each seat has a handful; only a peer that floods us gets near.
+QUEUE_MAX = 65_536
+# Shorter writes fit into the socket's buffer and measure nothing.
+MEASURED_BYTES_MIN = 1 << 20
+RATE_WEIGHT = 0.2
+
+_ids = itertools.count(1)
+
+Op = LinkBegin | LinkGo | LinkEnd | tuple[int, int, list[int]]
+"""A message, or a write: nonce, first, pages."""
+
+
+class TcpLink:
+    """See `dopd.transfer.base.Link`. Started once, by `start`."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        pool: PagePool,
+        events: LinkEvents,
+        on_down: Callable[[TcpLink], None],
+        label: str,
+    ) -> None:
+        self.id = next(_ids)
+        self.bytes_per_s = START_BYTES_PER_S
+        self.label = label
+        self._sock = sock
+        self._pool = pool
+        self._events = events
+        self._on_down = on_down
+        # Guards the two fields below; taken after the desk's lock, never before it.
+        self._changed = threading.Condition(threading.Lock())
+        self._queue: deque[Op] = deque()
+        self._is_shut = False
+        self._synchronised = threading.Event()
+        self._writer = threading.Thread(target=self._write, name=f"link-{self.id}-w", daemon=True)
+        self._reader = threading.Thread(target=self._read, name=f"link-{self.id}-r", daemon=True)
+        # The writer's frames are cut to whole pages.
+        self._frame_pages = min(max(WRITE_BYTES_MAX // pool.page_bytes, 1), WRITE_PAGES_MAX)
+
+    def start(self) -> None:
+        """Begin to read and write."""
+        self._writer.start()
+        self._reader.start()
+
+    # What the desk calls, under its lock: never blocks, never raises
+
+    def begin(self, nonce: int) -> None:
+        """See `Link.begin`."""
+        self._put(LinkBegin(nonce))
+
+    def go(self, nonce: int, pages: list[int]) -> None:
+        """See `Link.go`."""
+        self._put(LinkGo(nonce, pages))
+
+    def write(self, nonce: int, first: int, pages: list[int]) -> None:
+        """See `Link.write`."""
+        self._put((nonce, first, pages))
+
+    def end(self, end: LinkEnd) -> None:
+        """See `Link.end`."""
+        if not end.ok:
+            with self._changed:
+                writes = (op for op in self._queue if not is_write_of(op, end.nonce))
+                self._queue = deque(writes)
+        self._put(end)
+
+    def abort(self, reason: str) -> None:
+        """See `Link.abort`."""
+        with self._changed:
+            if self._is_shut:
+                return
+            self._is_shut = True
+            self._queue.clear()
+            self._changed.notify()
+        log.info("data link %s is shut: %s", self.label, reason)
+        try:
+            self._sock.shutdown(socket.SHUT_RDWR)
+        except OSError as error:
+            # The peer was faster; the reader sees the end anyway.
+            log.debug("shutdown of data link %s: %s", self.label, error)
+
+    def synchronise(self, timeout_s: float) -> bool:
+        """See `Link.synchronise`."""
+        return self._synchronised.wait(timeout_s)
+
+    def _put(self, op: Op) -> None:
+        with self._changed:
+            if self._is_shut:
+                return
+            is_flooded = len(self._queue) >= QUEUE_MAX
+            if not is_flooded:
+                self._queue.append(op)
+                self._changed.notify()
+        if is_flooded:
+            self.abort(f"{QUEUE_MAX} operations are queued, the peer does not read")
+
+    # Writer thread
+
+    def _write(self) -> None:
+        try:
+            while (op := self._take()) is not None:
+                if isinstance(op, tuple):
+                    self._write_pages(*op)
+                else:
+                    frames.send_frame(self._sock, op, [])
+        except OSError as error:
+            self.abort(f"send failed: {error}")
+
+    def _take(self) -> Op | None:
+        with self._changed:
+            while not self._queue and not self._is_shut:
+                self._changed.wait()
+            if self._is_shut:
+                return None
+            op = self._queue.popleft()
+            if not isinstance(op, tuple) or len(op[2]) <= self._frame_pages:
+                return op
+            # One frame's worth; the rest stays first in the queue, where an abort can drop it.
+            nonce, first, pages = op
+            n = self._frame_pages
+            self._queue.appendleft((nonce, first + n, pages[n:]))
+            return nonce, first, pages[:n]
+
+    def _write_pages(self, nonce: int, first: int, pages: list[int]) -> None:
+        begun = time.monotonic()
+        views = [self._pool.page(page) for page in pages]
+        sent = frames.send_frame(self._sock, LinkWrite(nonce, first, len(pages)), views)
+        self._measure(sent, time.monotonic() - begun)
+        # The kernel has its own copy now, and sends it before any End (T3).
+        self._events.written(self, nonce, len(pages))
+
+    def _measure(self, num_bytes: int, seconds: float) -> None:
+        if num_bytes >= MEASURED_BYTES_MIN and seconds > 0:
+            self.bytes_per_s += RATE_WEIGHT * (num_bytes / seconds - self.bytes_per_s)
+
+    # Reader thread
+
+    def _read(self) -> None:
+        reason = "peer ended it"
+        try:
+            while (
+                lengths := frames.receive_header(self._sock, frames.MESSAGE_BYTES_MAX)
+            ) is not None:
+                self._receive(*lengths)
+        except (OSError, LinkError) as error:
+            reason = str(error)
+        finally:
+            self.abort(reason)
+            self._writer.join()
+            self._sock.close()
+            # From here on nothing of this link can land: only this thread ever wrote to the pool.
+            self._synchronised.set()
+            self._on_down(self)
+            self._events.link_down(self)
+
+    def _receive(self, num_message: int, num_payload: int) -> None:
+        message = frames.receive_message(self._sock, num_message)
+        if num_payload and not isinstance(message, LinkWrite):
+            raise LinkError(f"{type(message).__name__} with a payload of {num_payload} bytes")
+        match message:
+            case LinkWrite(nonce, first, count):
+                self._land(nonce, first, count, num_payload)
+            case LinkBegin(nonce):
+                self._events.begin(self, nonce)
+            case LinkGo(nonce, pages):
+                self._events.go(self, nonce, len(pages))
+            case LinkEnd():
+                self._events.end(self, message)
+            case _:
+                raise LinkError(f"{type(message).__name__} on a link that is up")
+
+    def _land(self, nonce: int, first: int, count: int, num_payload: int) -> None:
+        if num_payload != count * self._pool.page_bytes:
+            raise LinkError(f"{num_payload} bytes for {count} pages of {self._pool.page_bytes}")
+        pages = self._events.targets(self, nonce, first, count)
+        frames.receive_views(self._sock, [self._pool.page(page) for page in pages])
+        self._events.landed(self, nonce, first, count)
+
+
+def is_write_of(op: Op, nonce: int) -> bool:
+    """Whether a queued operation writes pages of this shipment."""
+    return isinstance(op, tuple) and op[0] == nonce

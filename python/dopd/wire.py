@@ -1,0 +1,341 @@
+"""Between protobuf and dopd's own records. The one importer of generated code in the worker.
+
+Called by `worker/attach` (the stream to the router) and `transfer/tcp` (data links). What comes in
+is checked for shape here, before anything else sees it; defaults of sampling are applied here,
+never by protobuf's zero values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from google.protobuf.message import DecodeError
+
+from dopd._gen.dopd.worker.v1 import worker_pb2 as pb
+from dopd.errors import LinkError, ProtocolError
+from dopd.types import (
+    Close,
+    CloseReason,
+    Command,
+    Commands,
+    Compute,
+    Grant,
+    Import,
+    KvGeometry,
+    Limits,
+    LinkBegin,
+    LinkEnd,
+    LinkGo,
+    LinkHello,
+    LinkMessage,
+    LinkWelcome,
+    LinkWrite,
+    Open,
+    Refusal,
+    ReportColumns,
+    ReportHead,
+    Role,
+    SamplingParams,
+    Send,
+    SetRole,
+    Welcome,
+    WorkerFacts,
+)
+
+if TYPE_CHECKING:
+    import grpc
+
+AttachRequest = pb.AttachRequest
+AttachResponse = pb.AttachResponse
+
+ATTACH_METHOD = f"/{pb.DESCRIPTOR.services_by_name['WorkerService'].full_name}/Attach"
+
+_ROLES = {
+    Role.PREFILL: pb.ROLE_PREFILL,
+    Role.DECODE: pb.ROLE_DECODE,
+    Role.MIXED: pb.ROLE_MIXED,
+}
+_ROLES_BACK = {number: role for role, number in _ROLES.items()}
+_REASONS = {reason: pb.CloseReason.Value(f"CLOSE_REASON_{reason.name}") for reason in CloseReason}
+
+
+def attach_stream(
+    channel: grpc.Channel, requests: Iterator[pb.AttachRequest], token: str
+) -> grpc.CallIterator[pb.AttachResponse]:
+    """Open the stream that is the worker's lease."""
+    # The generated stub would do the same, untyped.
+    attach = channel.stream_stream(
+        ATTACH_METHOD,
+        request_serializer=pb.AttachRequest.SerializeToString,
+        response_deserializer=pb.AttachResponse.FromString,
+    )
+    return attach(requests, metadata=(("authorization", f"Bearer {token}"),))
+
+
+# Worker -> router
+
+
+def hello(facts: WorkerFacts, role: Role, role_epoch: int) -> pb.AttachRequest:
+    """First message of a worker, with the label that it has now."""
+    return pb.AttachRequest(
+        hello=pb.Hello(
+            worker=facts.worker,
+            incarnation=facts.incarnation,
+            role=_ROLES[role],
+            geometry=geometry(facts.geometry),
+            pages_total=facts.pages_total,
+            max_num_seqs=facts.max_num_seqs,
+            max_batch_tokens=facts.max_batch_tokens,
+            max_model_len=facts.max_model_len,
+            vocab_size=facts.vocab_size,
+            model=facts.model,
+            device=facts.device,
+            data_address=facts.data_address,
+            transports=facts.transports,
+            pid=facts.pid,
+            timings_json=facts.timings_json,
+            role_epoch=role_epoch,
+            version=facts.version,
+        )
+    )
+
+
+def geometry(kv: KvGeometry) -> pb.KvGeometry:
+    """What must be equal on both sides of a hand-off."""
+    return pb.KvGeometry(
+        model_hash=kv.model_hash,
+        dtype=kv.dtype,
+        page_size=kv.page_size,
+        num_layers=kv.num_layers,
+        num_kv_heads=kv.num_kv_heads,
+        head_dim=kv.head_dim,
+        layout=kv.layout,
+        tensor_parallel=kv.tensor_parallel,
+        page_bytes=kv.page_bytes,
+    )
+
+
+def layout_hash(kv: KvGeometry) -> int:
+    """What both ends of a data link compare (worker.proto, LinkHello)."""
+    text = (
+        f"{kv.model_hash.hex()}|{kv.dtype}|{kv.page_size}|{kv.num_layers}|{kv.num_kv_heads}|"
+        f"{kv.head_dim}|{kv.layout}|{kv.tensor_parallel}|{kv.page_bytes}"
+    )
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+
+
+def grant_message(grant: Grant) -> pb.Grant:
+    """A ticket, for the router to relay."""
+    return pb.Grant(
+        worker=grant.worker,
+        incarnation=grant.incarnation,
+        address=grant.address,
+        transport=grant.transport,
+        nonce=grant.nonce,
+    )
+
+
+def report(head: ReportHead, columns: ReportColumns) -> pb.AttachRequest:
+    """One report: what a step changed, in columns."""
+    message = pb.AttachRequest()
+    it = message.report
+    it.session = head.session
+    it.step = head.step
+    it.step_us = head.step_us
+    it.next_step_us = head.next_step_us
+    it.role_epoch = head.role_epoch
+    it.role = _ROLES[head.role]
+    it.draining = head.draining
+    it.pages_free = head.pages_free
+    it.pages_cached = head.pages_cached
+    it.pages_fenced = head.pages_fenced
+    it.running = head.running
+    it.prefill_tokens_queued = head.prefill_tokens_queued
+    it.step_prefill_tokens = head.step_prefill_tokens
+    it.step_decode_seqs = head.step_decode_seqs
+    it.token_slots.extend(columns.token_slots)
+    it.tokens.extend(columns.tokens)
+    if columns.opened_slots:
+        it.opened_slots.extend(columns.opened_slots)
+        it.opened_grants.extend(grant_message(grant) for grant in columns.opened_grants)
+    for slot, pos, tail in columns.arrived:
+        it.arrived_slots.append(slot)
+        it.arrived_pos.append(pos)
+        it.arrived_tail_lens.append(len(tail))
+        it.arrived_tails.extend(tail)
+    for slot, reason, text, retry_ms in columns.closed:
+        it.closed_slots.append(slot)
+        it.closed_reasons.append(_REASONS[reason])
+        it.closed_messages.append(text)
+        it.closed_retry_ms.append(retry_ms)
+    for index, logprobs in columns.logprobs:
+        it.logprobs.token_index.append(index)
+        it.logprobs.chosen.append(logprobs.chosen)
+        it.logprobs.top_lens.append(len(logprobs.top))
+        it.logprobs.top_tokens.extend(token for token, _ in logprobs.top)
+        it.logprobs.top_logprobs.extend(value for _, value in logprobs.top)
+    return message
+
+
+# Router -> worker
+
+
+def response(message: pb.AttachResponse) -> Welcome | Refusal | Commands:
+    """One message of the router. Raises ProtocolError if it is none of the known kinds."""
+    kind = message.WhichOneof("kind")
+    if kind == "cmd":
+        return Commands(message.cmd.session, [command(one) for one in message.cmd.commands])
+    if kind == "welcome":
+        welcome = message.welcome
+        if not welcome.lease_ms or not welcome.report_interval_ms:
+            raise ProtocolError("welcome without lease or report interval")
+        return Welcome(
+            session=welcome.session,
+            router=welcome.router,
+            lease_s=welcome.lease_ms / 1e3,
+            report_interval_s=welcome.report_interval_ms / 1e3,
+        )
+    if kind == "refusal":
+        return Refusal(message.refusal.message, message.refusal.retry)
+    raise ProtocolError("empty message from the router")
+
+
+def command(message: pb.Command) -> Command:
+    """One command. Raises ProtocolError if it is none of the known kinds."""
+    kind = message.WhichOneof("kind")
+    if kind == "open":
+        return _open(message.open)
+    if kind == "send":
+        grant = message.send.grant if message.send.HasField("grant") else None
+        return Send(message.send.slot, None if grant is None else _grant(grant))
+    if kind == "close":
+        return Close(message.close.slot)
+    if kind == "set_role":
+        role = _ROLES_BACK.get(message.set_role.role)
+        if role is None:
+            raise ProtocolError(f"unknown role {message.set_role.role}")
+        return SetRole(role, message.set_role.drain, message.set_role.epoch)
+    raise ProtocolError("empty command")
+
+
+def _open(message: pb.Open) -> Open:
+    kind = message.WhichOneof("kind")
+    if kind is None:
+        raise ProtocolError(f"open of slot {message.slot} says neither compute nor import")
+    opened: Compute | Import = (
+        Compute(list(message.compute.prompt), list(message.compute.answer))
+        if kind == "compute"
+        else Import(getattr(message, "import").have)
+    )
+    limits = message.limits
+    return Open(
+        slot=message.slot,
+        pages=message.pages,
+        prompt_tokens=message.prompt_tokens,
+        limits=Limits(
+            max_tokens=limits.max_tokens,
+            min_tokens=limits.min_tokens,
+            stop_token_ids=frozenset(limits.stop_token_ids),
+            ignore_eos=limits.ignore_eos,
+        ),
+        kind=opened,
+        sampling=_sampling(message.sampling),
+        priority=message.priority,
+        prompt_hash=message.prompt_hash,
+        request_id=message.request_id,
+    )
+
+
+def _sampling(message: pb.Sampling) -> SamplingParams:
+    has_logprobs = message.HasField("top_logprobs")
+    return SamplingParams(
+        temperature=message.temperature,
+        # Protobuf's zero is not a nucleus: an absent value means off.
+        top_p=message.top_p or 1.0,
+        top_k=message.top_k,
+        min_p=message.min_p,
+        seed=message.seed,
+        choice=message.choice,
+        top_logprobs=message.top_logprobs if has_logprobs else None,
+    )
+
+
+def _grant(message: pb.Grant) -> Grant:
+    return Grant(
+        worker=message.worker,
+        incarnation=message.incarnation,
+        address=message.address,
+        transport=message.transport,
+        nonce=message.nonce,
+    )
+
+
+# Worker <-> worker
+
+
+def encode_link(message: LinkMessage) -> bytes:
+    """One message of a data link, without its frame."""
+    match message:
+        case LinkWrite(nonce, first, count):
+            frame = pb.LinkFrame(write=pb.Write(nonce=nonce, first=first, count=count))
+        case LinkBegin(nonce):
+            frame = pb.LinkFrame(begin=pb.Begin(nonce=nonce))
+        case LinkGo(nonce, pages):
+            frame = pb.LinkFrame(go=pb.Go(nonce=nonce, pages=pages))
+        case LinkEnd(nonce, ok, pages_written, pos, tokens, tokens_hash):
+            frame = pb.LinkFrame(
+                end=pb.End(
+                    nonce=nonce,
+                    ok=ok,
+                    pages=pages_written,
+                    pos=pos,
+                    tokens=tokens,
+                    tokens_hash=tokens_hash,
+                )
+            )
+        case LinkHello(protocol, worker, incarnation, layout, token):
+            frame = pb.LinkFrame(
+                hello=pb.LinkHello(
+                    protocol=protocol,
+                    worker=worker,
+                    incarnation=incarnation,
+                    layout_hash=layout,
+                    join_token=token,
+                )
+            )
+        case LinkWelcome(worker, incarnation, generation, error):
+            frame = pb.LinkFrame(
+                welcome=pb.LinkWelcome(
+                    worker=worker, incarnation=incarnation, generation=generation, error=error
+                )
+            )
+    return frame.SerializeToString()
+
+
+def decode_link(data: bytes | bytearray | memoryview) -> LinkMessage:
+    """One message of a data link. Raises LinkError if it is malformed."""
+    try:
+        frame = pb.LinkFrame.FromString(bytes(data))
+    except DecodeError as error:
+        raise LinkError(f"malformed frame of {len(data)} bytes") from error
+    match frame.WhichOneof("kind"):
+        case "write":
+            return LinkWrite(frame.write.nonce, frame.write.first, frame.write.count)
+        case "begin":
+            return LinkBegin(frame.begin.nonce)
+        case "go":
+            return LinkGo(frame.go.nonce, list(frame.go.pages))
+        case "end":
+            end = frame.end
+            return LinkEnd(end.nonce, end.ok, end.pages, end.pos, list(end.tokens), end.tokens_hash)
+        case "hello":
+            it = frame.hello
+            return LinkHello(it.protocol, it.worker, it.incarnation, it.layout_hash, it.join_token)
+        case "welcome":
+            welcome = frame.welcome
+            return LinkWelcome(
+                welcome.worker, welcome.incarnation, welcome.generation, welcome.error
+            )
+    raise LinkError("frame without a message")

@@ -1,0 +1,120 @@
+"""From command line and TOML file to a checked `WorkerConfig`. The command line wins."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dopd import env
+from dopd.errors import ConfigError
+from dopd.types import Role
+from dopd.worker.config import LOG_LEVELS, WorkerConfig, parse_bytes
+
+TOKEN_BYTES_MAX = 4096
+
+
+def parse(argv: Sequence[str]) -> WorkerConfig:
+    """The settings. Raises ConfigError; argparse itself exits with 2."""
+    given = dict(vars(_parser().parse_args(argv)))
+    file = given.pop("config", None)
+    values = (_read_table(Path(file)) if file else {}) | given
+    for required in ("role", "join"):
+        if required not in values:
+            raise ConfigError(f"--{required} is missing")
+    return WorkerConfig(**_convert(values))
+
+
+def _convert(values: dict[str, Any]) -> dict[str, Any]:
+    values = dict(values)
+    try:
+        values["role"] = Role(values["role"])
+    except ValueError:
+        roles = ", ".join(role.value for role in Role)
+        raise ConfigError(f"role {values['role']!r} is none of {roles}") from None
+    if "kv_memory" in values:
+        values["kv_memory_bytes"] = parse_bytes(str(values.pop("kv_memory")))
+    if "model" in values:
+        values["model"] = Path(values["model"])
+    values.setdefault("name", f"{values['role'].value}-{os.getpid()}")
+    token_file = values.pop("join_token_file", None)
+    values["join_token"] = _read_token(Path(token_file)) if token_file else _token_of_env()
+    _check_types(values)
+    return values
+
+
+def _check_types(values: dict[str, Any]) -> None:
+    """A TOML file may hold anything; a wrong type is found here and not in the middle of a step."""
+    for spec in dataclasses.fields(WorkerConfig):
+        value = values.get(spec.name)
+        for name, kind in (("int", int), ("bool", bool), ("str", str)):
+            if value is not None and spec.type in (name, f"{name} | None"):
+                if type(value) is not kind:
+                    raise ConfigError(f"{spec.name} is {value!r}, which is no {name}")
+
+
+def _token_of_env() -> str:
+    return env.get("JOIN_TOKEN") or ""
+
+
+def _read_token(path: Path) -> str:
+    try:
+        with path.open(encoding="ascii") as file:
+            return file.read(TOKEN_BYTES_MAX).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"join token file {path}: {error}") from error
+
+
+def _read_table(path: Path) -> dict[str, Any]:
+    """The [worker] table of a TOML file; its keys are the long options with underscores."""
+    import tomllib
+
+    try:
+        with path.open("rb") as file:
+            table = tomllib.load(file).get("worker", {})
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"configuration {path}: {error}") from error
+    if not isinstance(table, dict):
+        raise ConfigError(f"configuration {path}: worker is no table")
+    known = [action.dest for action in _parser()._actions if action.dest not in ("help", "config")]
+    for key in table:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f": did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(f"configuration {path}: unknown key worker.{key}{hint}")
+    return table
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m dopd.worker",
+        description="One dopd worker: attaches to a router and computes what it is told.",
+        # Absent options stay absent, so that the file's values show through.
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--model", metavar="PATH", help="model folder or .gguf file")
+    add("--mock", action="store_true", help="no model: tokens from arithmetic, times from a model")
+    add("--role", choices=[role.value for role in Role], help="label: any worker can do both")
+    add("--join", metavar="HOST:PORT", help="where the router listens for workers")
+    add("--name", help="unique in the fleet (default: role and process id)")
+    add("--served-model-name", help="name that clients use (default: the model's own)")
+    add("--data-host", metavar="HOST", help="address to receive KV on (default: 127.0.0.1)")
+    add("--dtype", help="auto, float32, bfloat16 or float16 (default: auto)")
+    add("--kv-memory", metavar="SIZE", help="memory for KV pages (default: 512MiB)")
+    add("--max-model-len", type=int, metavar="TOKENS", help="prompt plus answer at most")
+    add("--max-num-seqs", type=int, metavar="N", help="sequences in a step (default: 256)")
+    add("--max-batch-tokens", type=int, metavar="N", help="tokens in a step (cpu 512, gpu 8192)")
+    add("--page-size", type=int, metavar="TOKENS", help="tokens of one KV page (default: 16)")
+    add("--mock-timings", metavar="NAME", help="instant, h100-8b, h100-70b or a file")
+    add("--threads", type=int, metavar="N", help="compute threads on a CPU (default: 1)")
+    add("--join-token-file", metavar="FILE", help="join token (default: $DOPD_JOIN_TOKEN)")
+    add("--exit-on-stdin-eof", action="store_true", help="end when stdin is closed")
+    add("--log-level", choices=LOG_LEVELS, help="least level to show (default: info)")
+    add("--config", metavar="FILE", help="TOML file whose [worker] table gives defaults")
+    return parser

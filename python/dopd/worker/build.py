@@ -1,0 +1,118 @@
+"""Puts a worker together: engine, desk, transport, attach."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import dataclass
+
+from dopd import __version__, wire
+from dopd.engine.base import Engine
+from dopd.sched.batch import Batcher
+from dopd.sched.pages import PageAllocator
+from dopd.sched.seats import SeatLimits, Seats
+from dopd.transfer.base import LinkIdentity
+from dopd.transfer.tcp import TcpTransport
+from dopd.types import Grant, Role, WorkerFacts
+from dopd.worker.attach import Attach
+from dopd.worker.config import WorkerConfig
+from dopd.worker.desk import Desk
+from dopd.worker.loop import StepLoop
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """The parts of one worker, not yet started."""
+
+    desk: Desk
+    loop: StepLoop
+    transport: TcpTransport
+    attach: Attach
+
+
+def make_engine(config: WorkerConfig) -> Engine:
+    """The engine that the settings ask for; torch is imported only for a real model."""
+    if config.mock:
+        from dopd.engine.mock import MAX_MODEL_LEN, PAGE_BYTES, MockEngine
+
+        return MockEngine(
+            max(config.kv_memory_bytes // PAGE_BYTES, 1),
+            config.mock_timings,
+            model=config.served_model_name or "mock",
+            max_model_len=min(config.max_model_len or MAX_MODEL_LEN, MAX_MODEL_LEN),
+        )
+    from dopd.engine import torch as torch_engine
+
+    assert config.model is not None
+    return torch_engine.load(
+        config.model,
+        dtype=config.dtype,
+        kv_memory_bytes=config.kv_memory_bytes,
+        max_model_len=config.max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        max_batch_tokens=config.max_batch_tokens,
+        page_size=config.page_size,
+        threads=config.threads,
+        served_model_name=config.served_model_name,
+    )
+
+
+def make_desk(
+    engine: Engine,
+    role: Role,
+    ticket: Grant,
+    max_num_seqs: int,
+    max_batch_tokens: int,
+) -> Desk:
+    """A desk over the engine's pool. `ticket`: how our grants look, without a nonce."""
+    limits = SeatLimits(
+        ticket=ticket,
+        max_seats=max_num_seqs,
+        page_size=engine.geometry.page_size,
+        page_bytes=engine.geometry.page_bytes,
+        max_model_len=engine.max_model_len,
+        vocab_size=engine.vocab_size,
+        eos_token_ids=engine.eos_token_ids,
+    )
+    pages = PageAllocator(engine.pool.num_pages)
+    seats = Seats(limits, pages, draw=lambda: secrets.randbits(64))
+    return Desk(seats, Batcher(max_batch_tokens, max_num_seqs), role)
+
+
+def make_worker(config: WorkerConfig, engine: Engine) -> Worker:
+    """A worker around an engine."""
+    incarnation = secrets.randbits(64)
+    max_batch_tokens = config.batch_tokens(engine.device)
+    # The address is known only when the transport listens, and the transport needs the desk.
+    desk = make_desk(
+        engine,
+        config.role,
+        Grant(config.name, incarnation, "", TcpTransport.name, 0),
+        config.max_num_seqs,
+        max_batch_tokens,
+    )
+    identity = LinkIdentity(
+        config.name, incarnation, wire.layout_hash(engine.geometry), config.join_token
+    )
+    transport = TcpTransport(config.data_host, identity, engine.pool, desk)
+    desk.set_transport(transport)
+    facts = WorkerFacts(
+        worker=config.name,
+        incarnation=incarnation,
+        role=config.role,
+        geometry=engine.geometry,
+        pages_total=engine.pool.num_pages,
+        max_num_seqs=config.max_num_seqs,
+        max_batch_tokens=max_batch_tokens,
+        max_model_len=engine.max_model_len,
+        vocab_size=engine.vocab_size,
+        model=engine.model,
+        device=engine.device,
+        data_address=transport.address,
+        transports=(TcpTransport.name,),
+        pid=os.getpid(),
+        timings_json=engine.timings_json,
+        version=__version__,
+    )
+    attach = Attach(config.join, config.join_token, facts, desk)
+    return Worker(desk, StepLoop(desk, engine), transport, attach)

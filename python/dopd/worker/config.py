@@ -1,0 +1,86 @@
+"""Everything that a worker can be told, checked once. `args` fills it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dopd.errors import ConfigError
+from dopd.types import Role
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+# The link's join token travels in the clear.
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+_UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
+_UNITS |= {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
+
+
+def parse_bytes(text: str) -> int:
+    """`512MiB` -> 536870912."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", text.strip())
+    unit = _UNITS.get(match[2].lower()) if match else None
+    if match is None or unit is None or float(match[1]) <= 0:
+        raise ConfigError(f"{text!r} is no size: write a number and KiB, MiB or GiB")
+    return int(float(match[1]) * unit)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerConfig:
+    """Settings of one worker; units in the names. Raises ConfigError when made of nonsense."""
+
+    role: Role
+    join: str
+    join_token: str = field(repr=False)
+    model: Path | None = None
+    mock: bool = False
+    name: str = ""
+    served_model_name: str | None = None
+    data_host: str = "127.0.0.1"
+    dtype: str = "auto"
+    kv_memory_bytes: int = 512 << 20
+    max_model_len: int | None = None
+    max_num_seqs: int = 256
+    max_batch_tokens: int | None = None
+    page_size: int = 16
+    mock_timings: str = "instant"
+    threads: int = 1
+    exit_on_stdin_eof: bool = False
+    log_level: str = "info"
+
+    def __post_init__(self) -> None:
+        if self.mock == (self.model is not None):
+            raise ConfigError("give either --model PATH or --mock")
+        if not re.fullmatch(r"[a-zA-Z0-9._-]{1,64}", self.name):
+            raise ConfigError(f"name {self.name!r} is not 1 to 64 of a-z A-Z 0-9 . _ -")
+        host, _, port = self.join.rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise ConfigError(f"join address {self.join!r} is not HOST:PORT")
+        for host_setting in (host.strip("[]"), self.data_host):
+            if host_setting not in LOOPBACK:
+                raise ConfigError(
+                    f"{host_setting} is not loopback: there is no encryption between workers yet"
+                )
+        self._check_numbers()
+        if not self.join_token:
+            raise ConfigError("no join token: set DOPD_JOIN_TOKEN or give --join-token-file")
+        if self.log_level not in LOG_LEVELS:
+            raise ConfigError(f"log level {self.log_level!r} is none of {', '.join(LOG_LEVELS)}")
+
+    def _check_numbers(self) -> None:
+        for setting in ("kv_memory_bytes", "max_num_seqs", "page_size", "threads"):
+            if getattr(self, setting) < 1:
+                raise ConfigError(f"{setting} is {getattr(self, setting)}, at least 1 is needed")
+        if self.max_model_len is not None and self.max_model_len < 2:
+            raise ConfigError(f"max_model_len is {self.max_model_len}, at least 2 is needed")
+        if self.max_batch_tokens is not None and self.max_batch_tokens < self.max_num_seqs:
+            raise ConfigError(
+                f"max_batch_tokens is {self.max_batch_tokens}, but every one of max_num_seqs "
+                f"({self.max_num_seqs}) sequences may need one in a step"
+            )
+
+    def batch_tokens(self, device: str) -> int:
+        """Token budget of a step: a GPU wants large chunks, a CPU stalls everyone with them."""
+        default = 512 if device.startswith("cpu") else 8192
+        return self.max_batch_tokens or max(default, self.max_num_seqs)

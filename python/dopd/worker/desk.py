@@ -1,0 +1,387 @@
+"""Where the threads of a worker meet: one lock over seats, batch, outbox and links.
+
+The step loop takes commands, plans and publishes here; link threads bring their events here, and a
+Begin is answered without waiting for a step. Engine compute runs outside of the lock: pages of
+seats that take part in a step are freed by the step loop only, between steps. Nothing under the
+lock blocks; what a link sends, it queues.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from dopd import wire
+from dopd.errors import ProtocolError
+from dopd.sched import events as ev
+from dopd.sched.batch import Batch, Batcher
+from dopd.sched.events import Peer
+from dopd.sched.seats import Seats
+from dopd.transfer.base import Link, Transport
+from dopd.types import (
+    CloseReason,
+    Command,
+    Commands,
+    LinkEnd,
+    ReportColumns,
+    ReportHead,
+    Role,
+    Sampled,
+    Send,
+    SetRole,
+)
+from dopd.worker.outbox import Outbox
+
+log = logging.getLogger(__name__)
+
+# Merged commands that wait for a step to end; then the reader waits, and the stream's flow control.
+INBOX_MAX = 1024
+# Before one was measured: between a small model on a CPU and a large one on a GPU.
+START_DECODE_STEP_S = 0.01
+STEP_WEIGHT = 0.2
+
+
+class Session(Protocol):
+    """The stream to the router, as the desk sees it."""
+
+    id: int
+
+    def report(self, message: wire.AttachRequest) -> None:
+        """Queue one report; never blocks."""
+        ...
+
+    def fail(self, reason: str) -> None:
+        """Break the stream off."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A session begins."""
+
+    session: Session
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A session is over."""
+
+    session: Session
+
+
+@dataclass(slots=True)
+class Label:
+    """Role, drain and epoch. Greatest epoch wins. Written by the step loop under the lock."""
+
+    role: Role
+    drain: bool = False
+    epoch: int = 0
+
+
+@dataclass(slots=True)
+class StepFacts:
+    """What reports say of steps. Written by the step loop under the lock."""
+
+    step: int = 0
+    step_us: int = 0
+    next_step_us: int = 0
+    prefill_tokens: int = 0
+    decode_seqs: int = 0
+
+
+class Desk:
+    """See the module."""
+
+    def __init__(
+        self,
+        seats: Seats,
+        batcher: Batcher,
+        role: Role,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        # Guards every field below, and the seats and the batcher.
+        self.changed = threading.Condition()
+        self.seats = seats
+        self.batcher = batcher
+        self.label = Label(role)
+        self.session: Session | None = None
+        self.is_stopped = False
+        self._is_ending = False
+        self._clock = clock
+        self._outbox = Outbox()
+        self._inbox: deque[Started | Lost | Commands] = deque()
+        self._links: dict[int, Link] = {}
+        self._transport: Transport | None = None
+        self._facts = StepFacts()
+        self._decode_step_s = START_DECODE_STEP_S
+
+    def set_transport(self, transport: Transport) -> None:
+        """Once, before the first command: grants name its address."""
+        self._transport = transport
+        self.seats.set_address(transport.address)
+
+    # From the attach thread
+
+    def post(self, item: Started | Lost | Commands) -> None:
+        """Leave something for the step loop; waits while too much is there."""
+        with self.changed:
+            while len(self._inbox) >= INBOX_MAX and not self.is_stopped:
+                self.changed.wait()
+            self._inbox.append(item)
+            self.changed.notify_all()
+
+    def heartbeat(self, session: int) -> wire.AttachRequest:
+        """A report without columns: those leave through the step loop alone, and so in order."""
+        with self.changed:
+            self._overdue()
+            return wire.report(self._head(session), ReportColumns())
+
+    def stop(self) -> None:
+        """End the step loop after the step under way."""
+        with self.changed:
+            self.is_stopped = True
+            self.changed.notify_all()
+
+    # From the step loop
+
+    def wait(self, timeout_s: float) -> None:
+        """Until there is something to do for the step loop, at most timeout_s."""
+        with self.changed:
+            self.changed.wait_for(self._has_work, timeout_s)
+
+    def take_commands(self) -> None:
+        """Carry out what the router asked for since the last step, in order."""
+        with self.changed:
+            while self._inbox:
+                self._take(self._inbox.popleft())
+            self.changed.notify_all()
+            self._overdue()
+
+    def plan(self) -> Batch | None:
+        """Freeze what is as good as shipped, then plan the next step; None if nobody steps."""
+        with self.changed:
+            for slot in self.seats.shipping():
+                self._handle(ev.Boundary(slot, self._budget_bytes(slot)))
+            return self.batcher.plan()
+
+    def announce(self, expected_us: int) -> None:
+        """What the step that begins now is expected to take; heartbeats tell the router."""
+        with self.changed:
+            self._facts.next_step_us = expected_us
+
+    def publish(
+        self, batch: Batch | None, results: list[Sampled | Exception | None], step_us: int
+    ) -> None:
+        """Enter a step's results, and send one report of all that happened since the last one."""
+        with self.changed:
+            if batch is not None:
+                self._enter(batch, results, step_us)
+            if self.session is None:
+                self._outbox.take()
+                return
+            if batch is None and not self._outbox:
+                return
+            head = self._head(self.session.id, step_us)
+            self.session.report(wire.report(head, self._outbox.take()))
+
+    @property
+    def is_over(self) -> bool:
+        """The step loop has nothing more to do: stopped, or drained, empty and all reported."""
+        with self.changed:
+            is_empty = not (self.seats.by_slot or self._outbox or self._inbox)
+            return self.is_stopped or (self.seats.draining and is_empty)
+
+    def drain(self) -> None:
+        """Refuse every Open from now on, whatever label the router gives."""
+        with self.changed:
+            self._is_ending = self.seats.draining = True
+
+    # From links; see transfer.base.LinkEvents
+
+    def wants(self, peer: Peer) -> bool:
+        """Whether a shipment waits for a link to this peer."""
+        with self.changed:
+            return self.seats.wants(peer)
+
+    def link_up(self, link: Link, peer: Peer | None) -> None:
+        """A link is up."""
+        with self.changed:
+            self._links[link.id] = link
+            if peer is not None:
+                self._handle(ev.LinkUp(link.id, peer))
+
+    def link_down(self, link: Link) -> None:
+        """A link is down and synchronised."""
+        with self.changed:
+            self._handle(ev.LinkDown(link.id))
+            del self._links[link.id]
+
+    def begin(self, link: Link, nonce: int) -> None:
+        """A source shows a ticket."""
+        with self.changed:
+            self._handle(ev.Begin(link.id, nonce))
+
+    def go(self, link: Link, nonce: int, num_pages: int) -> None:
+        """A destination is ready."""
+        with self.changed:
+            self._handle(ev.Go(link.id, nonce, num_pages))
+
+    def targets(self, link: Link, nonce: int, first: int, count: int) -> list[int]:
+        """Pages that a Write names. Raises LinkError if it must not land."""
+        with self.changed:
+            return self.seats.targets(link.id, nonce, first, count)
+
+    def landed(self, link: Link, nonce: int, first: int, count: int) -> None:
+        """A Write is in place."""
+        with self.changed:
+            self._handle(ev.Landed(link.id, nonce, first, count))
+
+    def written(self, link: Link, nonce: int, count: int) -> None:
+        """Our writes are completed."""
+        with self.changed:
+            self._handle(ev.Written(link.id, nonce, count))
+
+    def end(self, link: Link, end: LinkEnd) -> None:
+        """The last word of a source."""
+        with self.changed:
+            event = ev.EndOk(link.id, end) if end.ok else ev.EndAborted(link.id, end.nonce)
+            self._handle(event)
+
+    # Under the lock
+
+    def _has_work(self) -> bool:
+        return bool(
+            self.is_stopped
+            or self._inbox
+            or len(self.batcher)
+            or (self._outbox and self.session is not None)
+        )
+
+    def _take(self, item: Started | Lost | Commands) -> None:
+        match item:
+            case Started(session):
+                assert self.session is None, "a session begins inside of another"
+                self.session = session
+                self._outbox.take()
+            case Lost(session):
+                if session is self.session:
+                    self._lose_session()
+            case Commands(session_id, commands):
+                if self.session is None or session_id != self.session.id:
+                    return
+                try:
+                    for command in commands:
+                        self._command(command)
+                except ProtocolError as error:
+                    log.error("session %#x is broken off: %s", session_id, error)
+                    self.session.fail(str(error))
+                    self._lose_session()
+
+    def _lose_session(self) -> None:
+        self._handle(ev.SessionLost())
+        self._outbox.take()
+        self.session = None
+
+    def _command(self, command: Command) -> None:
+        match command:
+            case Send(slot, None):
+                self._handle(ev.Stay(slot))
+            case SetRole(role, drain, epoch):
+                if epoch > self.label.epoch:
+                    self.label = Label(role, drain, epoch)
+                    self.seats.draining = drain or self._is_ending
+            case _:
+                self._handle(command)
+
+    def _handle(self, event: ev.Event) -> None:
+        for effect in self.seats.handle(event, self._clock()):
+            self._act(effect)
+
+    def _act(self, effect: ev.Effect) -> None:
+        match effect:
+            case ev.Opened() | ev.Arrived() | ev.Closed():
+                self._outbox.add(effect)
+            case ev.Joins(sequence):
+                self.batcher.add(sequence)
+            case ev.Leaves(sequence):
+                self.batcher.remove(sequence)
+            case ev.Dial(peer):
+                assert self._transport is not None
+                self._transport.dial(peer)
+            case ev.SendBegin(link, nonce):
+                self._links[link].begin(nonce)
+            case ev.SendGo(link, nonce, pages):
+                self._links[link].go(nonce, pages)
+            case ev.WritePages(link, nonce, first, pages):
+                self._links[link].write(nonce, first, pages)
+            case ev.SendEnd(link, end):
+                self._links[link].end(end)
+            case ev.AbortLink(link):
+                self._links[link].abort("a fence is overdue: the source said no End")
+        self.changed.notify_all()
+
+    def _overdue(self) -> None:
+        for effect in self.seats.overdue(self._clock()):
+            self._act(effect)
+
+    def _budget_bytes(self, slot: int) -> int:
+        shipment = self.seats.by_slot[slot].shipment
+        # A seat that was SENT over a link that is down by now still names it.
+        link = None if shipment is None else self._links.get(shipment.link or 0)
+        return 0 if link is None else int(link.bytes_per_s * self._decode_step_s)
+
+    def _enter(self, batch: Batch, results: list[Sampled | Exception | None], us: int) -> None:
+        events: list[ev.Event] = []
+        page_size = self.seats.page_size
+        for row, sequence, result in zip(batch.rows, batch.sequences, results, strict=True):
+            if isinstance(result, Exception):
+                log.error("slot %d failed: %s", row.slot, result)
+                events.append(ev.Dropped(row.slot, CloseReason.ERROR, str(result)))
+                continue
+            sequence.computed += len(row.tokens)
+            assert sequence.computed <= len(row.pages) * page_size, f"{sequence} is out of pages"
+            if result is not None:
+                self._outbox.add_token(row.slot, result.token, result.logprobs)
+                reason = sequence.append(result.token)
+                if reason is not None:
+                    events.append(ev.Finished(row.slot, reason))
+        self.batcher.advance(batch)
+        for event in events:
+            self._handle(event)
+        for slot in self.seats.shipping():
+            self._handle(ev.Computed(slot))
+        self._note(batch, us)
+
+    def _note(self, batch: Batch, step_us: int) -> None:
+        facts = self._facts
+        facts.step += 1
+        facts.prefill_tokens = batch.num_prefill_tokens
+        facts.decode_seqs = batch.num_decode
+        if not self.batcher:
+            facts.next_step_us = 0
+        if batch.num_decode and not batch.num_prefill_tokens:
+            self._decode_step_s += STEP_WEIGHT * (step_us / 1e6 - self._decode_step_s)
+
+    def _head(self, session: int, step_us: int = 0) -> ReportHead:
+        pages, facts = self.seats.pages, self._facts
+        return ReportHead(
+            session=session,
+            role=self.label.role,
+            role_epoch=self.label.epoch,
+            draining=self.seats.draining,
+            pages_free=pages.num_free,
+            pages_cached=pages.num_cached,
+            pages_fenced=pages.num_fenced,
+            running=len(self.batcher),
+            prefill_tokens_queued=self.batcher.prefill_tokens_queued,
+            step=facts.step,
+            step_us=step_us,
+            next_step_us=facts.next_step_us,
+            step_prefill_tokens=facts.prefill_tokens if step_us else 0,
+            step_decode_seqs=facts.decode_seqs if step_us else 0,
+        )

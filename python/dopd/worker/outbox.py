@@ -1,0 +1,41 @@
+"""What waits to be reported: filled between steps, emptied once a step into one message."""
+
+from __future__ import annotations
+
+from dopd.sched import events as ev
+from dopd.types import Logprobs, ReportColumns
+
+
+class Outbox:
+    """Columns of the next report. Filled and emptied under the desk's lock."""
+
+    def __init__(self) -> None:
+        self._columns = ReportColumns()
+
+    def __bool__(self) -> bool:
+        return bool(self._columns)
+
+    def add(self, effect: ev.Opened | ev.Arrived | ev.Closed) -> None:
+        """A seat opened, arrived or is gone."""
+        columns = self._columns
+        match effect:
+            case ev.Opened(slot, grant):
+                columns.opened_slots.append(slot)
+                columns.opened_grants.append(grant)
+            case ev.Arrived(slot, pos, tail):
+                columns.arrived.append((slot, pos, tail))
+            case ev.Closed(slot, reason, message, retry_ms):
+                columns.closed.append((slot, reason, message, retry_ms))
+
+    def add_token(self, slot: int, token: int, logprobs: Logprobs | None) -> None:
+        """A seat made a token."""
+        columns = self._columns
+        if logprobs is not None:
+            columns.logprobs.append((len(columns.tokens), logprobs))
+        columns.token_slots.append(slot)
+        columns.tokens.append(token)
+
+    def take(self) -> ReportColumns:
+        """All that waits; nothing waits any more."""
+        columns, self._columns = self._columns, ReportColumns()
+        return columns
