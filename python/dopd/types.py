@@ -83,6 +83,20 @@ class Grant:
     nonce: int
 
 
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """The receiving end of a data link, as a grant names it."""
+
+    worker: str
+    incarnation: int
+    address: str
+
+    @classmethod
+    def of(cls, grant: Grant) -> Peer:
+        """Where a grant points."""
+        return cls(grant.worker, grant.incarnation, grant.address)
+
+
 @dataclass(slots=True)
 class Sampled:
     """The token that a step drew for one row. Not frozen: that would triple its cost."""

@@ -5,34 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from dopd.kv.base import PagePool as PagePool
 from dopd.types import KvGeometry, Row, Sampled
-
-
-class PagePool(Protocol):
-    """The KV memory of one worker, as transports see it."""
-
-    num_pages: int
-    page_bytes: int
-
-    def page(self, index: int) -> memoryview:
-        """Writable bytes of one page (all layers), length page_bytes; valid as long as the pool.
-
-        Writing is allowed only while no step reads the page: the seat table sees to that.
-        """
-        ...
 
 
 class Engine(Protocol):
     """Computes steps over a paged pool. Called from one thread only."""
 
     geometry: KvGeometry
-    pool: PagePool
     model: str
     device: str
     vocab_size: int
     max_model_len: int
     eos_token_ids: frozenset[int]
     timings_json: str
+
+    @property
+    def pool(self) -> PagePool:
+        """The KV memory that rows' page numbers mean."""
+        ...
 
     def step(self, rows: Sequence[Row]) -> list[Sampled | Exception | None]:
         """Compute one step: decode rows first, then prefill rows; at least one row.

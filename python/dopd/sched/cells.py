@@ -13,7 +13,7 @@ from dopd.errors import ProtocolError
 from dopd.sched import events as ev
 from dopd.sched.events import State
 from dopd.sched.sequence import tokens_hash
-from dopd.types import Close, CloseReason, Compute, LinkEnd, Open, Send
+from dopd.types import Close, CloseReason, Compute, LinkEnd, Open, Peer, Send
 
 if TYPE_CHECKING:
     from dopd.sched.seats import Seat, Seats
@@ -67,7 +67,7 @@ def want(seats: Seats, seat: Seat, event: Send) -> None:
     assert event.grant is not None
     seats.set_shipment(seat, event.grant)
     seat.state = State.WANT
-    peer = ev.Peer.of(event.grant)
+    peer = Peer.of(event.grant)
     link = seats.link_to(peer)
     if link is None:
         seats.emit(ev.Dial(peer))
@@ -157,7 +157,7 @@ def gone(seats: Seats, seat: Seat, event: object) -> None:
 def begin(seats: Seats, seat: Seat, event: ev.LinkUp) -> None:
     """WANT: show the ticket; BEGUN."""
     assert seat.shipment is not None
-    if ev.Peer.of(seat.shipment.grant) != event.peer:
+    if Peer.of(seat.shipment.grant) != event.peer:
         return
     seat.shipment.link = event.link
     seat.state = State.BEGUN

@@ -10,7 +10,7 @@ import enum
 from dataclasses import dataclass, field
 
 from dopd.sched.sequence import Sequence
-from dopd.types import Close, CloseReason, Grant, LinkEnd, Open, Send
+from dopd.types import Close, CloseReason, Grant, LinkEnd, Open, Peer, Send
 
 
 class State(enum.IntEnum):
@@ -25,20 +25,6 @@ class State(enum.IntEnum):
     GOING = 6
     FROZEN = 7
     SENT = 8
-
-
-@dataclass(frozen=True, slots=True)
-class Peer:
-    """The receiving end of a link, as a grant names it."""
-
-    worker: str
-    incarnation: int
-    address: str
-
-    @classmethod
-    def of(cls, grant: Grant) -> Peer:
-        """Where a grant points."""
-        return cls(grant.worker, grant.incarnation, grant.address)
 
 
 # Events. From the router: Open, Send (with a grant), Stay (Send without one), Close, SessionLost.

@@ -19,7 +19,7 @@ from dopd.sched.cells import TABLE
 from dopd.sched.events import State
 from dopd.sched.pages import PageAllocator
 from dopd.sched.sequence import Sequence, tokens_hash
-from dopd.types import Close, CloseReason, Compute, Grant, LinkEnd, Open, Send
+from dopd.types import Close, CloseReason, Compute, Grant, LinkEnd, Open, Peer, Send
 
 FENCE_S = 0.5
 """Age at which a fence makes us abort its link: several times a hand-off, far below the lease."""
@@ -93,7 +93,7 @@ class Seats:
         self.fences: dict[int, Fence] = {}
         self._imports: dict[int, Seat] = {}
         self._shipments: dict[int, Seat] = {}
-        self._links: dict[ev.Peer, int] = {}
+        self._links: dict[Peer, int] = {}
         self._ticket = limits.ticket
         self._draw = draw
         self._arrivals = itertools.count()
@@ -143,12 +143,12 @@ class Seats:
         """Slots of sources in WANT .. SENT: the only seats that step boundaries matter to."""
         return [seat.slot for seat in self._shipments.values()]
 
-    def wants(self, peer: ev.Peer) -> bool:
+    def wants(self, peer: Peer) -> bool:
         """Whether a shipment still waits for a link to this peer."""
         return any(
             seat.state is State.WANT
             and seat.shipment is not None
-            and ev.Peer.of(seat.shipment.grant) == peer
+            and Peer.of(seat.shipment.grant) == peer
             for seat in self._shipments.values()
         )
 
@@ -251,7 +251,7 @@ class Seats:
             return "tokens_hash differs: the KV is of another sequence"
         return None
 
-    def link_to(self, peer: ev.Peer) -> int | None:
+    def link_to(self, peer: Peer) -> int | None:
         """The link to this peer that is up."""
         return self._links.get(peer)
 

@@ -20,8 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from dopd.sched.events import Peer
-from dopd.types import LinkEnd
+from dopd.types import LinkEnd, Peer
 
 PROTOCOL = 1
 """Version of the frames; both ends must have the same."""

@@ -13,13 +13,12 @@ import random
 import socket
 import threading
 
-from dopd.engine.base import PagePool
 from dopd.errors import LinkError, LinkRefusedError
-from dopd.sched.events import Peer
+from dopd.kv.base import PagePool
 from dopd.transfer import frames
 from dopd.transfer.base import PROTOCOL, LinkEvents, LinkIdentity
 from dopd.transfer.tcp_link import TcpLink
-from dopd.types import LinkHello, LinkWelcome
+from dopd.types import LinkHello, LinkWelcome, Peer
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from dopd.engine.base import PagePool
-from dopd.errors import LinkError
+from dopd.errors import DopdError, LinkError
+from dopd.kv.base import PagePool
 from dopd.transfer import frames
 from dopd.transfer.base import START_BYTES_PER_S, LinkEvents
 from dopd.types import LinkBegin, LinkEnd, LinkGo, LinkWrite
@@ -132,7 +132,7 @@ class TcpLink:
                     self._write_pages(*op)
                 else:
                     frames.send_frame(self._sock, op, [])
-        except OSError as error:
+        except (OSError, DopdError) as error:
             self.abort(f"send failed: {error}")
 
     def _take(self) -> Op | None:
@@ -171,7 +171,7 @@ class TcpLink:
                 lengths := frames.receive_header(self._sock, frames.MESSAGE_BYTES_MAX)
             ) is not None:
                 self._receive(*lengths)
-        except (OSError, LinkError) as error:
+        except (OSError, DopdError) as error:
             reason = str(error)
         finally:
             self.abort(reason)

@@ -13,7 +13,7 @@ from typing import Any
 from dopd import env
 from dopd.errors import ConfigError
 from dopd.types import Role
-from dopd.worker.config import LOG_LEVELS, WorkerConfig, parse_bytes
+from dopd.worker.config import LOG_LEVELS, WorkerConfig
 
 TOKEN_BYTES_MAX = 4096
 
@@ -36,8 +36,6 @@ def _convert(values: dict[str, Any]) -> dict[str, Any]:
     except ValueError:
         roles = ", ".join(role.value for role in Role)
         raise ConfigError(f"role {values['role']!r} is none of {roles}") from None
-    if "kv_memory" in values:
-        values["kv_memory_bytes"] = parse_bytes(str(values.pop("kv_memory")))
     if "model" in values:
         values["model"] = Path(values["model"])
     values.setdefault("name", f"{values['role'].value}-{os.getpid()}")
@@ -106,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--served-model-name", help="name that clients use (default: the model's own)")
     add("--data-host", metavar="HOST", help="address to receive KV on (default: 127.0.0.1)")
     add("--dtype", help="auto, float32, bfloat16 or float16 (default: auto)")
-    add("--kv-memory", metavar="SIZE", help="memory for KV pages (default: 512MiB)")
+    add("--kv-memory", metavar="SIZE", help="memory for KV pages, as 512MiB (default: by device)")
     add("--max-model-len", type=int, metavar="TOKENS", help="prompt plus answer at most")
     add("--max-num-seqs", type=int, metavar="N", help="sequences in a step (default: 256)")
     add("--max-batch-tokens", type=int, metavar="N", help="tokens in a step (cpu 512, gpu 8192)")

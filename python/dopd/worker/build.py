@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 from dataclasses import dataclass
 
 from dopd import __version__, wire
@@ -15,9 +16,12 @@ from dopd.transfer.base import LinkIdentity
 from dopd.transfer.tcp import TcpTransport
 from dopd.types import Grant, Role, WorkerFacts
 from dopd.worker.attach import Attach
-from dopd.worker.config import WorkerConfig
+from dopd.worker.config import WorkerConfig, parse_bytes
 from dopd.worker.desk import Desk
 from dopd.worker.loop import StepLoop
+from dopd.worker.progress import Progress
+
+MOCK_KV_MEMORY = "512MiB"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +39,9 @@ def make_engine(config: WorkerConfig) -> Engine:
     if config.mock:
         from dopd.engine.mock import MAX_MODEL_LEN, PAGE_BYTES, MockEngine
 
+        memory_bytes = parse_bytes(config.kv_memory or MOCK_KV_MEMORY)
         return MockEngine(
-            max(config.kv_memory_bytes // PAGE_BYTES, 1),
+            max(memory_bytes // PAGE_BYTES, 1),
             config.mock_timings,
             model=config.served_model_name or "mock",
             max_model_len=min(config.max_model_len or MAX_MODEL_LEN, MAX_MODEL_LEN),
@@ -47,13 +52,12 @@ def make_engine(config: WorkerConfig) -> Engine:
     return torch_engine.load(
         config.model,
         dtype=config.dtype,
-        kv_memory_bytes=config.kv_memory_bytes,
+        kv_memory=config.kv_memory,
         max_model_len=config.max_model_len,
-        max_num_seqs=config.max_num_seqs,
-        max_batch_tokens=config.max_batch_tokens,
         page_size=config.page_size,
         threads=config.threads,
-        served_model_name=config.served_model_name,
+        name=config.served_model_name,
+        progress=Progress(sys.stderr),
     )
 
 

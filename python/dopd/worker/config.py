@@ -39,7 +39,7 @@ class WorkerConfig:
     served_model_name: str | None = None
     data_host: str = "127.0.0.1"
     dtype: str = "auto"
-    kv_memory_bytes: int = 512 << 20
+    kv_memory: str | None = None
     max_model_len: int | None = None
     max_num_seqs: int = 256
     max_batch_tokens: int | None = None
@@ -63,13 +63,15 @@ class WorkerConfig:
                     f"{host_setting} is not loopback: there is no encryption between workers yet"
                 )
         self._check_numbers()
+        if self.kv_memory is not None:
+            parse_bytes(self.kv_memory)
         if not self.join_token:
             raise ConfigError("no join token: set DOPD_JOIN_TOKEN or give --join-token-file")
         if self.log_level not in LOG_LEVELS:
             raise ConfigError(f"log level {self.log_level!r} is none of {', '.join(LOG_LEVELS)}")
 
     def _check_numbers(self) -> None:
-        for setting in ("kv_memory_bytes", "max_num_seqs", "page_size", "threads"):
+        for setting in ("max_num_seqs", "page_size", "threads"):
             if getattr(self, setting) < 1:
                 raise ConfigError(f"{setting} is {getattr(self, setting)}, at least 1 is needed")
         if self.max_model_len is not None and self.max_model_len < 2:

@@ -20,7 +20,6 @@ from dopd import wire
 from dopd.errors import ProtocolError
 from dopd.sched import events as ev
 from dopd.sched.batch import Batch, Batcher
-from dopd.sched.events import Peer
 from dopd.sched.seats import Seats
 from dopd.transfer.base import Link, Transport
 from dopd.types import (
@@ -28,6 +27,7 @@ from dopd.types import (
     Command,
     Commands,
     LinkEnd,
+    Peer,
     ReportColumns,
     ReportHead,
     Role,
