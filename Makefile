@@ -114,7 +114,7 @@ $(BIN)/python: | $(UV)
 
 $(STAMPS)/deps: requirements.lock | $(UV) $(BIN)/python
 	@echo "installing Python packages (the first time some 5 GB, minutes)"
-	$(UV) pip install --python $(BIN)/python --require-hashes -r requirements.lock
+	$(UV) pip install --no-build --require-hashes --python $(BIN)/python -r requirements.lock
 	@mkdir -p $(@D) && touch $@
 
 $(STAMPS)/extension: $(STAMPS)/deps pyproject.toml $(RUST_SOURCES)
