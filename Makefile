@@ -42,7 +42,8 @@ serve: build ## Build, then serve SmolLM2: one prefill and one decode worker (MO
 	@exec $(BIN)/dopd serve $(MODEL) $(ARGS)
 
 ##@ Check
-.PHONY: test check statics fmt-check lint types contracts deny proto-check rust-test python-test unit-test
+.PHONY: test check statics fmt-check lint types contracts deny proto-check
+.PHONY: rust-test python-test unit-test
 test: build statics rust-test python-test ## Every check of the project; CI runs this line
 
 check: statics unit-test ## The fast half: all but Rust tests and real processes

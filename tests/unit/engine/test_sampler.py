@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
+
 from dopd.engine.sampler import Draw, sample, uniform
 from dopd.types import Sampled, SamplingParams
 

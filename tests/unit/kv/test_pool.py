@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from dopd.errors import ConfigError
 from dopd.kv.layout import page_bytes
 from dopd.kv.pool import KvPool, memory_for, pages_in, parse_memory
