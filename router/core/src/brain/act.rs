@@ -46,7 +46,7 @@ impl Brain {
             Cell::End(why) => self.end(key, why.map(|why| (why, Micros(0)))),
             Cell::Replay(fault) => self.replay(key, fault),
             Cell::DropPlan | Cell::CloseNextAndWait => {
-                self.close_all(key);
+                self.close_seats(key);
                 self.wait(key);
                 None
             }
@@ -94,7 +94,7 @@ impl Brain {
             .is_some_and(|worker| !worker.is_usable())
         {
             // The source was suspected or began to drain while nxt opened: it gets no new work.
-            self.close_all(key);
+            self.close_seats(key);
             self.wait(key);
             return None;
         }
@@ -160,7 +160,6 @@ impl Brain {
     }
 
     fn replay(&mut self, key: usize, fault: Fault) -> Option<Violation> {
-        self.close_all(key);
         let config = &self.config;
         let sequence = self.sequences.get_mut(key)?;
         let is_refused = fault == Fault::Closed(CloseReason::Refused);
@@ -181,6 +180,7 @@ impl Brain {
         }
         sequence.queue_key.is_fresh &= is_refused;
         self.replays_total += u64::from(!is_refused);
+        self.close_seats(key);
         self.wait(key);
         None
     }
@@ -194,7 +194,7 @@ impl Brain {
         if self.sequences.get(key)?.phase.kind() == PhaseKind::Wait {
             self.leave_wait(key);
         } else {
-            self.close_all(key);
+            self.close_seats(key);
         }
         let sequence = self.sequences.get(key)?.id;
         if let Some((why, retry_after)) = why {
@@ -255,12 +255,18 @@ impl Brain {
         sequence.phase = phase;
     }
 
-    /// Closes whatever seats it has. Those that are gone already stay gone.
-    fn close_all(&mut self, key: usize) {
+    /// Closes whatever seats it has; those that are gone already stay gone. The caller ends the
+    /// phase.
+    fn close_seats(&mut self, key: usize) {
         let Some(phase) = self.sequences.get(key).map(|sequence| sequence.phase) else {
             return;
         };
-        self.set_phase(key, Phase::Wait { timer: None });
+        if let Phase::Shipping {
+            timer: Some(at), ..
+        } = phase
+        {
+            self.timers.clear(at, Timer::Handoff(key));
+        }
         for seat in [phase.cur(), phase.nxt()].into_iter().flatten() {
             self.close(seat);
         }

@@ -79,6 +79,10 @@ impl Brain {
 
     fn columns(&mut self, worker: usize, report: &StepReport) -> Result<(), Violation> {
         for &slot in &report.opened {
+            if report.closed.iter().any(|closed| closed.slot == slot) {
+                // Nothing would come of its grant, and no action names a seat that ended.
+                continue;
+            }
             self.said(Seat { worker, slot }, |part| match part {
                 Part::Next => Some(Input::Opened),
                 Part::Current | Part::None => None,

@@ -172,3 +172,6 @@ pub(super) const fn cell(input: Input, phase: PhaseKind) -> Cell {
         (Input::NoWorker, _) => C::Ignore,
     }
 }
+
+#[cfg(test)]
+mod tests;

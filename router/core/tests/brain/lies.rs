@@ -1,0 +1,236 @@
+//! Workers that lie: whatever they report, the brain neither panics nor forgets what it owes, and
+//! whoever breaks the protocol loses its session at once.
+
+use dopd_core::{
+    action::Action,
+    brain::{Brain, BrainConfig},
+    event::{CloseReason, ClosedSeat, Event, StepReport},
+    fleet::{Role, WorkerLoad},
+    ids::{RequestId, SessionId, SlotId},
+    units::{Micros, Pages, Tokens},
+};
+use proptest::{prelude::*, test_runner::Config};
+
+use crate::support::{joined, report, request, said, sequence, worker};
+
+fn any_tokens() -> impl Strategy<Value = Tokens> {
+    prop_oneof![0..9_u32, Just(u32::MAX), any::<u32>()].prop_map(Tokens)
+}
+
+fn any_slot() -> impl Strategy<Value = SlotId> {
+    prop_oneof![9 => 0..6_u32, 1 => any::<u32>()].prop_map(SlotId)
+}
+
+fn any_role() -> impl Strategy<Value = Role> {
+    prop_oneof![Just(Role::Prefill), Just(Role::Decode), Just(Role::Mixed)]
+}
+
+fn any_why() -> impl Strategy<Value = CloseReason> {
+    use CloseReason::{Asked, Error, Length, Lost, Preempted, Refused, Stop};
+    prop::sample::select(vec![Asked, Error, Length, Lost, Preempted, Refused, Stop])
+}
+
+fn any_load() -> impl Strategy<Value = WorkerLoad> {
+    (any_tokens(), any_tokens(), any::<u64>()).prop_map(|(a, b, step)| WorkerLoad {
+        step,
+        step_us: a.0,
+        pages_free: Pages(b.0),
+        pages_cached: Pages(a.0),
+        pages_fenced: Pages(b.0 / 2),
+        running: a.0,
+        prefill_tokens_queued: b,
+    })
+}
+
+fn any_report() -> impl Strategy<Value = Event> {
+    let pairs = || prop::collection::vec((any_slot(), any_tokens()), 0..3);
+    let ends = prop::collection::vec((any_slot(), any_why(), any::<u64>()), 0..3);
+    let slots = prop::collection::vec(any_slot(), 0..2);
+    let head = (
+        1..9_u64,
+        any_role(),
+        0..3_u64,
+        prop::bool::weighted(0.1),
+        any_load(),
+    );
+    (head, slots, pairs(), pairs(), ends).prop_map(|(head, opened, arrived, tokens, ends)| {
+        let (session, role, role_epoch, draining, load) = head;
+        let end = |(slot, why, us)| ClosedSeat {
+            slot,
+            why,
+            retry_after: Micros(us),
+        };
+        said(StepReport {
+            session: SessionId(session),
+            role,
+            role_epoch,
+            draining,
+            load,
+            opened,
+            arrived,
+            tokens,
+            closed: ends.into_iter().map(end).collect(),
+        })
+    })
+}
+
+fn any_event() -> impl Strategy<Value = Event> {
+    let tokens = || prop_oneof![8 => 1..40_u32, 1 => any::<u32>()];
+    let session = || (1..9_u64).prop_map(SessionId);
+    prop_oneof![
+        6 => any_report(),
+        3 => (0..40_u64, 0..4_u8, tokens(), tokens(), any::<i32>(), 0..50_000_u64).prop_map(
+            |(id, choices, prompt, max, priority, deadline)| {
+                let mut facts = request(id, prompt, max);
+                (facts.choices, facts.priority) = (choices, priority);
+                facts.deadline = Micros(deadline);
+                Event::RequestArrived(facts)
+            }),
+        2 => (1..9_u64, any_role(), 0..60_u32, 0..9_u32).prop_map(|(session, role, pages, odd)| {
+            let mut facts = worker(role, pages);
+            (facts.page_size, facts.num_seqs_max) = (odd, odd);
+            facts.page_bytes = u64::MAX >> odd;
+            joined(session, facts)
+        }),
+        1 => session().prop_map(|session| Event::SessionLost { session }),
+        1 => session().prop_map(|session| Event::WorkerSuspected { session }),
+        1 => (0..40_u64, session()).prop_map(|(id, to)| {
+            Event::MoveRequested { sequence: sequence(id, 0), to }
+        }),
+        1 => (0..40_u64).prop_map(|id| Event::RequestCancelled { request: RequestId(id) }),
+        1 => (0..40_u64).prop_map(|id| Event::SequenceStopped { sequence: sequence(id, 1) }),
+        1 => Just(Event::Woke),
+    ]
+}
+
+proptest! {
+    #![proptest_config(Config { cases: 400, failure_persistence: None, ..Config::default() })]
+
+    #[test]
+    fn garbage_neither_panics_nor_leaves_anything_behind(
+        events in prop::collection::vec((0..2_000_u64, any_event()), 1..200),
+    ) {
+        let mut brain = Brain::new(BrainConfig::default());
+        let mut now = Micros(0);
+        for (later, event) in events {
+            now = now.plus(Micros(later));
+            let mut broken = Vec::new();
+            for action in brain.handle(now, event) {
+                let session = match action {
+                    Action::Break { session, .. } => {
+                        broken.push(session);
+                        continue;
+                    }
+                    Action::Open { seat, .. } | Action::Send { seat, .. }
+                    | Action::Close { seat } | Action::Switch { seat, .. } => seat.session,
+                    Action::Reject { .. } => continue,
+                };
+                prop_assert!(!broken.contains(&session), "a command after the break");
+            }
+            prop_assert!(brain.next_wake().is_none_or(|at| at > now || at.0 > 0));
+        }
+        for session in 1..9 {
+            brain.handle(now, Event::SessionLost { session: SessionId(session) });
+        }
+        for id in 0..40 {
+            brain.handle(now, Event::RequestCancelled { request: RequestId(id) });
+        }
+        let status = brain.status();
+        prop_assert_eq!((status.requests_waiting, status.tokens_waiting), (0, 0));
+        prop_assert_eq!((status.sequences_running, status.sessions.len()), (0, 0));
+        brain.handle(now.plus(Micros::from_millis(20_000)), Event::Woke);
+        prop_assert_eq!(brain.next_wake(), None);
+    }
+}
+
+/// One worker with one sequence of two tokens at most, then what it says of it.
+fn answer(tell: impl FnOnce(&mut StepReport)) -> Vec<Action> {
+    let mut brain = Brain::new(BrainConfig::default());
+    brain.handle(Micros(0), joined(1, worker(Role::Mixed, 40)));
+    brain.handle(Micros(0), Event::RequestArrived(request(1, 8, 2)));
+    let mut lie = report(1, Role::Mixed);
+    tell(&mut lie);
+    brain.handle(Micros(1), said(lie))
+}
+
+#[test]
+fn more_tokens_than_the_limit_break_the_session() {
+    assert_eq!(
+        answer(|report| report.tokens.push((SlotId(0), Tokens(2)))),
+        []
+    );
+    let broken = answer(|report| report.tokens.push((SlotId(0), Tokens(3))));
+    assert!(
+        matches!(
+            broken[..],
+            [Action::Break {
+                session: SessionId(1),
+                ..
+            }]
+        ),
+        "{broken:?}"
+    );
+}
+
+#[test]
+fn an_unknown_session_is_not_heard() {
+    assert_eq!(answer(|report| report.session = SessionId(2)), []);
+}
+
+#[test]
+fn a_label_of_an_older_epoch_is_not_taken() {
+    let mut brain = Brain::new(BrainConfig::default());
+    brain.handle(Micros(0), joined(1, worker(Role::Prefill, 40)));
+    for (role_epoch, role) in [(3, Role::Decode), (2, Role::Mixed)] {
+        brain.handle(
+            Micros(1),
+            said(StepReport {
+                role_epoch,
+                ..report(1, role)
+            }),
+        );
+        assert_eq!(brain.status().sessions[0].role, Role::Decode);
+    }
+}
+
+#[test]
+fn a_position_behind_the_client_breaks_the_session() {
+    let mut brain = Brain::new(BrainConfig::default());
+    brain.handle(Micros(0), joined(1, worker(Role::Prefill, 60)));
+    brain.handle(Micros(0), joined(2, worker(Role::Decode, 40)));
+    brain.handle(Micros(0), Event::RequestArrived(request(1, 8, 8)));
+    let decode = || report(2, Role::Decode);
+    brain.handle(
+        Micros(1),
+        said(StepReport {
+            opened: vec![SlotId(0)],
+            ..decode()
+        }),
+    );
+    let tokens = vec![(SlotId(0), Tokens(2))];
+    brain.handle(
+        Micros(2),
+        said(StepReport {
+            tokens,
+            ..report(1, Role::Prefill)
+        }),
+    );
+    let arrived = vec![(SlotId(0), Tokens(1))];
+    let broken = brain.handle(
+        Micros(3),
+        said(StepReport {
+            arrived,
+            ..decode()
+        }),
+    );
+    let [
+        Action::Break {
+            session: SessionId(2),
+            ..
+        },
+        Action::Send { to: None, .. },
+    ] = broken[..]
+    else {
+        panic!("{broken:?}");
+    };
+}

@@ -1,0 +1,7 @@
+//! Tests of the brain through its only door: events in, actions out.
+
+mod cells;
+mod lies;
+mod random_events;
+mod single_worker;
+mod support;

@@ -1,0 +1,250 @@
+//! Random requests, commands, steps, faults and late messages, in any order: the rules of the
+//! hand-off hold after every event (see `support/fleet.rs`), and once the faults end everything
+//! ends clean. The same events lead to the same decisions, and the log replays.
+
+use dopd_core::{
+    brain::BrainConfig,
+    event::{CloseReason, Event},
+    fleet::Role,
+    log,
+    units::Micros,
+};
+use proptest::{prelude::*, test_runner::Config};
+
+use crate::support::{
+    self,
+    fleet::{Fleet, Outcome},
+    request, worker,
+};
+
+const ROLES: [Role; 3] = [Role::Prefill, Role::Decode, Role::Mixed];
+
+/// What may happen. `a` and `b` choose among what is there.
+#[derive(Clone, Copy, Debug)]
+struct Op {
+    kind: u8,
+    a: u8,
+    b: u8,
+}
+
+/// Which faults a run has.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Faults {
+    None,
+    All,
+}
+
+fn ops() -> impl Strategy<Value = Vec<Op>> {
+    let op = (0..40_u8, any::<u8>(), any::<u8>()).prop_map(|(kind, a, b)| Op { kind, a, b });
+    prop::collection::vec(op, 50..400)
+}
+
+fn config(slack_ms: u64) -> BrainConfig {
+    BrainConfig {
+        seed: slack_ms,
+        handoff_slack: Micros::from_millis(slack_ms),
+        queue_requests_max: 12,
+        queue_tokens_max: 200,
+        ..BrainConfig::default()
+    }
+}
+
+fn run(config: BrainConfig, roles: &[u8], ops: &[Op], faults: Faults) -> Fleet {
+    let mut fleet = Fleet::new(config);
+    for (pages, &role) in (14..).step_by(4).zip(roles) {
+        fleet.join(worker(ROLES[usize::from(role) % 3], pages));
+    }
+    for (number, op) in ops.iter().enumerate() {
+        normal(&mut fleet, number as u64, *op);
+        if faults == Faults::All {
+            fault(&mut fleet, *op);
+        }
+    }
+    settle(&mut fleet);
+    fleet
+}
+
+/// Index of the worker that `a` chooses.
+fn pick(fleet: &Fleet, a: u8) -> Option<usize> {
+    usize::from(a).checked_rem(fleet.workers.len())
+}
+
+fn normal(fleet: &mut Fleet, number: u64, Op { kind, a, b }: Op) {
+    fleet.now = fleet.now.plus(Micros(u64::from(b) * 10));
+    let Some(index) = pick(fleet, a) else { return };
+    match kind {
+        0..=4 => {
+            let mut facts = request(number, 1 + u32::from(a) % 40, 1 + u32::from(b) % 8);
+            facts.choices = 1 + u8::from(b > 230) * 2;
+            facts.priority = i32::from(a % 3);
+            fleet.arrive(facts);
+        }
+        5..=11 => fleet.obey(index),
+        12..=18 => {
+            let stops = (b > 240).then_some(u32::from(b % 4));
+            let ends = fleet.workers[index].step(b % 4 > 0, stops);
+            fleet.links.extend(ends);
+        }
+        19..=25 => fleet.deliver_report(index),
+        26 | 27 => fleet.begin(index),
+        28 | 29 => fleet.deliver_end(true),
+        30 => wake(fleet, b % 2 == 0),
+        31 => fleet.workers[index].free_fences(),
+        _ => {}
+    }
+}
+
+/// Time passes up to the next timer, or the timer's event comes early.
+fn wake(fleet: &mut Fleet, is_due: bool) {
+    if let Some(at) = fleet
+        .brain
+        .next_wake()
+        .filter(|&at| is_due && at < support::NEVER)
+    {
+        fleet.now = fleet.now.max(at);
+    }
+    fleet.tell(Event::Woke);
+}
+
+fn fault(fleet: &mut Fleet, Op { kind, a, b }: Op) {
+    let streams = fleet.streams.len().max(1);
+    let Some((&id, _)) = fleet.streams.iter().nth(usize::from(b) % streams) else {
+        return;
+    };
+    let Some(index) = pick(fleet, a) else { return };
+    match kind {
+        32 => match b % 4 {
+            0 => fleet.give_up(
+                id,
+                Event::RequestCancelled {
+                    request: id.request,
+                },
+            ),
+            1 => fleet.give_up(id, Event::SequenceStopped { sequence: id }),
+            2 => {
+                let to = fleet.workers[index].session;
+                fleet.tell(Event::MoveRequested { sequence: id, to });
+            }
+            _ => fleet.deliver_late(),
+        },
+        33 if b > 100 => {
+            let facts = fleet.workers[index].facts.clone();
+            fleet.crash(index);
+            fleet.join(facts);
+        }
+        34 => fleet.suspect(index),
+        35 => fleet.workers[index].take_foreign(u32::from(b) % 12),
+        36 => fleet.workers[index].pages_foreign = 0,
+        37 if b > 128 => fleet.workers[index].evict(usize::from(b), CloseReason::Preempted),
+        37 if b < 16 => fleet.workers[index].evict(usize::from(b), CloseReason::Error),
+        38 if b % 2 == 0 => {
+            fleet.links.pop_front();
+        }
+        38 => fleet.deliver_end(false),
+        39 => {
+            let worker = &mut fleet.workers[index];
+            worker.is_draining = b > 230;
+            worker.role = ROLES[usize::from(b) % 3];
+            worker.role_epoch += 1;
+        }
+        _ => {}
+    }
+}
+
+/// Rounds until everything must have ended; a run needs a few hundred.
+const ROUNDS_MAX: usize = 5_000;
+
+/// No more faults: everybody does what there is to do, in turn, until it is quiet.
+fn settle(fleet: &mut Fleet) {
+    if fleet.workers.iter().all(|worker| worker.is_draining) {
+        fleet.join(worker(Role::Mixed, 40));
+    }
+    for worker in &mut fleet.workers {
+        worker.pages_foreign = 0;
+    }
+    while !fleet.late.is_empty() {
+        fleet.deliver_late();
+    }
+    for _ in 0..ROUNDS_MAX {
+        for index in 0..fleet.workers.len() {
+            while !fleet.workers[index].inbox.is_empty() {
+                fleet.obey(index);
+            }
+            fleet.workers[index].free_fences();
+            let ends = fleet.workers[index].step(true, None);
+            fleet.links.extend(ends);
+            while !fleet.workers[index].outbox.is_empty() {
+                fleet.deliver_report(index);
+            }
+        }
+        while !fleet.links.is_empty() {
+            fleet.deliver_end(true);
+        }
+        fleet.now = fleet.now.plus(Micros::from_millis(1));
+        if fleet.brain.next_wake().is_some_and(|at| at <= fleet.now) {
+            fleet.tell(Event::Woke);
+        }
+        let is_over = fleet
+            .streams
+            .values()
+            .all(|stream| stream.outcome.is_some());
+        if is_over && fleet.workers.iter().all(support::worker::Worker::is_empty) {
+            break;
+        }
+    }
+    fleet.assert_clean();
+}
+
+fn cases(cases: u32) -> Config {
+    Config {
+        cases,
+        failure_persistence: None,
+        max_shrink_iters: 20_000,
+        ..Config::default()
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(400))]
+
+    /// Nothing fails: every request that was queued is answered, whatever the order of messages.
+    #[test]
+    fn every_fault_free_run_ends_clean(
+        ops in ops(), roles in prop::collection::vec(0..3_u8, 1..5),
+    ) {
+        let fleet = run(config(500), &roles, &ops, Faults::None);
+        for (id, stream) in &fleet.streams {
+            let is_fine = match stream.outcome {
+                Some(Outcome::Finished) => true,
+                Some(Outcome::Rejected(why)) => format!("{why:?}") == "QueueFull",
+                _ => false,
+            };
+            prop_assert!(is_fine, "{:?}: {:?}", id, stream);
+        }
+        prop_assert_eq!(fleet.brain.status().replays_total, 0);
+    }
+
+    /// Every fault of the design, early and late timers included.
+    #[test]
+    fn rules_hold_under_faults_and_all_ends_clean(
+        ops in ops(), roles in prop::collection::vec(0..3_u8, 1..5), slack_ms in 0..3_u64,
+    ) {
+        run(config(slack_ms * 2), &roles, &ops, Faults::All);
+    }
+
+    #[test]
+    fn same_events_lead_to_same_decisions_and_the_log_replays(
+        ops in ops(), roles in prop::collection::vec(0..3_u8, 1..5),
+    ) {
+        let first = run(config(2), &roles, &ops, Faults::All);
+        let second = run(config(2), &roles, &ops, Faults::All);
+        prop_assert_eq!(&first.trace, &second.trace);
+        let lines = first.log.iter().map(|line| Ok::<_, std::io::Error>(line.clone()));
+        let report = log::replay(lines);
+        prop_assert!(report.is_ok(), "{:?}", report);
+        let Ok(report) = report else { return Ok(()) };
+        prop_assert_eq!(report.difference, None);
+        prop_assert_eq!(report.events + 1, first.log.len() as u64);
+        prop_assert_eq!(report.actions, first.trace.len() as u64);
+    }
+}

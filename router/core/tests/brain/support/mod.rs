@@ -1,0 +1,89 @@
+//! Makers of facts and events, shared by the tests of the brain.
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "only tests call this; the lint knows test functions only"
+)]
+
+pub(crate) mod fleet;
+pub(crate) mod worker;
+
+use dopd_core::{
+    cost::Timings,
+    event::{CloseReason, ClosedSeat, Event, StepReport},
+    fleet::{Role, WorkerFacts, WorkerLoad},
+    ids::{RequestId, SequenceId, SessionId, SlotId},
+    request::RequestFacts,
+    units::{Micros, Pages, Tokens},
+};
+
+/// Tokens per page in all tests: small, so that few tokens cross a page.
+pub(crate) const PAGE_SIZE: u32 = 4;
+
+/// Far enough that no test reaches it by accident.
+pub(crate) const NEVER: Micros = Micros::from_millis(1_000_000_000);
+
+pub(crate) fn worker(role: Role, pages: u32) -> WorkerFacts {
+    WorkerFacts {
+        name: format!("{role:?}").to_lowercase(),
+        role,
+        page_size: PAGE_SIZE,
+        page_bytes: 1_000,
+        pages_total: Pages(pages),
+        num_seqs_max: 8,
+        batch_tokens_max: Tokens(16),
+        model_len_max: Tokens(256),
+        timings: Timings::instant(),
+    }
+}
+
+pub(crate) fn joined(session: u64, worker: WorkerFacts) -> Event {
+    Event::WorkerJoined {
+        session: SessionId(session),
+        worker: Box::new(worker),
+    }
+}
+
+pub(crate) fn request(id: u64, prompt: u32, max_tokens: u32) -> RequestFacts {
+    RequestFacts {
+        id: RequestId(id),
+        choices: 1,
+        prompt_tokens: Tokens(prompt),
+        max_tokens: Tokens(max_tokens),
+        priority: 0,
+        deadline: NEVER,
+    }
+}
+
+pub(crate) fn sequence(request: u64, choice: u8) -> SequenceId {
+    SequenceId {
+        request: RequestId(request),
+        choice,
+    }
+}
+
+pub(crate) fn report(session: u64, role: Role) -> StepReport {
+    StepReport {
+        session: SessionId(session),
+        role,
+        role_epoch: 0,
+        draining: false,
+        load: WorkerLoad::default(),
+        opened: Vec::new(),
+        arrived: Vec::new(),
+        tokens: Vec::new(),
+        closed: Vec::new(),
+    }
+}
+
+pub(crate) fn closed(slot: u32, why: CloseReason) -> ClosedSeat {
+    ClosedSeat {
+        slot: SlotId(slot),
+        why,
+        retry_after: Micros(0),
+    }
+}
+
+pub(crate) fn said(report: StepReport) -> Event {
+    Event::StepReported(Box::new(report))
+}
