@@ -38,7 +38,7 @@ help: ## Print this list
 
 build: $(STAMPS)/extension $(STAMPS)/binaries ## Make .venv with everything, extension, binaries
 
-serve: build ## Build, then serve SmolLM2: one prefill and one decode worker (MODEL=..., ARGS=...)
+serve: build ## Build, then serve SmolLM2: one prefill and one decode worker (MODEL=)
 	@exec $(BIN)/dopd serve $(MODEL) $(ARGS)
 
 ##@ Check

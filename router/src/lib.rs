@@ -19,12 +19,16 @@ pub mod config;
 pub mod dispatch;
 pub mod drain;
 pub mod error;
+pub mod grpc;
+pub mod http;
 pub mod launch;
 pub mod metrics;
+pub mod service;
 pub mod status;
 pub mod streams;
 pub mod tokens;
 pub mod trace;
+pub mod validate;
 pub mod wire;
 pub mod workers;
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import PurePath
 
 from tests.support import sources
@@ -20,11 +21,12 @@ FLOORS = (
     ("lib", "main"),
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-CRATE_PATH = re.compile(r"\bcrate::(?:(\w+)|\{([^}]*)\})")
+CRATE_PATH = re.compile(r"\bcrate::(\{|\w+)")
 COMMENT = re.compile(r"//.*")
 # What the brain may not know: it is pure, so that a recorded log decides the same again.
 IMPURE = re.compile(
-    r"\bstd::(?:time::(?:Instant|SystemTime)|env|fs|net|thread|process)\b|\b(?:tokio|tonic|prost|rand)::"
+    r"\bstd::(?:time::(?:Instant|SystemTime)|env|fs|net|thread|process)\b"
+    r"|\b(?:tokio|tonic|prost|rand)::"
 )
 
 
@@ -32,12 +34,29 @@ def rooms_used(name: str) -> set[str]:
     """Rooms of the router that the file names as `crate::ROOM`."""
     code = COMMENT.sub("", sources.text(name))
     used: set[str] = set()
-    for single, several in CRATE_PATH.findall(code):
-        depth_free = re.sub(r"::\{.*", "", several)
-        used |= (
-            {single} if single else {part.strip().split(":")[0] for part in depth_free.split(",")}
-        )
-    return {room for room in used if room and room[0].islower()}
+    for found in CRATE_PATH.finditer(code):
+        used |= set(first_names(code[found.end() :])) if found[1] == "{" else {found[1]}
+    return {room for room in used if room[0].islower()}
+
+
+def first_names(group: str) -> Iterator[str]:
+    """The first name of each path in `a::{b, c}, d::e, f}`; `group` starts after the brace."""
+    depth = 0
+    is_first = True
+    for part in re.findall(r"\w+|[{},]", group):
+        if part == "}" and depth == 0:
+            return
+        depth += {"{": 1, "}": -1}.get(part, 0)
+        if part == "," and depth == 0:
+            is_first = True
+        elif part[0].isalnum() and is_first:
+            is_first = False
+            yield part
+
+
+def test_the_reader_of_use_groups_is_right() -> None:
+    group = " error::Error, dispatch::{self, ticket::Ticket},\n wire::v1, }; use crate::http;"
+    assert list(first_names(group)) == ["error", "dispatch", "wire"]
 
 
 def room_of(name: str) -> str:

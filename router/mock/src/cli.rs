@@ -176,7 +176,7 @@ impl Cli {
 
     fn pace(&self) -> Result<Pace, String> {
         match self.step_ms {
-            Some(ms) => Ok(Pace::Fixed(Duration::from_millis(ms.get()))),
+            Some(ms) => Ok(Pace::fixed(Duration::from_millis(ms.get()))),
             None => Pace::named(&self.mock_timings),
         }
     }

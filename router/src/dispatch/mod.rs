@@ -1,17 +1,61 @@
 //! Drives the brain: turns requests and reports into events, actions into commands.
 //!
-//! One [`Dispatch`] per router, cloned everywhere. The brain lives on a thread of its own ([`BrainThread`]); each front
-//! thread runs [`Dispatch::front`] once and owns the streams of the requests that were submitted on it. Called by
-//! `service` (submit), `main` (start, drain, shutdown) and `admin` (status).
+//! One [`Dispatch`] per router, cloned everywhere. The brain lives on a thread of its own
+//! ([`BrainThread`]); each front thread runs [`Dispatch::front`] once and owns the streams of the
+//! requests that were submitted on it. Called by `service` (submit), `main` (start, drain,
+//! shutdown) and `admin` (status).
+mod driver;
+mod front;
+mod reject;
+mod status;
 pub mod submission;
 mod ticket;
 
+pub use driver::BrainThread;
 pub use submission::Submission;
 pub use ticket::Ticket;
 
-use std::{future::Future, path::PathBuf};
+use std::{
+    future::Future,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
-use crate::{config::records::LimitsConfig, error::Error, status::FleetStatus};
+use dopd_core::{
+    brain::BrainConfig,
+    ids::{RequestId, SequenceId},
+    request::RequestFacts,
+    units::{Micros, Tokens},
+};
+use parking_lot::Mutex;
+use tokio::{
+    sync::{Notify, mpsc, oneshot},
+    time::Instant,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    config::records::LimitsConfig,
+    error::{Error, Reason},
+    status::FleetStatus,
+    streams::{
+        front::Front,
+        key::StreamKey,
+        messages::{BrainInput, FrontMessage},
+        outbox::{BRAIN_QUEUE, FRONT_QUEUE, Queues},
+        request::{ActiveGuard, RequestShared, prompt_hash},
+    },
+};
+
+/// Hint for a client that met a full input queue: the brain empties it in milliseconds.
+const INPUT_FULL_RETRY: Duration = Duration::from_millis(100);
+
+/// Hint for a client that met a router which shuts down.
+pub(crate) const DRAINING_RETRY: Duration = Duration::from_secs(1);
 
 /// What dispatch is started with.
 #[derive(Clone, Debug)]
@@ -28,56 +72,204 @@ pub struct DispatchConfig {
 
 /// Handle on the brain; cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Dispatch {}
+pub struct Dispatch {
+    queues: Queues,
+    shared: Arc<Shared>,
+}
 
-/// The running brain thread.
+/// What all threads share.
 #[derive(Debug)]
-pub struct BrainThread {}
-
-impl BrainThread {
-    /// Waits until the thread has ended; call [`Dispatch::shutdown`] before.
-    pub fn join(self) {}
+struct Shared {
+    /// The brain's time 0.
+    start: Instant,
+    next_request: AtomicU64,
+    active: Arc<AtomicUsize>,
+    is_ready: AtomicBool,
+    is_draining: AtomicBool,
+    /// Tells the brain's thread that `is_draining` changed.
+    drain: Notify,
+    /// Ends the brain's thread and the front loops.
+    stop: CancellationToken,
+    /// Each front loop takes its own.
+    receivers: Mutex<Vec<Option<mpsc::Receiver<FrontMessage>>>>,
 }
 
 impl Dispatch {
     /// Starts the brain thread.
-    pub fn start(_config: DispatchConfig) -> Result<(Self, BrainThread), Error> {
-        Ok((Self {}, BrainThread {}))
+    pub fn start(config: DispatchConfig) -> Result<(Self, BrainThread), Error> {
+        let fronts = u16::try_from(config.front_threads).unwrap_or(0);
+        if fronts == 0 {
+            return Err(Error::new(
+                Reason::Internal,
+                format!(
+                    "{} front threads, 1 to 65535 are possible",
+                    config.front_threads
+                ),
+            ));
+        }
+        let (brain, inputs) = mpsc::channel(BRAIN_QUEUE);
+        let (senders, receivers): (Vec<_>, Vec<_>) = (0..fronts)
+            .map(|_| {
+                let (sender, receiver) = mpsc::channel(FRONT_QUEUE);
+                (sender, Some(receiver))
+            })
+            .unzip();
+        let dispatch = Self {
+            queues: Queues {
+                brain,
+                fronts: senders.into(),
+            },
+            shared: Arc::new(Shared {
+                start: Instant::now(),
+                next_request: AtomicU64::new(1),
+                active: Arc::default(),
+                is_ready: AtomicBool::new(false),
+                is_draining: AtomicBool::new(false),
+                drain: Notify::new(),
+                stop: CancellationToken::new(),
+                receivers: Mutex::new(receivers),
+            }),
+        };
+        let brain = driver::start(&dispatch, config, inputs)?;
+        Ok((dispatch, brain))
     }
 
-    /// The loop of front thread `index`; run it once on each front thread with `spawn_local`. The thread can submit
-    /// from the moment of this call, before the future is first polled. Ends after [`Dispatch::shutdown`].
-    pub fn front(&self, _index: usize) -> impl Future<Output = ()> + 'static {
-        std::future::pending()
+    /// The loop of front thread `index`; run it once on each front thread with `spawn_local`. The
+    /// thread can submit from the moment of this call, before the future is first polled. Ends
+    /// after [`Dispatch::shutdown`].
+    pub fn front(&self, index: usize) -> impl Future<Output = ()> + 'static {
+        front::run(self, index)
     }
 
-    /// Takes a request; must be called on a front thread. Its sinks are called on this thread, never before this
-    /// returned. Dropping the ticket before the end cancels the request.
-    pub fn submit(&self, _submission: Submission) -> Result<Ticket, Error> {
-        Err(Error::new(
-            crate::error::Reason::NoWorker,
-            "no worker is attached",
-        ))
+    /// Takes a request; must be called on a front thread. Its sinks are called on this thread,
+    /// never before this returned. Dropping the ticket before the end cancels the request.
+    pub fn submit(&self, submission: Submission) -> Result<Ticket, Error> {
+        if self.shared.is_draining.load(Ordering::Acquire) {
+            return Err(draining("the router is shutting down"));
+        }
+        let front = Front::current()
+            .filter(|front| self.owns(front))
+            .ok_or_else(|| internal("a request was submitted off the front threads"))?;
+        let choices = u8::try_from(submission.sinks.len()).unwrap_or(0);
+        let prompt_tokens = u32::try_from(submission.prompt.len()).unwrap_or(0);
+        if choices == 0 || prompt_tokens == 0 {
+            return Err(internal("a request needs 1 to 255 choices and a prompt"));
+        }
+        let facts = RequestFacts {
+            id: self.mint(front.index),
+            choices,
+            prompt_tokens: Tokens(prompt_tokens),
+            max_tokens: Tokens(submission.limits.max_tokens),
+            priority: submission.priority,
+            deadline: self.micros(submission.deadline.into()),
+        };
+        let keys = self.insert(&front, facts.id, submission);
+        if let Err(error) = self.queues.brain.try_send(BrainInput::Submitted(facts)) {
+            front.streams.cancel(&keys);
+            return Err(match error {
+                mpsc::error::TrySendError::Full(_) => Error::new(
+                    Reason::QueueFull,
+                    format!("{BRAIN_QUEUE} messages wait for the scheduler, try again"),
+                )
+                .with_retry_after(INPUT_FULL_RETRY),
+                mpsc::error::TrySendError::Closed(_) => draining("the router has shut down"),
+            });
+        }
+        Ok(Ticket::new(self.clone(), keys))
+    }
+
+    /// Makes the streams of a request.
+    fn insert(&self, front: &Front, id: RequestId, submission: Submission) -> Arc<[StreamKey]> {
+        let request = Arc::new(RequestShared {
+            id,
+            label: submission.request_id,
+            prompt_hash: prompt_hash(&submission.prompt),
+            prompt: submission.prompt,
+            sampling: submission.sampling,
+            limits: submission.limits,
+            priority: submission.priority,
+            active: ActiveGuard::new(Arc::clone(&self.shared.active)),
+        });
+        let streams = (0_u8..).zip(submission.sinks).map(|(choice, sink)| {
+            let sequence = SequenceId {
+                request: id,
+                choice,
+            };
+            front.streams.insert(Arc::clone(&request), sequence, sink)
+        });
+        streams.collect()
     }
 
     /// A snapshot of the fleet; default values once the brain thread has ended.
     pub async fn status(&self) -> FleetStatus {
-        FleetStatus::default()
+        let (answer, status) = oneshot::channel();
+        if (self.queues.brain.send(BrainInput::Status(answer)).await).is_err() {
+            return FleetStatus::default();
+        }
+        status.await.unwrap_or_default()
     }
 
     /// Whether a worker is attached that takes requests.
     pub fn is_ready(&self) -> bool {
-        false
+        self.shared.is_ready.load(Ordering::Acquire)
     }
 
     /// Refuses new requests from now on; running ones go on.
-    pub fn drain(&self) {}
+    pub fn drain(&self) {
+        self.shared.is_draining.store(true, Ordering::Release);
+        self.shared.drain.notify_one();
+    }
 
     /// Requests that have not ended.
     pub fn active(&self) -> usize {
-        0
+        self.shared.active.load(Ordering::Acquire)
     }
 
     /// Ends the brain thread and all front loops; requests that run fail with `draining`.
-    pub fn shutdown(&self) {}
+    pub fn shutdown(&self) {
+        self.drain();
+        self.shared.stop.cancel();
+    }
+
+    /// A new request id that names its owner thread: id modulo number of front threads.
+    fn mint(&self, thread: u16) -> RequestId {
+        let count = self.shared.next_request.fetch_add(1, Ordering::Relaxed);
+        RequestId(count * self.queues.fronts.len() as u64 + u64::from(thread))
+    }
+
+    /// An instant on the brain's clock; its start if it was before.
+    fn micros(&self, at: Instant) -> Micros {
+        let since = at.saturating_duration_since(self.shared.start);
+        Micros(u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
+    }
+
+    /// Whether `front` belongs to this router: a test may have several.
+    fn owns(&self, front: &Front) -> bool {
+        let queues = front.outbox.queues();
+        queues.brain.same_channel(&self.queues.brain)
+    }
+}
+
+/// The brain's settings, as far as the router has them.
+fn brain_config(limits: &LimitsConfig, seed: u64) -> BrainConfig {
+    BrainConfig {
+        seed,
+        queue_requests_max: limits.queue_requests_max,
+        queue_tokens_max: limits.queue_tokens_max,
+        no_worker_wait: Micros::from_millis(limits.no_worker_wait_ms),
+        ..BrainConfig::default()
+    }
+}
+
+/// The owner of a sequence's stream; see [`Dispatch::mint`].
+fn owner(sequence: SequenceId, fronts: usize) -> usize {
+    usize::try_from(sequence.request.0 % fronts.max(1) as u64).unwrap_or(0)
+}
+
+fn internal(message: &'static str) -> Error {
+    Error::new(Reason::Internal, message)
+}
+
+fn draining(message: &'static str) -> Error {
+    Error::new(Reason::Draining, message).with_retry_after(DRAINING_RETRY)
 }

@@ -21,3 +21,13 @@ pub struct Submission {
     /// One sink per choice, at least one.
     pub sinks: Vec<Box<dyn Sink>>,
 }
+
+impl std::fmt::Debug for Submission {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Submission")
+            .field("request_id", &self.request_id)
+            .field("prompt_tokens", &self.prompt.len())
+            .field("choices", &self.sinks.len())
+            .finish_non_exhaustive()
+    }
+}

@@ -44,7 +44,7 @@ pub(super) fn run(launch: &Launch, plan: &ServePlan) -> Result<i32, Failure> {
     let threads = fronts::count(config.http.threads);
     let (dispatch, brain) = dispatch(config, threads)?;
     let served = Served {
-        attachments: attachments(config, &token, &model, &metrics),
+        attachments: attachments(config, &token, &model, &metrics)?,
         dispatch: dispatch.clone(),
     };
     let site = Site {
@@ -75,8 +75,7 @@ pub(super) fn run(launch: &Launch, plan: &ServePlan) -> Result<i32, Failure> {
         outcome
     });
     dispatch.shutdown();
-    brain.join();
-    outcome
+    brain.join().map_err(Failure::new).and(outcome)
 }
 
 fn runtime() -> Result<Runtime, Failure> {
@@ -109,7 +108,7 @@ fn attachments(
     token: &JoinToken,
     model: &ServedModel,
     metrics: &Metrics,
-) -> Arc<Attachments> {
+) -> Result<Arc<Attachments>, Failure> {
     let attach = AttachConfig {
         workers: config.workers.clone(),
         join_token: token.token.clone(),
@@ -117,5 +116,5 @@ fn attachments(
         model_hash: model.model_hash,
         vocab_size: Some(model.vocab_size),
     };
-    Attachments::new(attach, metrics.clone())
+    Attachments::new(attach, metrics.clone()).map_err(Failure::new)
 }

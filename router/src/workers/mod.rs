@@ -1,20 +1,41 @@
 //! Attached workers: the gRPC service that they dial, one link per worker stream.
 //!
 //! Called by `main` once per front thread; calls down into `streams` only.
+//!
+//! | file | what |
+//! |---|---|
+//! | `serve`, `service` | connections, join token |
+//! | `session`, `lease` | one attachment from hello to its end |
+//! | `hello`, `registry` | who may join, who is there |
+//! | `link`, `columns`, `report` | slots; what a report does; whether it is well formed |
+//! | `outgoing` | commands, merged per wake |
+mod columns;
+mod hello;
+mod lease;
+mod link;
+mod outgoing;
+mod registry;
+mod report;
+mod serve;
+mod service;
+mod session;
+
+pub use serve::serve;
 
 use std::sync::Arc;
 
-use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
-
-use crate::{config::records::WorkersConfig, error::Error, metrics::Metrics};
+use crate::{
+    config::records::WorkersConfig,
+    error::{Error, Reason},
+    metrics::Metrics,
+};
 
 /// What workers must show to join.
 #[derive(Clone, Debug)]
 pub struct AttachConfig {
     /// Listener, lease and bounds.
     pub workers: WorkersConfig,
-    /// The token every worker must send as `authorization: Bearer TOKEN`.
+    /// The token every worker must send as `authorization: Bearer TOKEN`; not empty.
     pub join_token: String,
     /// Name of the served model, for messages.
     pub model_name: String,
@@ -29,23 +50,23 @@ pub struct AttachConfig {
 pub struct Attachments {
     config: AttachConfig,
     metrics: Metrics,
+    registry: registry::Registry,
+    /// The router's name in each Welcome: random, so that a restart is told apart.
+    router: String,
 }
 
 impl Attachments {
     /// Nobody attached yet.
-    pub fn new(config: AttachConfig, metrics: Metrics) -> Arc<Self> {
-        Arc::new(Self { config, metrics })
+    pub fn new(config: AttachConfig, metrics: Metrics) -> Result<Arc<Self>, Error> {
+        let random = getrandom::u32().map_err(|error| {
+            let message = format!("the system gives no random numbers: {error}");
+            Error::new(Reason::Internal, message)
+        })?;
+        Ok(Arc::new(Self {
+            config,
+            metrics,
+            registry: registry::Registry::new(random),
+            router: format!("router-{random:08x}"),
+        }))
     }
-}
-
-/// Serves workers on `listener` until `stop`; run it once on each front thread (`spawn_local`, after
-/// [`crate::dispatch::Dispatch::front`] was called there) with a clone of the listening socket.
-pub async fn serve(
-    _listener: TcpListener,
-    attachments: Arc<Attachments>,
-    stop: CancellationToken,
-) -> Result<(), Error> {
-    tracing::debug!(model = attachments.config.model_name, "waiting for workers");
-    stop.cancelled().await;
-    Ok(())
 }

@@ -27,7 +27,6 @@ use crate::{
     link::{self, Identity},
     model,
     seats::{Batch, Effect, Event, LinkId, Seats},
-    step::Pace,
 };
 
 /// Inputs that wait for the worker.
@@ -79,7 +78,6 @@ struct Worker {
     step: Option<Step>,
     /// End of the step just finished; taken when the next one begins at once.
     last_end: Option<Instant>,
-    last_step_us: u32,
     reported: Instant,
     refused: Option<String>,
     drain_ends: Option<Instant>,
@@ -147,7 +145,6 @@ impl Worker {
             tasks,
             step: None,
             last_end: None,
-            last_step_us: 0,
             reported: now,
             refused: None,
             drain_ends: None,
@@ -381,7 +378,7 @@ impl Worker {
     /// Starts the next step, if some seat has something to compute.
     fn begin_step(&mut self) {
         let last_end = self.last_end.take();
-        let pages_left_max = Pace::pages_per_step(self.last_step_us);
+        let pages_left_max = self.config.pace.pages_per_step();
         let Some(batch) = self.seats.begin_step(pages_left_max) else {
             return;
         };
@@ -398,9 +395,9 @@ impl Worker {
             return;
         };
         let now = self.now();
-        self.last_step_us = micros(step.begun.elapsed());
+        let step_us = micros(step.begun.elapsed());
         self.last_end = Some(step.ends);
-        self.seats.finish_step(now, &step.batch, self.last_step_us);
+        self.seats.finish_step(now, &step.batch, step_us);
     }
 
     /// Fences, heartbeat, end of step.

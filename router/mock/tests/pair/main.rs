@@ -61,13 +61,13 @@ impl Fleet {
 }
 
 fn paced() -> Pace {
-    Pace::Fixed(Duration::from_millis(3))
+    Pace::fixed(Duration::from_millis(3))
 }
 
 #[tokio::test]
 async fn one_worker_answers_in_order_and_closes_once() {
     let mut fleet = Fleet::start().await;
-    let mut mixed = fleet.attach("mixed", Pace::Instant).await;
+    let mut mixed = fleet.attach("mixed", Pace::instant()).await;
     let ask = Ask::new(1_000, 50);
     mixed.say(vec![ask.compute(3, &[])]).await;
     let heard = mixed
@@ -81,7 +81,7 @@ async fn one_worker_answers_in_order_and_closes_once() {
 #[tokio::test]
 async fn replay_with_answer_tokens_goes_on_where_it_stopped() {
     let mut fleet = Fleet::start().await;
-    let mut mixed = fleet.attach("mixed", Pace::Instant).await;
+    let mut mixed = fleet.attach("mixed", Pace::instant()).await;
     let ask = Ask::new(33, 40);
     let answer = ask.answer();
     mixed.say(vec![ask.compute(0, &answer[..17])]).await;
@@ -128,7 +128,7 @@ async fn hand_off_gives_the_same_tokens_paced() {
 
 #[tokio::test]
 async fn hand_off_gives_the_same_tokens_instant() {
-    hand_off(Pace::Instant, 40_000, 20_000).await;
+    hand_off(Pace::instant(), 40_000, 20_000).await;
 }
 
 #[tokio::test]
@@ -241,7 +241,7 @@ async fn session_loss_closes_every_seat_and_the_worker_comes_back() {
 async fn silence_of_the_router_ends_the_session() {
     let mut fleet = Fleet::start().await;
     fleet.router = Router::start(TOKEN, 100).await;
-    let silent = fleet.attach("mixed", Pace::Instant).await;
+    let silent = fleet.attach("mixed", Pace::instant()).await;
     // Not one Cmd: the lease of 100 ms ends, and the worker dials again.
     let again = fleet.router.next().await;
     assert_ne!(silent.session, again.session);
@@ -250,7 +250,7 @@ async fn silence_of_the_router_ends_the_session() {
 #[tokio::test]
 async fn wrong_join_token_is_refused_for_good() {
     let mut fleet = Fleet::start().await;
-    let mut config = fleet.config("mixed", Pace::Instant);
+    let mut config = fleet.config("mixed", Pace::instant());
     config.join_token = "wrong".to_owned();
     fleet
         .workers

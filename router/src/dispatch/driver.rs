@@ -1,0 +1,313 @@
+//! The brain's thread: inputs become events, actions become messages.
+
+use std::{
+    collections::HashMap,
+    sync::atomic::Ordering,
+    thread::{self, JoinHandle},
+};
+
+use dopd_core::{
+    action::Action,
+    brain::Brain,
+    event::Event,
+    ids::{SeatId, SequenceId, SessionId, SlotId},
+    units::Micros,
+};
+use tokio::{
+    sync::mpsc,
+    time::{Instant, sleep_until},
+};
+
+use crate::{
+    config::records::LimitsConfig,
+    dispatch::{Dispatch, DispatchConfig, brain_config, owner, reject, status},
+    error::{Error, Reason},
+    streams::messages::{BrainInput, FrontMessage, Joined, Order, Reported, SeatOrder},
+    wire::worker::Grant,
+};
+
+/// Inputs taken at once.
+const BATCH: usize = 512;
+
+/// The running brain thread.
+#[derive(Debug)]
+pub struct BrainThread {
+    handle: JoinHandle<()>,
+}
+
+impl BrainThread {
+    /// Waits until the thread has ended; call [`Dispatch::shutdown`] before.
+    pub fn join(self) -> Result<(), Error> {
+        (self.handle.join())
+            .map_err(|_| Error::new(Reason::Internal, "the brain's thread panicked"))
+    }
+}
+
+/// Starts the thread.
+pub(super) fn start(
+    dispatch: &Dispatch,
+    config: DispatchConfig,
+    inputs: mpsc::Receiver<BrainInput>,
+) -> Result<BrainThread, Error> {
+    let failed = |what: &str, error: &dyn std::fmt::Display| {
+        Error::new(Reason::Internal, format!("{what}: {error}"))
+    };
+    let seed = getrandom::u64().map_err(|e| failed("no random numbers from the system", &e))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .map_err(|e| failed("starting the brain's runtime failed", &e))?;
+    let driver = Driver {
+        brain: Brain::new(brain_config(&config.limits, seed)),
+        dispatch: dispatch.clone(),
+        limits: config.limits,
+        sessions: HashMap::new(),
+        is_draining: false,
+    };
+    let handle = thread::Builder::new()
+        .name("brain".to_owned())
+        .spawn(move || runtime.block_on(driver.run(inputs)))
+        .map_err(|e| failed("starting the brain's thread failed", &e))?;
+    Ok(BrainThread { handle })
+}
+
+/// What dispatch knows of an attached worker.
+#[derive(Debug)]
+pub(super) struct Session {
+    /// Front thread that holds its link.
+    home: u16,
+    /// Its seats, from Open until `closed` was read.
+    seats: HashMap<SlotId, Seat>,
+    /// For the status page.
+    pub(super) pid: u32,
+    pub(super) device: String,
+    pub(super) address: String,
+}
+
+#[derive(Debug)]
+struct Seat {
+    sequence: SequenceId,
+    /// Of an import seat, from `opened` on.
+    grant: Option<Grant>,
+}
+
+/// The brain with what it takes to carry out its actions.
+struct Driver {
+    brain: Brain,
+    dispatch: Dispatch,
+    limits: LimitsConfig,
+    sessions: HashMap<SessionId, Session>,
+    is_draining: bool,
+}
+
+impl Driver {
+    async fn run(mut self, mut inputs: mpsc::Receiver<BrainInput>) {
+        let shared = std::sync::Arc::clone(&self.dispatch.shared);
+        let mut batch = Vec::with_capacity(BATCH);
+        loop {
+            let wake = self.brain.next_wake();
+            tokio::select! {
+                biased;
+                () = shared.stop.cancelled() => break,
+                // Held open by `self.dispatch`.
+                _ = inputs.recv_many(&mut batch, BATCH) => {}
+                () = shared.drain.notified() => {}
+                () = self.sleep_until(wake) => {}
+            }
+            if shared.is_draining.load(Ordering::Acquire) && !self.is_draining {
+                self.is_draining = true;
+                self.feed(Event::DrainStarted).await;
+            }
+            for input in batch.drain(..) {
+                self.input(input).await;
+            }
+            if self
+                .brain
+                .next_wake()
+                .is_some_and(|wake| wake <= self.now())
+            {
+                self.feed(Event::Woke).await;
+            }
+            shared
+                .is_ready
+                .store(self.brain.is_ready(), Ordering::Release);
+        }
+        shared.is_ready.store(false, Ordering::Release);
+    }
+
+    fn now(&self) -> Micros {
+        self.dispatch.micros(Instant::now())
+    }
+
+    async fn sleep_until(&self, wake: Option<Micros>) {
+        match wake.and_then(|wake| {
+            let start = self.dispatch.shared.start;
+            start.checked_add(std::time::Duration::from_micros(wake.0))
+        }) {
+            Some(at) => sleep_until(at).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// One message.
+    async fn input(&mut self, input: BrainInput) {
+        let event = match input {
+            BrainInput::Submitted(facts) => Event::RequestArrived(facts),
+            BrainInput::Cancelled(request) => Event::RequestCancelled { request },
+            BrainInput::Stopped(sequence) => Event::SequenceStopped { sequence },
+            BrainInput::Joined(joined) => self.joined(*joined),
+            BrainInput::Lost(session) => {
+                if self.sessions.remove(&session).is_none() {
+                    return;
+                }
+                Event::SessionLost { session }
+            }
+            BrainInput::Suspected(session) => Event::WorkerSuspected { session },
+            BrainInput::Reported(reported) => match self.reported(*reported) {
+                Some(event) => event,
+                None => return,
+            },
+            BrainInput::Status(answer) => {
+                let sessions = &self.sessions;
+                let status = status::fleet(&self.brain.status(), |s| sessions.get(&s.session));
+                // Whoever asked may have gone.
+                drop(answer.send(status));
+                return;
+            }
+        };
+        self.feed(event).await;
+    }
+
+    fn joined(&mut self, joined: Joined) -> Event {
+        self.sessions.insert(
+            joined.session,
+            Session {
+                home: joined.home,
+                seats: HashMap::new(),
+                pid: joined.pid,
+                device: joined.device,
+                address: joined.address,
+            },
+        );
+        Event::WorkerJoined {
+            session: joined.session,
+            worker: Box::new(joined.facts),
+        }
+    }
+
+    /// Keeps the grants, forgets the closed seats. `None`: of a session that is over.
+    fn reported(&mut self, reported: Reported) -> Option<Event> {
+        let Reported { report, grants } = reported;
+        let session = self.sessions.get_mut(&report.session)?;
+        for (slot, grant) in report.opened.iter().zip(grants) {
+            if let Some(seat) = session.seats.get_mut(slot) {
+                seat.grant = Some(grant);
+            }
+        }
+        // Before the brain hears of it: it may give a free slot away at once.
+        for closed in &report.closed {
+            session.seats.remove(&closed.slot);
+        }
+        Some(Event::StepReported(Box::new(report)))
+    }
+
+    /// One event, and what it leads to.
+    async fn feed(&mut self, event: Event) {
+        let now = self.now();
+        for action in self.brain.handle(now, event) {
+            self.act(action).await;
+        }
+    }
+
+    async fn act(&mut self, action: Action) {
+        match action {
+            Action::Open {
+                seat,
+                sequence,
+                pages,
+                kind,
+            } => {
+                let Some(session) = self.sessions.get_mut(&seat.session) else {
+                    tracing::error!(?seat, "open at a session that is over");
+                    return;
+                };
+                let grant = None;
+                session.seats.insert(seat.slot, Seat { sequence, grant });
+                self.order(seat, Order::Open { pages, kind }).await;
+            }
+            Action::Send { seat, to } => {
+                let grant = match to {
+                    None => None,
+                    Some(to) => match self.seat(to).and_then(|seat| seat.grant.clone()) {
+                        // Closed in the same report: the brain takes the Send back itself.
+                        None => return,
+                        grant => grant,
+                    },
+                };
+                self.order(seat, Order::Send(grant)).await;
+            }
+            Action::Close { seat } => self.order(seat, Order::Close).await,
+            Action::Switch { sequence, seat } => self.switch(sequence, seat).await,
+            Action::Reject {
+                sequence,
+                why,
+                retry_after,
+            } => {
+                let error = reject::error(why, retry_after, &self.limits);
+                let fail = FrontMessage::Fail { sequence, error };
+                self.send(self.owner(sequence), fail).await;
+            }
+            Action::Break { session, why } => {
+                let Some(over) = self.sessions.remove(&session) else {
+                    return;
+                };
+                tracing::warn!(?session, ?why, "worker broke the protocol");
+                self.send(usize::from(over.home), FrontMessage::Break(session))
+                    .await;
+            }
+        }
+    }
+
+    fn seat(&self, seat: SeatId) -> Option<&Seat> {
+        self.sessions.get(&seat.session)?.seats.get(&seat.slot)
+    }
+
+    /// An order for a seat that is open; one that has closed meanwhile needs none.
+    async fn order(&self, seat: SeatId, order: Order) {
+        if let Some(sequence) = self.seat(seat).map(|seat| seat.sequence) {
+            self.order_of(seat, sequence, order).await;
+        }
+    }
+
+    /// A seat that arrived and closed in one report is switched to nevertheless: its tokens count.
+    async fn switch(&self, sequence: SequenceId, seat: SeatId) {
+        self.order_of(seat, sequence, Order::Switch).await;
+    }
+
+    async fn order_of(&self, seat: SeatId, sequence: SequenceId, order: Order) {
+        let Some(session) = self.sessions.get(&seat.session) else {
+            return;
+        };
+        let order = SeatOrder {
+            sequence,
+            session: seat.session,
+            slot: seat.slot,
+            home: session.home,
+            order,
+        };
+        self.send(self.owner(sequence), FrontMessage::Seat(order))
+            .await;
+    }
+
+    fn owner(&self, sequence: SequenceId) -> usize {
+        owner(sequence, self.dispatch.queues.fronts.len())
+    }
+
+    /// Waits for room: the receiver of a front thread never waits for anything else.
+    async fn send(&self, front: usize, message: FrontMessage) {
+        if let Some(queue) = self.dispatch.queues.fronts.get(front) {
+            // Closed: that thread has ended, and its streams with it.
+            drop(queue.send(message).await);
+        }
+    }
+}

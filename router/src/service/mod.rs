@@ -1,0 +1,295 @@
+//! What both fronts share: from a checked request to an answer that a client can read.
+//!
+//! [`Service::submit`] tokenizes, checks the length, hands the request to dispatch with one sink
+//! per choice, and returns an [`Answer`]. The sinks ([`sink`]) turn tokens into text, match stop
+//! strings, count, and leave what is new in an outbox; the front polls the answer and renders what
+//! waits there. Nothing is rendered per token while the client reads slower than workers write.
+//!
+//! Not here: HTTP, gRPC, and how a request finds its worker.
+
+mod answer;
+mod backend;
+mod ids;
+mod live;
+mod outbox;
+mod pending;
+mod record;
+mod sink;
+mod text;
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::Semaphore;
+
+pub use self::{
+    answer::Answer,
+    backend::{Backend, Running},
+    outbox::{Next, Render, Usage},
+    pending::Delta,
+};
+use self::{
+    live::Live,
+    outbox::{Outbox, OutboxConfig},
+    record::Record,
+    sink::ChoiceSink,
+    text::AnswerText,
+};
+use crate::{
+    config::records::LimitsConfig,
+    dispatch::Submission,
+    error::{Error, Reason},
+    metrics::Metrics,
+    status::FleetStatus,
+    streams::sink::Sink,
+    tokens::{Framing, ServedModel, StopStrings},
+    validate::{Prompt, Spec},
+    wire::worker,
+};
+
+/// Text up to this size is tokenized on the front thread; above it would hold up every stream
+/// there, so it goes to a pool of threads.
+const INLINE_BYTES_MAX: usize = 16 << 10;
+
+/// When the reader of an answer is woken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wake {
+    /// At each token: the answer is streamed.
+    Each,
+    /// At the end: the answer is one object.
+    End,
+}
+
+/// What a front wants of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// When to be woken.
+    pub wake: Wake,
+    /// Token ids beside the text.
+    pub token_ids: bool,
+}
+
+/// A request that has just come in: its name, and the start of its clock.
+#[derive(Clone, Debug)]
+pub struct Arrival {
+    /// 128 random bits in hex.
+    pub id: String,
+    /// When its head was read.
+    pub at: Instant,
+}
+
+/// One served model behind both fronts. Shared by all front threads.
+#[derive(Debug)]
+pub struct Service {
+    model: Arc<ServedModel>,
+    limits: LimitsConfig,
+    backend: Box<dyn Backend>,
+    metrics: Metrics,
+    /// One permit per core: long prompts queue here instead of filling the blocking pool.
+    tokenizing: Semaphore,
+    live: Arc<Live>,
+    started: Instant,
+}
+
+impl Service {
+    /// A service for `model`; `backend` is dispatch, or a test's player of tokens.
+    pub fn new(
+        model: Arc<ServedModel>,
+        limits: LimitsConfig,
+        backend: impl Backend + 'static,
+        metrics: Metrics,
+    ) -> Arc<Self> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Arc::new(Self {
+            model,
+            limits,
+            backend: Box::new(backend),
+            metrics,
+            tokenizing: Semaphore::new(cores),
+            live: Arc::default(),
+            started: Instant::now(),
+        })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &ServedModel {
+        &self.model
+    }
+
+    /// Bounds on requests.
+    pub fn limits(&self) -> &LimitsConfig {
+        &self.limits
+    }
+
+    /// Metrics of the router.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Time since the start.
+    pub fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Whether a request would find a worker.
+    pub fn is_ready(&self) -> bool {
+        self.backend.is_ready()
+    }
+
+    /// A snapshot of the fleet.
+    pub async fn status(&self) -> FleetStatus {
+        self.backend.status().await
+    }
+
+    /// Names a request; call it when its head has been read.
+    pub fn arrive(&self) -> Result<Arrival, Error> {
+        Ok(Arrival {
+            id: ids::request_id()?,
+            at: Instant::now(),
+        })
+    }
+
+    /// Counts and logs a request that was refused before [`Self::submit`].
+    pub fn refuse(&self, arrival: &Arrival, error: &Error) {
+        Record::new(arrival, &self.metrics, 0).end(error.reason.row().code);
+    }
+
+    /// Starts a request. An error has been counted and logged.
+    pub async fn submit(
+        &self,
+        arrival: Arrival,
+        spec: Spec,
+        wanted: Wanted,
+    ) -> Result<Answer, Error> {
+        let prepared = self.prepare(&spec).await;
+        let started = prepared.and_then(|(prompt, max_tokens)| {
+            self.start(&arrival, &spec, prompt, max_tokens, wanted)
+        });
+        started.inspect_err(|error| self.refuse(&arrival, error))
+    }
+
+    /// Token ids of a prompt.
+    pub async fn tokenize(&self, prompt: &Prompt) -> Result<Vec<u32>, Error> {
+        let (text, framing) = match prompt {
+            Prompt::Tokens(ids) => return Ok(ids.clone()),
+            Prompt::Text(text) => (text.clone(), Framing::Default),
+            Prompt::Messages(messages) => {
+                let template = self.model.template.as_ref().ok_or_else(|| {
+                    Error::new(Reason::UnsupportedValue, "the model has no chat template")
+                })?;
+                (template.render(messages)?, Framing::Bare)
+            }
+        };
+        self.refuse_hopeless(&text)?;
+        let tokenizer = Arc::clone(&self.model.tokenizer);
+        if text.len() <= INLINE_BYTES_MAX {
+            return tokenizer.encode(&text, framing);
+        }
+        let stopped = |_| Error::new(Reason::Draining, "the server is shutting down");
+        let _permit = self.tokenizing.acquire().await.map_err(stopped)?;
+        let encode = tokio::task::spawn_blocking(move || tokenizer.encode(&text, framing));
+        encode
+            .await
+            .map_err(|_| Error::new(Reason::Internal, "the tokenizer ended early"))?
+    }
+
+    /// Refuses a text that cannot fit even if every token were the longest there is: spares its
+    /// tokenization.
+    fn refuse_hopeless(&self, text: &str) -> Result<(), Error> {
+        let longest = self.model.tokenizer.vocabulary().longest().max(1);
+        let least = text.len() / longest;
+        if least < self.model.max_model_len as usize {
+            return Ok(());
+        }
+        let message = format!(
+            "the prompt has at least {least} tokens; the model's context is {} tokens",
+            self.model.max_model_len
+        );
+        Err(Error::new(Reason::ContextLengthExceeded, message))
+    }
+
+    async fn prepare(&self, spec: &Spec) -> Result<(Vec<u32>, u32), Error> {
+        let prompt = self.tokenize(&spec.prompt).await?;
+        if prompt.is_empty() {
+            return Err(Error::new(Reason::InvalidValue, "the prompt has no token"));
+        }
+        let max_tokens = spec.fit(prompt.len(), self.model.max_model_len)?;
+        Ok((prompt, max_tokens))
+    }
+
+    fn start(
+        &self,
+        arrival: &Arrival,
+        spec: &Spec,
+        prompt: Vec<u32>,
+        max_tokens: u32,
+        wanted: Wanted,
+    ) -> Result<Answer, Error> {
+        let seed = match spec.sampling.seed {
+            Some(seed) => seed,
+            None => ids::seed()?,
+        };
+        let longest = Duration::from_millis(self.limits.request_timeout_ms);
+        let deadline = arrival.at + spec.timeout.map_or(longest, |timeout| timeout.min(longest));
+        let prompt_tokens = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
+        let outbox = Outbox::new(
+            OutboxConfig {
+                choices: spec.choices as usize,
+                wanted,
+                bytes_max: self.limits.slow_reader_bytes_max,
+                deadline,
+            },
+            Record::new(arrival, &self.metrics, prompt_tokens),
+        );
+        let text = AnswerText::new(
+            Arc::clone(&self.model.tokenizer),
+            StopStrings::new(&spec.stop),
+            spec.min_tokens,
+        );
+        let sinks = (0..spec.choices as usize)
+            .map(|choice| {
+                let sink = ChoiceSink::new(Arc::clone(&outbox), choice, text.clone());
+                Box::new(sink) as Box<dyn Sink>
+            })
+            .collect();
+        let running = self.backend.submit(Submission {
+            request_id: arrival.id.clone(),
+            prompt: prompt.into(),
+            sampling: sampling(spec, seed),
+            limits: worker::Limits {
+                max_tokens,
+                min_tokens: spec.min_tokens,
+                stop_token_ids: spec.stop_token_ids.clone(),
+                ignore_eos: spec.ignore_eos,
+            },
+            priority: spec.priority,
+            deadline,
+            sinks,
+        });
+        let running = running.inspect_err(|_| outbox.forget())?;
+        let place = self.live.add(&outbox);
+        let id = arrival.id.clone();
+        Ok(Answer::new(id, prompt_tokens, outbox, running, place))
+    }
+
+    /// Looks after answers that nobody polls: cuts slow readers and overdue requests, asks for
+    /// pings. Call it about once a second from each front thread; most calls return at once.
+    pub fn sweep(&self, now: Instant) {
+        let patience = Duration::from_millis(self.limits.slow_reader_timeout_ms);
+        self.live.sweep(now, patience);
+    }
+}
+
+fn sampling(spec: &Spec, seed: u64) -> worker::Sampling {
+    worker::Sampling {
+        temperature: spec.sampling.temperature,
+        top_p: spec.sampling.top_p,
+        top_k: spec.sampling.top_k,
+        min_p: spec.sampling.min_p,
+        seed,
+        choice: 0,
+        top_logprobs: spec.top_logprobs,
+    }
+}

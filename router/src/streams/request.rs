@@ -1,0 +1,97 @@
+//! What the streams of one request share, as long as one of them lives.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use dopd_core::ids::RequestId;
+use sha2::{Digest, Sha256};
+
+use crate::wire::worker::{Limits, Sampling};
+
+/// The part of a request that every Open carries.
+#[derive(Debug)]
+pub struct RequestShared {
+    /// The brain's name for it.
+    pub id: RequestId,
+    /// Label for logs of both sides.
+    pub label: String,
+    /// Token ids of the prompt.
+    pub prompt: Arc<[u32]>,
+    /// First 8 bytes, little endian, of sha256 over the prompt's token ids as little-endian u32.
+    pub prompt_hash: u64,
+    /// How tokens are drawn; `choice` is set per sequence.
+    pub sampling: Sampling,
+    /// When the answer ends.
+    pub limits: Limits,
+    /// Higher goes first.
+    pub priority: i32,
+    /// Counts itself among the requests that have not ended.
+    pub active: ActiveGuard,
+}
+
+/// Adds one to a counter for as long as it lives.
+#[derive(Debug)]
+pub struct ActiveGuard(Arc<AtomicUsize>);
+
+impl ActiveGuard {
+    /// Counts itself in `counter`.
+    pub fn new(counter: Arc<AtomicUsize>) -> Self {
+        counter.fetch_add(1, Ordering::AcqRel);
+        Self(counter)
+    }
+}
+
+impl Drop for ActiveGuard {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// The hash of a prompt as `Open.prompt_hash` defines it.
+pub fn prompt_hash(prompt: &[u32]) -> u64 {
+    /// Tokens hashed at once: 4 KiB, so that the hash works on whole buffers.
+    const CHUNK: usize = 1_024;
+    let mut hash = Sha256::new();
+    let mut bytes = [0_u8; CHUNK * 4];
+    for chunk in prompt.chunks(CHUNK) {
+        for (place, token) in bytes.chunks_exact_mut(4).zip(chunk) {
+            place.copy_from_slice(&token.to_le_bytes());
+        }
+        hash.update(bytes.get(..chunk.len() * 4).unwrap_or_default());
+    }
+    let digest = hash.finalize();
+    let mut first = [0_u8; 8];
+    first.copy_from_slice(&digest[..8]);
+    u64::from_le_bytes(first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prompt_hash_is_sha256_of_little_endian_words() {
+        // sha256 of no bytes starts e3b0c44298fc1c14.
+        assert_eq!(prompt_hash(&[]), 0x141c_fc98_42c4_b0e3);
+        // Chunked and whole agree across the chunk border.
+        let prompt: Vec<u32> = (0..3_000).collect();
+        let bytes: Vec<u8> = prompt
+            .iter()
+            .flat_map(|token| token.to_le_bytes())
+            .collect();
+        let digest = Sha256::digest(&bytes);
+        let expected = u64::from_le_bytes(digest[..8].try_into().unwrap());
+        assert_eq!(prompt_hash(&prompt), expected);
+    }
+
+    #[test]
+    fn active_counts_while_it_lives() {
+        let counter = Arc::new(AtomicUsize::new(0));
+        let guard = ActiveGuard::new(Arc::clone(&counter));
+        assert_eq!(counter.load(Ordering::Acquire), 1);
+        drop(guard);
+        assert_eq!(counter.load(Ordering::Acquire), 0);
+    }
+}

@@ -1,0 +1,142 @@
+//! `messages` of a chat: roles, and content as a string or as a list of text parts.
+
+use serde::{Deserialize, Deserializer, de::Visitor};
+use serde_json::value::RawValue;
+use std::fmt;
+
+use super::fields;
+use crate::{
+    error::{Error, Reason},
+    tokens::Message,
+};
+
+/// Most text parts of one message.
+const PARTS_MAX: usize = 1_024;
+
+/// A message as it stands in the body; other fields (`name`, `refusal`) change nothing.
+#[derive(Deserialize)]
+struct RawMessage<'a> {
+    role: String,
+    #[serde(borrow, default)]
+    content: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    tool_calls: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    function_call: Option<&'a RawValue>,
+}
+
+/// A part of a message's content.
+#[derive(Deserialize)]
+struct Part {
+    #[serde(rename = "type", default)]
+    kind: Option<String>,
+    #[serde(default)]
+    text: Option<String>,
+}
+
+/// Reads the list; at most `max` messages.
+pub(super) fn read(raw: &RawValue, max: usize) -> Result<Vec<Message>, Error> {
+    let list: Vec<&RawValue> = fields::read_list("messages", raw, max)?;
+    if list.is_empty() {
+        let message = "at least one message is required";
+        return Err(Error::new(Reason::InvalidValue, message).with_field("messages"));
+    }
+    let numbered = list.into_iter().enumerate();
+    numbered.map(|(index, raw)| message(index, raw)).collect()
+}
+
+fn message(index: usize, raw: &RawValue) -> Result<Message, Error> {
+    let here = || format!("messages[{index}]");
+    let message: Option<RawMessage<'_>> = fields::read(&here(), raw)?;
+    let refuse = |reason: Reason, part: &str, what: String| {
+        Err(Error::new(reason, what).with_field(format!("{}{part}", here())))
+    };
+    let Some(message) = message else {
+        let what = "a message is null".to_owned();
+        return refuse(Reason::InvalidValue, "", what);
+    };
+    let role = match message.role.as_str() {
+        "system" | "user" | "assistant" => message.role.as_str(),
+        // OpenAI's newer name for it; models and their templates know the old one.
+        "developer" => "system",
+        "tool" | "function" => {
+            let what = "tools are not supported".to_owned();
+            return refuse(Reason::UnsupportedValue, ".role", what);
+        }
+        _ => {
+            let what = "the role must be system, developer, user or assistant".to_owned();
+            return refuse(Reason::InvalidValue, ".role", what);
+        }
+    };
+    let calls = [message.tool_calls, message.function_call];
+    if calls.into_iter().flatten().any(|raw| !is_empty(raw)) {
+        let what = "tool calls are not supported".to_owned();
+        return refuse(Reason::UnsupportedValue, ".tool_calls", what);
+    }
+    let content = match message.content.filter(|raw| raw.get() != "null") {
+        Some(raw) => content(index, raw)?,
+        None if role == "assistant" => String::new(),
+        None => {
+            let what = "content is required".to_owned();
+            return refuse(Reason::InvalidValue, ".content", what);
+        }
+    };
+    Ok(Message {
+        role: role.to_owned(),
+        content,
+    })
+}
+
+fn is_empty(raw: &RawValue) -> bool {
+    matches!(raw.get(), "null" | "[]" | "{}")
+}
+
+fn content(index: usize, raw: &RawValue) -> Result<String, Error> {
+    let field = format!("messages[{index}].content");
+    if raw.get().starts_with('[') {
+        let parts: Vec<Part> = fields::read_list(&field, raw, PARTS_MAX)?;
+        let mut texts = Vec::with_capacity(parts.len());
+        for (number, part) in parts.into_iter().enumerate() {
+            match (part.kind.as_deref(), part.text) {
+                (Some("text"), Some(text)) => texts.push(text),
+                (kind, _) => {
+                    let what = match kind {
+                        Some("text") => "a text part has no text",
+                        _ => "only parts of type text are supported",
+                    };
+                    let error = Error::new(Reason::UnsupportedValue, what);
+                    return Err(error.with_field(format!("{field}[{number}]")));
+                }
+            }
+        }
+        // As vLLM joins them for templates that want a string.
+        return Ok(texts.join("\n"));
+    }
+    let text: Option<Text> = fields::read(&field, raw)?;
+    Ok(text.map(|text| text.0).unwrap_or_default())
+}
+
+/// A string, with an error message that tells of lists too.
+struct Text(String);
+
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Wanted;
+        impl Visitor<'_> for Wanted {
+            type Value = Text;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string or a list of text parts")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Text, E> {
+                Ok(Text(text.to_owned()))
+            }
+
+            fn visit_string<E>(self, text: String) -> Result<Text, E> {
+                Ok(Text(text))
+            }
+        }
+        deserializer.deserialize_string(Wanted)
+    }
+}

@@ -1,0 +1,20 @@
+//! The one validator of requests, used by both fronts.
+//!
+//! A front turns what came over its wire into [`Params`] ([`parse`] does it for JSON bodies);
+//! [`check`] turns those into a [`Spec`], in which every number is inside of its limit. Whatever
+//! is wrong comes back as an error that names the field. What needs token ids (the length of a
+//! text prompt) is checked by `service`, with [`Spec::fit`].
+
+mod check;
+mod fields;
+mod harmless;
+mod messages;
+mod parse;
+mod prompt;
+mod spec;
+
+pub use self::{
+    check::check,
+    parse::{ChatOrText, Endpoint, parse, parse_tokenize},
+    spec::{AnswerLength, Params, Prompt, Sampling, Spec},
+};

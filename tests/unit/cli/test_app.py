@@ -1,0 +1,104 @@
+"""Finding commands, help, errors and exit codes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from dopd.cli import app, console, http, status
+from tests.support.snapshots import assert_snapshot
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.run(["--help"]) == console.OK
+    assert_snapshot("help", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("command", ["status", "chat", "bench", "version"])
+def test_help_of_a_command(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit) as caught:
+        app.run([command, "--help"])
+    assert caught.value.code == console.OK
+    # Python 3.13 writes options another way than 3.11.
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: dopd {command} ")
+    if sys.version_info < (3, 13):
+        assert_snapshot(f"help_{command}", text)
+
+
+def test_help_takes_less_than_150_ms() -> None:
+    command = [sys.executable, "-m", "dopd", "--help"]
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        subprocess.run(command, check=True, capture_output=True)
+        times.append(time.perf_counter() - start)
+    bare = [sys.executable, "-c", ""]
+    start = time.perf_counter()
+    subprocess.run(bare, check=True)
+    # Against a bare interpreter at the same moment: a busy machine slows both.
+    assert min(times) < max(0.150, 4 * (time.perf_counter() - start))
+
+
+def test_an_unknown_command_gets_a_suggestion(capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.run(["statsu"]) == console.USAGE
+    assert capsys.readouterr().err == "error: no command 'statsu'\n  fix: dopd status\n"
+
+
+@pytest.mark.parametrize("url", ["ftp://x", "http://", "http://x:y", "http://:80"])
+def test_a_bad_url_is_a_usage_error(url: str) -> None:
+    with pytest.raises(console.CommandError) as caught:
+        http.parse_url(url)
+    assert caught.value.code == console.USAGE
+
+
+def test_host_and_port_alone_are_a_url() -> None:
+    assert http.parse_url("localhost:9").port == 9
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b'{"error":{"message":"no"}}', "no"),
+        (b"<html>", "<html>"),
+        (b"", "no message"),
+        (b"[]", "[]"),
+    ],
+)
+def test_the_message_of_an_error_is_found(body: bytes, message: str) -> None:
+    assert http.error_message(body) == message
+
+
+def test_status_for_people() -> None:
+    pages = {"total": 10, "free": 7, "owned": 2, "cached": 1, "fenced": 0}
+    worker = {
+        "id": "prefill-0",
+        "pid": 42,
+        "role": "prefill",
+        "state": "ready",
+        "address": "127.0.0.1:4000",
+        "running": 1,
+        "seats": 2,
+        "prefill_tokens_queued": 512,
+        "pages": pages,
+    }
+    fleet = {
+        "model": "mock",
+        "version": "0.1.0",
+        "uptime_s": 3725,
+        "workers": [worker],
+        "requests_waiting": 1,
+        "tokens_waiting": 9,
+        "sequences_running": 2,
+        "handoffs_running": 0,
+        "handoffs_total": 4,
+        "replays_total": 0,
+    }
+    assert_snapshot("status", status.render(fleet) + "\n")
+    assert "no worker is attached" in status.render(fleet | {"workers": []})

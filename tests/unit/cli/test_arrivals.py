@@ -1,0 +1,79 @@
+"""When the load generator sends what."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+from pathlib import Path
+
+import pytest
+
+from dopd.cli.bench import parse
+from dopd.cli.bench.arrivals import Arrival, from_trace, plan, poisson, spread
+from dopd.cli.console import CommandError
+
+
+def test_poisson_has_the_asked_rate_and_is_the_same_for_a_seed() -> None:
+    args = parse(["--rate", "50", "--seed", "3"])
+    first = list(itertools.islice(poisson(args), 5_000))
+    assert first == list(itertools.islice(poisson(args), 5_000))
+    assert len(first) / first[-1].at_s == pytest.approx(50, rel=0.1)
+
+
+def test_duration_and_requests_both_end_a_plan() -> None:
+    assert len(plan(parse(["--rate", "100", "--requests", "7"]))) == 7
+    assert plan(parse(["--rate", "100", "--duration", "2"]))[-1].at_s < 2
+
+
+def test_a_plan_without_requests_is_refused() -> None:
+    with pytest.raises(CommandError, match="no request"):
+        plan(parse(["--rate", "0.001", "--duration", "0.001"]))
+
+
+def test_a_csv_trace_starts_at_zero_and_can_be_sped_up(tmp_path: Path) -> None:
+    trace = tmp_path / "t.csv.gz"
+    text = "arrival_s,prompt_tokens,output_tokens\n12.0,5,0\n10.0,3,4\n"
+    trace.write_bytes(gzip.compress(text.encode()))
+    assert list(from_trace(trace, 2.0)) == [Arrival(0.0, 3, 4), Arrival(1.0, 5, 1)]
+
+
+def test_a_jsonl_trace_is_in_milliseconds(tmp_path: Path) -> None:
+    trace = tmp_path / "t.jsonl"
+    rows = ((0, 10, 1), (3000, 20, 2))
+    trace.write_text(
+        "\n".join(
+            f'{{"timestamp": {at}, "input_length": {prompt}, "output_length": {output}}}'
+            for at, prompt, output in rows
+        )
+    )
+    assert list(from_trace(trace, 1.0)) == [Arrival(0.0, 10, 1), Arrival(3.0, 20, 2)]
+
+
+def test_rows_of_one_stamp_are_spread_until_the_next() -> None:
+    rows = [Arrival(at, 1, 1) for at in (0.0, 0.0, 0.0, 3.0, 3.0)]
+    assert [row.at_s for row in spread(rows)] == [0.0, 1.0, 2.0, 3.0, 4.5]
+
+
+@pytest.mark.parametrize("text", ["a,b\n1,2\n", "arrival_s,prompt_tokens,output_tokens\nx,1,1\n"])
+def test_a_broken_trace_names_the_columns(tmp_path: Path, text: str) -> None:
+    trace = tmp_path / "t.csv"
+    trace.write_text(text)
+    with pytest.raises(CommandError) as caught:
+        list(from_trace(trace, 1.0))
+    assert "t.csv" in str(caught.value)
+    assert "prompt_tokens" in (caught.value.fix or "")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--rate", "0"],
+        ["--rate", "nan"],
+        ["--requests", "0"],
+        ["--speed", "-1"],
+    ],
+)
+def test_values_out_of_range_are_usage_errors(words: list[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(words)
+    assert caught.value.code == 2
