@@ -175,10 +175,11 @@ class Seats:
     ) -> Iterator[Seat | None]:
         nonce = event.end.nonce if isinstance(event, ev.EndOk) else event.nonce
         seat = self._imports.get(nonce)
-        if isinstance(event, ev.Begin):
-            return iter((seat,))
-        if nonce in self.fences or (seat is not None and seat.link != event.link):
-            # Lands on a fence, or comes over a link that was never told these pages: ignored.
+        is_end = isinstance(event, ev.EndOk | ev.EndAborted)
+        if is_end and seat is not None and seat.link != event.link:
+            # The End of a link that was never told these pages.
+            return iter(())
+        if nonce in self.fences:
             return iter(())
         return iter((seat,))
 

@@ -54,7 +54,8 @@ class TcpTransport:
         self._closed = threading.Event()
         self._links: set[TcpLink] = set()
         self._accepted: dict[tuple[str, int], TcpLink] = {}
-        self._dialling: set[Peer] = set()
+        # Peers that a thread dials now -> somebody asked again meanwhile.
+        self._dialling: dict[Peer, bool] = {}
         self._handshakes = threading.Semaphore(HANDSHAKES_MAX)
         self._generations = itertools.count(1)
 
@@ -65,9 +66,12 @@ class TcpTransport:
     def dial(self, peer: Peer) -> None:
         """See `Transport.dial`."""
         with self._lock:
-            if peer in self._dialling or self._closed.is_set():
+            if self._closed.is_set():
                 return
-            self._dialling.add(peer)
+            if peer in self._dialling:
+                self._dialling[peer] = True
+                return
+            self._dialling[peer] = False
         threading.Thread(target=self._dial, args=(peer,), name="link-dial", daemon=True).start()
 
     def close(self) -> None:
@@ -152,7 +156,7 @@ class TcpTransport:
     # Dialling side
 
     def _dial(self, peer: Peer) -> None:
-        is_refused, link = False, None
+        is_refused = False
         try:
             link = self._connect_while_wanted(peer)
             if link is not None:
@@ -163,9 +167,9 @@ class TcpTransport:
             log.warning("data link to %s: %s", peer.worker, error)
         finally:
             with self._lock:
-                self._dialling.discard(peer)
-        # A shipment may have asked just when we gave up.
-        if link is None and not is_refused and self._events.wants(peer):
+                is_asked_again = self._dialling.pop(peer)
+        # A shipment may have asked just when we gave up, or when the link was down again.
+        if is_asked_again and not is_refused and self._events.wants(peer):
             self.dial(peer)
 
     def _connect_while_wanted(self, peer: Peer) -> TcpLink | None:

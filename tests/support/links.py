@@ -1,0 +1,132 @@
+"""Both ends of a data link without a worker, over every transport: what the contract tests drive."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from types import TracebackType
+
+from dopd.errors import LinkError
+from dopd.kv.bytes_pool import BytesPool
+from dopd.transfer.base import Link, LinkIdentity, Transport
+from dopd.transfer.fake import FakeNetwork
+from dopd.transfer.tcp import TcpTransport
+from dopd.types import LinkEnd, Peer
+
+WAIT_S = 10.0
+TOKEN = "join-token"
+LAYOUT = 0x1234
+
+
+class Recorder:
+    """Takes a transport's events: writes go where `expose` said, everything is noted in order."""
+
+    def __init__(self, pool: BytesPool) -> None:
+        self.pool = pool
+        self.changed = threading.Condition()
+        self.log: list[tuple[object, ...]] = []
+        self.exposed: dict[int, list[int]] = {}
+        self.links: list[Link] = []
+        self.wanted = True
+        # Called inside of an event, with its name and arguments.
+        self.hook: Callable[..., None] = lambda *event: None
+
+    def _note(self, *event: object) -> None:
+        with self.changed:
+            self.log.append(event)
+            self.hook(*event)
+            self.changed.notify_all()
+
+    def names(self) -> list[object]:
+        """The names of all events so far."""
+        return [event[0] for event in self.log]
+
+    def wants(self, peer: Peer) -> bool:
+        return self.wanted
+
+    def link_up(self, link: Link, peer: Peer | None) -> None:
+        self.links.append(link)
+        self._note("up", link.id)
+
+    def link_down(self, link: Link) -> None:
+        self._note("down", link.id)
+
+    def begin(self, link: Link, nonce: int) -> None:
+        self._note("begin", nonce)
+        link.go(nonce, self.exposed[nonce])
+
+    def go(self, link: Link, nonce: int, num_pages: int) -> None:
+        self._note("go", nonce, num_pages)
+
+    def targets(self, link: Link, nonce: int, first: int, count: int) -> list[int]:
+        if nonce not in self.exposed:
+            raise LinkError(f"{nonce} is not exposed")
+        return self.exposed[nonce][first : first + count]
+
+    def landed(self, link: Link, nonce: int, first: int, count: int) -> None:
+        self._note("landed", nonce, first, count)
+
+    def written(self, link: Link, nonce: int, count: int) -> None:
+        self._note("written", nonce, count)
+
+    def end(self, link: Link, end: LinkEnd) -> None:
+        self._note("end", end.nonce, end.ok)
+
+
+class Pair(AbstractContextManager["Pair"]):
+    """A source and a destination, connected. `settle` waits until a condition holds."""
+
+    def __init__(self, kind: str, num_pages: int = 256, page_bytes: int = 4096) -> None:
+        self.source = Recorder(BytesPool(num_pages, page_bytes))
+        self.destination = Recorder(BytesPool(num_pages, page_bytes))
+        self.network = FakeNetwork() if kind == "fake" else None
+        self.random = random.Random(kind)
+        self.transports: list[Transport] = [
+            self._transport("source", 1, self.source),
+            self._transport("destination", 2, self.destination),
+        ]
+        for page in range(num_pages):
+            self.source.pool.page(page)[:] = bytes([page % 251 + 1]) * page_bytes
+
+    def _transport(self, name: str, incarnation: int, events: Recorder) -> Transport:
+        identity = LinkIdentity(name, incarnation, LAYOUT, TOKEN)
+        if self.network is not None:
+            return self.network.transport(identity, events.pool, events)
+        transport = TcpTransport("127.0.0.1", identity, events.pool, events)
+        transport.start()
+        return transport
+
+    @property
+    def peer(self) -> Peer:
+        """The destination, as a grant names it."""
+        return Peer("destination", 2, self.transports[1].address)
+
+    def connect(self) -> Link:
+        """A link from source to destination; the source's end of it."""
+        before = len(self.source.links)
+        self.transports[0].dial(self.peer)
+        self.settle(lambda: len(self.source.links) > before, self.source)
+        return self.source.links[-1]
+
+    def settle(self, condition: Callable[[], object], where: Recorder) -> None:
+        """Let things happen, in any order that the transport may choose, until the condition."""
+        if self.network is not None:
+            while pending := self.network.pending():
+                self.network.deliver(self.random.choice(pending))
+            assert condition(), where.log[-5:]
+            return
+        with where.changed:
+            assert where.changed.wait_for(condition, WAIT_S), where.log[-5:]
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for recorder in (self.source, self.destination):
+            recorder.wanted = False
+        for transport in self.transports:
+            transport.close()

@@ -1,0 +1,203 @@
+"""What only TCP has: frames from strangers, handshakes, dialling."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dopd import wire
+from dopd.errors import LinkError
+from dopd.transfer import frames
+from dopd.transfer.base import PROTOCOL
+from dopd.types import (
+    LinkBegin,
+    LinkEnd,
+    LinkGo,
+    LinkHello,
+    LinkMessage,
+    LinkWelcome,
+    LinkWrite,
+    Peer,
+)
+from tests.support.links import LAYOUT, TOKEN, Pair
+
+HELLO = LinkHello(PROTOCOL, "stranger", 77, LAYOUT, TOKEN)
+NO_PAYLOAD: list[memoryview] = []
+MESSAGES = (
+    LinkBegin(3),
+    LinkGo(3, [1, 2]),
+    LinkWrite(3, 0, 1),
+    LinkEnd(3, True, 2, 1, [5], 9),
+    HELLO,
+    LinkWelcome("w", 1, 2, ""),
+)
+
+
+@contextmanager
+def stranger(pair: Pair) -> Iterator[socket.socket]:
+    """A bare socket to the destination."""
+    host, port = pair.transports[1].address.split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as sock:
+        yield sock
+
+
+def shake(sock: socket.socket, hello: LinkMessage) -> LinkMessage:
+    frames.send_frame(sock, hello, NO_PAYLOAD)
+    return frames.receive_handshake(sock)
+
+
+def is_closed(sock: socket.socket) -> bool:
+    """Whether the other side closed it; ours to wait for, at most the socket's time limit."""
+    try:
+        while sock.recv(65536):
+            pass
+    except ConnectionError:
+        pass
+    return True
+
+
+@pytest.mark.parametrize(
+    ("hello", "error"),
+    [
+        (LinkHello(PROTOCOL, "x", 1, LAYOUT, "wrong"), "join token of 'x' is wrong"),
+        (LinkHello(PROTOCOL, "x", 1, LAYOUT, ""), "join token of 'x' is wrong"),
+        (LinkHello(PROTOCOL, "x", 1, LAYOUT, "gräßlich"), "join token of 'x' is wrong"),
+        (LinkHello(PROTOCOL + 1, "x", 1, LAYOUT, TOKEN), "link protocol 2, here 1"),
+        (LinkHello(PROTOCOL, "x", 1, 5, TOKEN), "KV layout 0x5 of x, here 0x1234"),
+        (LinkBegin(1), "LinkBegin instead of hello"),
+    ],
+)
+def test_a_wrong_handshake_is_refused_with_the_reason(hello: LinkMessage, error: str) -> None:
+    with Pair("tcp") as pair, stranger(pair) as sock:
+        welcome = shake(sock, hello)
+        assert isinstance(welcome, LinkWelcome)
+        assert welcome.error == error
+        assert is_closed(sock)
+        assert pair.destination.log == []
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        frames.HEADER.pack(frames.HELLO_BYTES_MAX + 1, 0),
+        frames.HEADER.pack(3, 7) + b"x" * 10,
+        frames.HEADER.pack(0, 0),
+        frames.HEADER.pack(4, 0) + b"\xff\xff\xff\xff",
+    ],
+)
+def test_garbage_before_the_handshake_is_dropped(data: bytes) -> None:
+    with Pair("tcp") as pair, stranger(pair) as sock:
+        sock.sendall(data)
+        assert is_closed(sock)
+        pair.connect()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        frames.HEADER.pack(frames.MESSAGE_BYTES_MAX + 1, 0),
+        frames.HEADER.pack(8, frames.PAYLOAD_BYTES_MAX + 1),
+        frames.HEADER.pack(2, 0) + b"\xff\xff",
+        frames.HEADER.pack(0, 0),
+        frames.HEADER.pack(len(wire.encode_link(HELLO)), 0) + wire.encode_link(HELLO),
+        # A write of one page that brings half of it; one that brings a page nobody exposed.
+        frames.HEADER.pack(len(wire.encode_link(LinkWrite(1, 0, 1))), 2048)
+        + wire.encode_link(LinkWrite(1, 0, 1)),
+        frames.HEADER.pack(len(wire.encode_link(LinkWrite(2, 0, 1))), 4096)
+        + wire.encode_link(LinkWrite(2, 0, 1)),
+        # A Begin with a payload.
+        frames.HEADER.pack(len(wire.encode_link(LinkBegin(1))), 1) + wire.encode_link(LinkBegin(1)),
+    ],
+)
+def test_a_malformed_frame_closes_its_link_only(data: bytes) -> None:
+    with Pair("tcp") as pair:
+        pair.destination.exposed[1] = [0, 1, 2]
+        other = pair.connect()
+        with stranger(pair) as sock:
+            assert isinstance(welcome := shake(sock, HELLO), LinkWelcome)
+            assert welcome.error == ""
+            sock.sendall(data)
+            assert is_closed(sock)
+        pair.settle(lambda: "down" in pair.destination.names(), pair.destination)
+        assert not any(pair.destination.pool.memory)
+        other.write(1, 0, [7])
+        pair.settle(lambda: "landed" in pair.destination.names(), pair.destination)
+        assert pair.destination.names().count("down") == 1
+
+
+def test_a_frame_cut_short_lands_on_its_own_pages_only() -> None:
+    with Pair("tcp") as pair:
+        pair.destination.exposed[1] = [4, 5]
+        with stranger(pair) as sock:
+            shake(sock, HELLO)
+            head = wire.encode_link(LinkWrite(1, 0, 2))
+            sock.sendall(frames.HEADER.pack(len(head), 8192) + head + b"x" * 5000)
+        pair.settle(lambda: "down" in pair.destination.names(), pair.destination)
+        assert "landed" not in pair.destination.names()
+        pool = pair.destination.pool
+        assert not any(any(pool.page(page)) for page in range(256) if page not in (4, 5))
+
+
+def test_a_peer_that_dials_again_ends_its_former_link() -> None:
+    with Pair("tcp") as pair, stranger(pair) as old, stranger(pair) as new:
+        first = shake(old, HELLO)
+        second = shake(new, HELLO)
+        assert isinstance(first, LinkWelcome)
+        assert isinstance(second, LinkWelcome)
+        assert second.generation > first.generation
+        assert is_closed(old)
+        frames.send_frame(new, LinkEnd(5, ok=False), NO_PAYLOAD)
+        pair.settle(lambda: ("end", 5, False) in pair.destination.log, pair.destination)
+
+
+def test_dialling_goes_on_until_the_destination_listens() -> None:
+    with Pair("tcp") as pair:
+        with socket.create_server(("127.0.0.1", 0)) as placeholder:
+            port = placeholder.getsockname()[1]
+        pair.transports[0].dial(Peer("destination", 2, f"127.0.0.1:{port}"))
+        pair.transports[0].dial(pair.peer)
+        pair.settle(lambda: pair.source.links, pair.source)
+        assert pair.source.names() == ["up"]
+
+
+@pytest.mark.parametrize(
+    "peer", [("destination", 3), ("somebody", 2)], ids=["other incarnation", "other worker"]
+)
+def test_a_worker_in_another_life_is_not_written_to(peer: tuple[str, int]) -> None:
+    """Asking again would be of no use: the dial ends while the link is still wanted."""
+    with Pair("tcp") as pair:
+        pair.transports[0].dial(Peer(*peer, pair.transports[1].address))
+        pair.settle(lambda: "down" in pair.destination.names(), pair.destination)
+        assert pair.source.log == []
+
+
+def test_write_speed_is_measured() -> None:
+    with Pair("tcp", page_bytes=1 << 20) as pair:
+        link = pair.connect()
+        start = link.bytes_per_s
+        pair.destination.exposed[1] = list(range(64))
+        link.write(1, 0, list(range(64)))
+        link.end(LinkEnd(1, ok=True))
+        pair.settle(lambda: "end" in pair.destination.names(), pair.destination)
+        assert link.bytes_per_s != start
+        assert link.bytes_per_s > 0
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_messages_survive_the_wire(message: LinkMessage) -> None:
+    assert wire.decode_link(wire.encode_link(message)) == message
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_message_or_a_link_error(data: bytes) -> None:
+    try:
+        message = wire.decode_link(data)
+    except LinkError:
+        return
+    assert isinstance(message, LinkMessage)
