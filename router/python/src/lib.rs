@@ -1,1 +1,48 @@
-//! x
+//! Python module `dopd._router`: the router's `main`, and the cost model that mock workers sleep by.
+//!
+//! Called by `python/dopd/cli/native.py` and `python/dopd/engine/mock.py`; types in
+//! `python/dopd/_router.pyi`. Nothing is decided here.
+
+mod timings;
+
+use std::{collections::BTreeMap, path::PathBuf};
+
+use dopd_router::Launch;
+use pyo3::{exceptions::PyKeyboardInterrupt, prelude::*};
+
+/// The module; kept small, because every worker imports it.
+#[pymodule]
+mod _router {
+    #[pymodule_export]
+    use super::main;
+    #[pymodule_export]
+    use super::timings::{step_time, timings_json};
+
+    /// Version of the router, equal to that of the package.
+    #[pymodule_export]
+    #[expect(non_upper_case_globals, reason = "a name in Python")]
+    const version: &str = env!("CARGO_PKG_VERSION");
+}
+
+/// Runs `dopd ARGV...` in this process and returns its exit code. The interpreter is free meanwhile.
+#[pyfunction]
+#[pyo3(signature = (argv, *, worker_command=None, known_models=None))]
+fn main(
+    py: Python<'_>,
+    argv: Vec<String>,
+    worker_command: Option<Vec<String>>,
+    known_models: Option<BTreeMap<String, Option<PathBuf>>>,
+) -> PyResult<i32> {
+    let launch = Launch {
+        argv,
+        worker_command,
+        known_models: known_models.unwrap_or_default().into_iter().collect(),
+        program: "dopd",
+    };
+    let code = py.detach(|| dopd_router::main(&launch));
+    // Python's own handler has noted the Ctrl-C that ended the router; it is dealt with.
+    match py.check_signals() {
+        Err(error) if !error.is_instance_of::<PyKeyboardInterrupt>(py) => Err(error),
+        _ => Ok(code),
+    }
+}

@@ -28,7 +28,7 @@ impl Default for RestartPolicy {
             backoff_min: Duration::from_millis(50),
             backoff_max: Duration::from_secs(5),
             deaths_max: 5,
-            window: Duration::from_mins(1),
+            window: Duration::from_secs(60),
         }
     }
 }
