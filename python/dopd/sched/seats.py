@@ -19,7 +19,7 @@ from dopd.sched.cells import TABLE
 from dopd.sched.events import State
 from dopd.sched.pages import PageAllocator
 from dopd.sched.sequence import Sequence, tokens_hash
-from dopd.types import Close, CloseReason, Compute, Grant, LinkEnd, Open, Peer, Send
+from dopd.types import Close, CloseReason, Compute, Grant, Import, LinkEnd, Open, Peer, Send
 
 FENCE_S = 0.5
 """Age at which a fence makes us abort its link: several times a hand-off, far below the lease."""
@@ -279,7 +279,8 @@ class Seats:
         sequence = Sequence.of(
             event, pages, next(self._arrivals), limits.eos_token_ids, limits.max_model_len
         )
-        seat = self.by_slot[event.slot] = Seat(event.slot, sequence)
+        have = event.kind.have if isinstance(event.kind, Import) else 0
+        seat = self.by_slot[event.slot] = Seat(event.slot, sequence, have=have)
         return seat
 
     def grant(self, seat: Seat) -> Grant:

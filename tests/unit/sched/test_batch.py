@@ -13,16 +13,14 @@ PAGE_SIZE = 16
 EOS = frozenset({99})
 
 
-def sequence(
-    slot: int, prompt: list[int], answer: list[int] | None = None, **fields: int
-) -> Sequence:
+def sequence(slot: int, prompt: list[int], answer: Iterable[int] = (), **fields: int) -> Sequence:
     limits = Limits(
         fields.pop("max_tokens", 100),
         fields.pop("min_tokens", 0),
         frozenset(fields.pop("stop", ())),
         fields.pop("ignore_eos", False),
     )
-    opened = Open(slot, 20, len(prompt), limits, Compute(prompt, answer or []), **fields)
+    opened = Open(slot, 20, len(prompt), limits, Compute(prompt, list(answer)), **fields)
     return Sequence.of(opened, list(range(20)), slot, EOS, 1000)
 
 
@@ -61,15 +59,15 @@ def test_higher_priority_first_then_arrival() -> None:
 
 def test_a_replay_computes_prompt_and_answer_and_goes_on_behind_it() -> None:
     batcher = Batcher(max_batch_tokens=3, max_num_seqs=3)
-    batcher.add(sequence(1, [10, 11], [20, 21, 22]))
-    assert run(batcher) == [[(1, [10, 11, 20], 0, False)]]
+    batcher.add(sequence(1, [10, 11], (20, 21, 22)))
+    assert run(batcher) == [[(1, [10, 11, 20], 0, False)], [(1, [21, 22], 3, True)]]
     row = batcher.plan().rows[0]
-    assert (row.tokens, row.start, row.pos, row.sampling is not None) == ([21, 22], 3, 3, True)
+    assert (row.tokens, row.start, row.pos) == ([7], 5, 4)
 
 
 def test_a_replay_cut_before_its_last_token_decodes_that_token() -> None:
     batcher = Batcher(max_batch_tokens=4, max_num_seqs=3)
-    one = sequence(1, [10, 11], [20, 21, 22])
+    one = sequence(1, [10, 11], (20, 21, 22))
     batcher.add(one)
     run(batcher)
     batch = batcher.plan()
@@ -125,7 +123,7 @@ def test_every_token_is_computed_once_in_order_within_the_budget(
 ) -> None:
     batcher = Batcher(budget, 8)
     for slot, (num_prompt, num_answer, priority) in enumerate(sizes):
-        prompt, answer = list(range(100, 100 + num_prompt)), list(range(200, 200 + num_answer))
+        prompt, answer = list(range(100, 100 + num_prompt)), range(200, 200 + num_answer)
         batcher.add(sequence(slot, prompt, answer, priority=priority))
     computed: dict[int, list[int]] = {}
     for step in run(batcher):

@@ -178,11 +178,11 @@ def test_a_worker_in_another_life_is_not_written_to(peer: tuple[str, int]) -> No
 
 
 def test_write_speed_is_measured() -> None:
-    with Pair("tcp", page_bytes=1 << 20) as pair:
+    with Pair("tcp", num_pages=16, page_bytes=1 << 20) as pair:
         link = pair.connect()
         start = link.bytes_per_s
-        pair.destination.exposed[1] = list(range(64))
-        link.write(1, 0, list(range(64)))
+        pair.destination.exposed[1] = list(range(16))
+        link.write(1, 0, list(range(16)))
         link.end(LinkEnd(1, ok=True))
         pair.settle(lambda: "end" in pair.destination.names(), pair.destination)
         assert link.bytes_per_s != start
