@@ -1,20 +1,21 @@
-//! The OpenAI front.
+//! The OpenAI front: HTTP/1.1 and HTTP/2 (prior knowledge) on one port, hyper without a framework.
+//!
+//! Owns connections, routes and the shapes of OpenAI's bodies; everything about a request itself is
+//! in `validate` and `service`. A streamed answer costs no task and no channel: its body polls the
+//! request's outbox when hyper has room, and writes whatever waits there into one frame.
 
-use std::sync::Arc;
+mod app;
+mod error;
+mod generate;
+mod json;
+mod listen;
+mod logprobs;
+mod pages;
+mod receive;
+mod shapes;
+mod stall;
+mod stream;
+mod tokenize;
+mod whole;
 
-use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
-
-use crate::{config::records::HttpConfig, service::Service};
-
-/// Serves until `stop`, then finishes what runs. Run it with `spawn_local` on each front thread,
-/// with a clone of one listening socket.
-pub async fn serve(
-    listener: TcpListener,
-    _service: Arc<Service>,
-    _config: HttpConfig,
-    stop: CancellationToken,
-) {
-    stop.cancelled().await;
-    drop(listener);
-}
+pub use self::listen::serve;

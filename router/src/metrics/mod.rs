@@ -102,6 +102,7 @@ struct Inner {
     prompt_tokens: Counter,
     cached_tokens: Counter,
     generation_tokens: Counter,
+    fields_ignored: Counter,
     protocol_errors: Counter,
     worker_restarts: Family<[(&'static str, String); 1], Counter>,
     slo: slo::Slo,
@@ -158,6 +159,11 @@ impl Metrics {
                 "Prompt tokens whose KV was found in a cache",
             ),
             generation_tokens: counter(served, "generation_tokens", "Tokens of answers"),
+            fields_ignored: counter(
+                served,
+                "request_fields_ignored",
+                "Fields of requests that were read past: unknown, or without effect here",
+            ),
             protocol_errors: counter(
                 served,
                 "protocol_errors",
@@ -209,6 +215,11 @@ impl Metrics {
         }
         inner.duration.observe(outcome.duration.as_secs_f64());
         inner.slo.count(outcome);
+    }
+
+    /// Counts fields of a request that were read past.
+    pub fn fields_ignored(&self, count: u64) {
+        self.inner.fields_ignored.inc_by(count);
     }
 
     /// Counts a message of a worker that broke the protocol.

@@ -118,6 +118,11 @@ impl Service {
         &self.model
     }
 
+    /// The model, to be kept beside an answer.
+    pub fn shared_model(&self) -> Arc<ServedModel> {
+        Arc::clone(&self.model)
+    }
+
     /// Bounds on requests.
     pub fn limits(&self) -> &LimitsConfig {
         &self.limits

@@ -1,0 +1,98 @@
+//! Routes.
+
+use std::sync::Arc;
+
+use hyper::{Method, Request, Response, body::Incoming};
+
+use super::{error, generate, pages, stream::Body, tokenize};
+use crate::{
+    config::records::HttpConfig,
+    error::{Error, Reason},
+    service::Service,
+    validate::Endpoint,
+};
+
+/// What every route of one front thread shares.
+#[derive(Debug)]
+pub(super) struct App {
+    pub(super) service: Arc<Service>,
+    pub(super) config: HttpConfig,
+    /// Names model and version: the same fingerprint and seed give the same answer.
+    pub(super) fingerprint: String,
+}
+
+/// A path of this server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Route<'a> {
+    Generate(Endpoint),
+    Tokenize,
+    Models,
+    Model(&'a str),
+    Health,
+    Ready,
+    Metrics,
+    Status,
+    Version,
+}
+
+impl<'a> Route<'a> {
+    fn of(path: &'a str) -> Option<Self> {
+        Some(match path {
+            "/v1/chat/completions" => Self::Generate(Endpoint::Chat),
+            "/v1/completions" => Self::Generate(Endpoint::Completions),
+            "/tokenize" => Self::Tokenize,
+            "/v1/models" => Self::Models,
+            "/health" => Self::Health,
+            "/ready" => Self::Ready,
+            "/metrics" => Self::Metrics,
+            "/status" => Self::Status,
+            "/version" => Self::Version,
+            _ => Self::Model(path.strip_prefix("/v1/models/")?),
+        })
+    }
+
+    fn method(self) -> Method {
+        match self {
+            Self::Generate(_) | Self::Tokenize => Method::POST,
+            _ => Method::GET,
+        }
+    }
+}
+
+impl App {
+    pub(super) fn new(service: Arc<Service>, config: HttpConfig) -> Self {
+        let fingerprint = pages::fingerprint(service.model());
+        Self {
+            service,
+            config,
+            fingerprint,
+        }
+    }
+
+    /// Answers one request.
+    pub(super) async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
+        let method = request.method();
+        let Some(route) = Route::of(request.uri().path()) else {
+            let message = "no such route; see /v1/chat/completions, /v1/completions, /v1/models";
+            return error::response(&Error::new(Reason::NotFound, message), None);
+        };
+        let expected = route.method();
+        // hyper leaves the body away where the method is HEAD.
+        if *method != expected && !(*method == Method::HEAD && expected == Method::GET) {
+            let message = format!("this route takes {expected}");
+            let wrong = Error::new(Reason::MethodNotAllowed, message);
+            return error::not_allowed(&wrong, &expected);
+        }
+        match route {
+            Route::Generate(endpoint) => generate::respond(self, endpoint, request).await,
+            Route::Tokenize => tokenize::respond(self, request).await,
+            Route::Models => pages::models(self),
+            Route::Model(name) => pages::model(self, name),
+            Route::Health => pages::health(),
+            Route::Ready => pages::ready(self),
+            Route::Metrics => pages::metrics(self).await,
+            Route::Status => pages::status(self).await,
+            Route::Version => pages::version(),
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! Routes that only show something.
+
+use hyper::{
+    Response, StatusCode,
+    header::{CONTENT_TYPE, HeaderValue},
+};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+
+use super::{app::App, error, stream::Body};
+use crate::{
+    error::{Error, Reason},
+    metrics,
+    status::FleetStatus,
+    tokens::ServedModel,
+};
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+#[derive(Serialize)]
+struct ModelList<'a> {
+    object: &'static str,
+    data: [ModelCard<'a>; 1],
+}
+
+#[derive(Serialize)]
+struct ModelCard<'a> {
+    id: &'a str,
+    object: &'static str,
+    created: u64,
+    owned_by: &'static str,
+    max_model_len: u32,
+    /// `ready`, or `no_worker`: a model without workers stays listed.
+    status: &'static str,
+}
+
+#[derive(Serialize)]
+struct Status<'a> {
+    model: &'a str,
+    version: &'static str,
+    uptime_s: u64,
+    #[serde(flatten)]
+    fleet: FleetStatus,
+}
+
+#[derive(Serialize)]
+struct Flag {
+    status: &'static str,
+}
+
+#[derive(Serialize)]
+struct Version {
+    version: &'static str,
+}
+
+/// `system_fingerprint`: changes with the model's files and with dopd's version.
+pub(super) fn fingerprint(model: &ServedModel) -> String {
+    let mut hash = Sha256::new();
+    hash.update(VERSION);
+    hash.update([0]);
+    hash.update(&model.name);
+    hash.update(model.model_hash.unwrap_or_default());
+    let digest = hash.finalize();
+    let hex: String = digest[..5]
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    format!("fp_{hex}")
+}
+
+/// A JSON object as a response.
+pub(super) fn json(value: &impl Serialize) -> Response<Body> {
+    match serde_json::to_vec(value) {
+        Ok(bytes) => page(bytes, "application/json"),
+        Err(failed) => {
+            let message = format!("the page cannot be written: {failed}");
+            error::response(&Error::new(Reason::Internal, message), None)
+        }
+    }
+}
+
+fn page(bytes: Vec<u8>, media: &'static str) -> Response<Body> {
+    let mut response = Response::new(Body::whole(bytes));
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(media));
+    response
+}
+
+fn card(app: &App) -> ModelCard<'_> {
+    let model = app.service.model();
+    ModelCard {
+        id: &model.name,
+        object: "model",
+        created: model.created,
+        owned_by: "dopd",
+        max_model_len: model.max_model_len,
+        status: if app.service.is_ready() {
+            "ready"
+        } else {
+            "no_worker"
+        },
+    }
+}
+
+/// `/v1/models`.
+pub(super) fn models(app: &App) -> Response<Body> {
+    json(&ModelList {
+        object: "list",
+        data: [card(app)],
+    })
+}
+
+/// `/v1/models/NAME`.
+pub(super) fn model(app: &App, name: &str) -> Response<Body> {
+    if name == app.service.model().name {
+        return json(&card(app));
+    }
+    let message = format!("only model {:?} is served here", app.service.model().name);
+    error::response(&Error::new(Reason::ModelNotFound, message), None)
+}
+
+/// `/health`: the process answers.
+pub(super) fn health() -> Response<Body> {
+    json(&Flag { status: "ok" })
+}
+
+/// `/ready`: a request would find a worker.
+pub(super) fn ready(app: &App) -> Response<Body> {
+    if app.service.is_ready() {
+        return json(&Flag { status: "ready" });
+    }
+    let mut response = json(&Flag {
+        status: "no_worker",
+    });
+    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    response
+}
+
+/// `/metrics`.
+pub(super) async fn metrics(app: &App) -> Response<Body> {
+    let metrics = app.service.metrics();
+    metrics.set_fleet(&app.service.status().await);
+    page(metrics.render().into_bytes(), metrics::CONTENT_TYPE)
+}
+
+/// `/status`.
+pub(super) async fn status(app: &App) -> Response<Body> {
+    json(&Status {
+        model: &app.service.model().name,
+        version: VERSION,
+        uptime_s: app.service.uptime().as_secs(),
+        fleet: app.service.status().await,
+    })
+}
+
+/// `/version`.
+pub(super) fn version() -> Response<Body> {
+    json(&Version { version: VERSION })
+}

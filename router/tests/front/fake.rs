@@ -1,0 +1,205 @@
+//! A backend that plays scripted tokens, and a server around it.
+
+use std::{
+    future::Future,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use dopd_router::{
+    config::records::{HttpConfig, LimitsConfig, ModelConfig},
+    dispatch::Submission,
+    error::Error,
+    metrics::Metrics,
+    service::{Backend, Running, Service},
+    status::FleetStatus,
+    streams::sink::{FinishReason, Flow, TokenChunk, TokenLogprobs},
+    tokens::ServedModel,
+};
+use parking_lot::Mutex;
+use tokio::{net::TcpListener, sync::Semaphore, task::LocalSet};
+use tokio_util::sync::CancellationToken;
+
+/// One thing that happens to every choice of a request.
+#[derive(Clone, Debug)]
+pub(crate) enum Step {
+    /// Tokens in one report: bytes, with the mock's tokenizer.
+    Text(&'static str),
+    /// Token ids with log probabilities.
+    Logprobs(Vec<u32>, Vec<TokenLogprobs>),
+    /// Waits for a permit of [`Fake::gate`].
+    Gate,
+    /// Ends well.
+    Finish(FinishReason),
+    /// Fails.
+    Fail(Error),
+}
+
+/// Plays the same script to each request.
+#[derive(Clone, Debug)]
+pub(crate) struct Fake {
+    script: Arc<Vec<Step>>,
+    /// Lets a script go on past [`Step::Gate`].
+    pub(crate) gate: Arc<Semaphore>,
+    /// Requests that were dropped before their end.
+    pub(crate) cancelled: Arc<AtomicUsize>,
+    /// Choices that asked to stop.
+    pub(crate) stopped: Arc<AtomicUsize>,
+    /// What was submitted: prompt, sampling, limits.
+    pub(crate) seen: Arc<Mutex<Vec<Seen>>>,
+    /// Refuses every request.
+    pub(crate) refusal: Option<Error>,
+}
+
+/// A submission, without its sinks.
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
+    pub(crate) prompt: Vec<u32>,
+    pub(crate) seed: u64,
+    pub(crate) max_tokens: u32,
+    pub(crate) choices: usize,
+}
+
+impl Fake {
+    pub(crate) fn new(script: Vec<Step>) -> Self {
+        Self {
+            script: Arc::new(script),
+            gate: Arc::new(Semaphore::new(0)),
+            cancelled: Arc::default(),
+            stopped: Arc::default(),
+            seen: Arc::default(),
+            refusal: None,
+        }
+    }
+}
+
+/// Counts a drop before the end.
+struct Ticket {
+    ended: Arc<AtomicUsize>,
+    cancelled: Arc<AtomicUsize>,
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if self.ended.load(Ordering::Relaxed) == 0 {
+            self.cancelled.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Backend for Fake {
+    fn submit(&self, submission: Submission) -> Result<Running, Error> {
+        if let Some(error) = &self.refusal {
+            return Err(error.clone());
+        }
+        self.seen.lock().push(Seen {
+            prompt: submission.prompt.to_vec(),
+            seed: submission.sampling.seed,
+            max_tokens: submission.limits.max_tokens,
+            choices: submission.sinks.len(),
+        });
+        let ended = Arc::new(AtomicUsize::new(0));
+        let ticket = Ticket {
+            ended: Arc::clone(&ended),
+            cancelled: Arc::clone(&self.cancelled),
+        };
+        tokio::spawn(play(self.clone(), submission, ended));
+        Ok(Box::new(ticket))
+    }
+
+    fn is_ready(&self) -> bool {
+        true
+    }
+
+    fn status(&self) -> Pin<Box<dyn Future<Output = FleetStatus> + Send + '_>> {
+        Box::pin(async { FleetStatus::default() })
+    }
+}
+
+async fn play(fake: Fake, submission: Submission, ended: Arc<AtomicUsize>) {
+    let mut sinks = submission.sinks;
+    for step in fake.script.iter() {
+        // As a worker's report would: never in the caller's own poll.
+        tokio::task::yield_now().await;
+        if matches!(step, Step::Gate) {
+            fake.gate.acquire().await.unwrap().forget();
+            continue;
+        }
+        if matches!(step, Step::Finish(_) | Step::Fail(_)) {
+            ended.store(1, Ordering::Relaxed);
+        }
+        sinks.retain_mut(|sink| {
+            let (tokens, logprobs) = match step {
+                Step::Text(text) => (text.bytes().map(u32::from).collect(), Vec::new()),
+                Step::Logprobs(tokens, logprobs) => (tokens.clone(), logprobs.clone()),
+                Step::Gate => return true,
+                Step::Finish(reason) => {
+                    sink.finish(*reason);
+                    return false;
+                }
+                Step::Fail(error) => {
+                    sink.fail(error.clone());
+                    return false;
+                }
+            };
+            let flow = sink.tokens(TokenChunk {
+                tokens: &tokens,
+                logprobs: &logprobs,
+            });
+            if flow == Flow::Stop {
+                fake.stopped.fetch_add(1, Ordering::Relaxed);
+            }
+            flow == Flow::Continue
+        });
+        if sinks.is_empty() {
+            ended.store(1, Ordering::Relaxed);
+            return;
+        }
+    }
+}
+
+/// The mock model with a short context, so that limits are within reach.
+pub(crate) fn model(max_model_len: u32) -> Arc<ServedModel> {
+    let config = ModelConfig {
+        max_model_len: Some(max_model_len),
+        ..ModelConfig::default()
+    };
+    Arc::new(ServedModel::mock(&config).unwrap())
+}
+
+pub(crate) fn service(fake: Fake, limits: LimitsConfig) -> Arc<Service> {
+    Service::new(model(1_024), limits, fake, Metrics::new("mock"))
+}
+
+/// Runs `test` beside an HTTP server with `config` on a free port; both end together.
+pub(crate) fn with_http<F: Future<Output = ()>>(
+    fake: Fake,
+    config: HttpConfig,
+    limits: LimitsConfig,
+    test: impl FnOnce(SocketAddr) -> F,
+) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    LocalSet::new().block_on(&runtime, async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let service = service(fake, limits);
+        let server = dopd_router::http::serve(listener, service, config, stop.clone());
+        let server = tokio::task::spawn_local(server);
+        test(address).await;
+        stop.cancel();
+        server.await.unwrap();
+    });
+}
+
+/// The same with default limits.
+pub(crate) fn serve<F: Future<Output = ()>>(fake: Fake, test: impl FnOnce(SocketAddr) -> F) {
+    with_http(fake, HttpConfig::default(), LimitsConfig::default(), test);
+}

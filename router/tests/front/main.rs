@@ -1,0 +1,7 @@
+//! Both fronts through real sockets, with a player of canned tokens in dispatch's place.
+
+mod client;
+mod fake;
+mod http_errors;
+mod http_shapes;
+mod http_stream;
