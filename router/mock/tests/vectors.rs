@@ -76,6 +76,7 @@ fn serve(prompt: &[u32], sampling: Sampling) -> Answer {
         num_seqs_max: 1,
         batch_tokens_max: 37,
         model_len_max: 4_096,
+        in_flight_bytes_max: 0,
         role: Role::Mixed,
         nonce_seed: 1,
     });
@@ -175,7 +176,9 @@ fn vectors() -> String {
             lines += "\n]\n";
         } else {
             lines += &Value::from(key.as_str()).to_string();
-            lines += &format!(": {value},\n");
+            lines += ": ";
+            lines += &value.to_string();
+            lines += ",\n";
         }
     }
     lines + "}\n"

@@ -20,7 +20,7 @@ use dopd_core::units::Micros;
 use dopd_router::wire::worker::{CloseReason, Report};
 
 pub use batch::{Batch, Row};
-pub use types::{Effect, Event, Label, LinkId, LinkMessage, PeerKey, SeatsConfig};
+pub use types::{AbortReason, Effect, Event, Label, LinkId, LinkMessage, PeerKey, SeatsConfig};
 use types::{Phase, Seat};
 
 use crate::pages::Pool;

@@ -10,8 +10,6 @@ use super::{
 };
 use crate::model::{self, PAGE_BYTES};
 
-/// Payload that may wait in a transport: keeps a slow peer from piling up copies of pages.
-const IN_FLIGHT_BYTES_MAX: u32 = 1 << 20;
 /// Payload of one write: small enough for shipments to take turns.
 const WRITE_BYTES_MAX: u32 = 128 << 10;
 
@@ -225,7 +223,8 @@ impl Seats {
             Phase::Frozen(shipment) => (shipment, seat.pages_used()),
             _ => return None,
         };
-        let room = IN_FLIGHT_BYTES_MAX.saturating_sub(self.peers.get(&peer)?.in_flight);
+        let room =
+            (self.config.in_flight_bytes_max).saturating_sub(self.peers.get(&peer)?.in_flight);
         let most = room.min(WRITE_BYTES_MAX) / PAGE_BYTES;
         let end = ready.min(shipment.room).min(shipment.written + most);
         (end > shipment.written).then_some(shipment.written..end)

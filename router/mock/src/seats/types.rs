@@ -22,6 +22,9 @@ pub struct SeatsConfig {
     pub batch_tokens_max: u32,
     /// Longest prompt plus answer in tokens.
     pub model_len_max: u32,
+    /// Payload that may wait in the transport of one peer: keeps a slow peer from piling up copies
+    /// of pages.
+    pub in_flight_bytes_max: u32,
     /// Label at start.
     pub role: wire::Role,
     /// Seed of the nonces: random per process start, so that an old grant never fits.

@@ -4,6 +4,9 @@ use dopd_router::wire::worker::{Hello, Role};
 
 use crate::{link::Identity, model, seats::SeatsConfig, step::Pace};
 
+/// Payload that may wait for a peer: a long prompt's pages of this small model.
+const IN_FLIGHT_BYTES_MAX: u32 = 1 << 20;
+
 /// What a mock worker is told.
 #[derive(Clone, Debug)]
 pub struct WorkerConfig {
@@ -66,6 +69,7 @@ pub(super) fn seats_config(
         num_seqs_max: config.num_seqs_max,
         batch_tokens_max: config.batch_tokens_max,
         model_len_max: config.model_len_max,
+        in_flight_bytes_max: IN_FLIGHT_BYTES_MAX,
         role: config.role,
         nonce_seed,
     }

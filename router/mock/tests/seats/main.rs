@@ -1,0 +1,14 @@
+//! The seat table against the tables and invariants of handoff.md: cell by cell, then two workers
+//! under random events.
+
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests stop the test"
+)]
+
+mod bench;
+mod cells;
+mod network;
+mod random;
+mod requests;
