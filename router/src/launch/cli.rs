@@ -14,6 +14,8 @@ use crate::config::{Config, FIELDS, Field, Scope, Sources};
 pub(super) enum Plan {
     /// `serve` and `router`.
     Serve(ServePlan),
+    /// `replay FILE`.
+    Replay(PathBuf),
     /// `version`.
     Version,
 }
@@ -50,6 +52,10 @@ pub(super) fn parse(
     Ok(match matches.subcommand() {
         Some(("serve", matches)) => Plan::Serve(serve_plan(Scope::Serve, matches, variables)),
         Some(("router", matches)) => Plan::Serve(serve_plan(Scope::Router, matches, variables)),
+        Some(("replay", matches)) => {
+            // clap requires the file.
+            Plan::Replay(matches.get_one("FILE").cloned().unwrap_or_default())
+        }
         // clap requires a subcommand and knows only these.
         _ => Plan::Version,
     })
@@ -114,6 +120,7 @@ pub(super) fn command(program: &'static str) -> Command {
         .max_term_width(100)
         .subcommand(serve_command(program))
         .subcommand(router_command())
+        .subcommand(replay_command())
         .subcommand(Command::new("version").about("Print the version"))
 }
 
@@ -136,6 +143,17 @@ fn router_command() -> Command {
         .about("A router alone; workers dial in with the join token")
         .after_help(SETTINGS_HELP);
     common(command, Scope::Router)
+}
+
+fn replay_command() -> Command {
+    let file = Arg::new("FILE")
+        .help("Event log written by `--record FILE`")
+        .required(true)
+        .value_parser(value_parser!(PathBuf))
+        .value_hint(ValueHint::FilePath);
+    Command::new("replay")
+        .about("Decide a recorded event log again and compare")
+        .arg(file)
 }
 
 const SETTINGS_HELP: &str = "\

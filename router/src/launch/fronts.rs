@@ -17,7 +17,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::{console::Failure, listeners::Listeners};
 use crate::{
+    config::records::{GrpcConfig, HttpConfig},
     dispatch::Dispatch,
+    grpc, http,
+    service::Service,
     workers::{self, Attachments},
 };
 
@@ -44,7 +47,10 @@ pub(super) fn count(threads: usize) -> usize {
 #[derive(Clone)]
 pub(super) struct Served {
     pub(super) dispatch: Dispatch,
+    pub(super) service: Arc<Service>,
     pub(super) attachments: Arc<Attachments>,
+    pub(super) http: HttpConfig,
+    pub(super) grpc: GrpcConfig,
 }
 
 /// The two ends of a front thread's work.
@@ -58,6 +64,8 @@ pub(super) struct FrontStop {
 
 /// One thread's own handles on the sockets.
 struct Sockets {
+    http: TcpListener,
+    grpc: TcpListener,
     workers: TcpListener,
 }
 
@@ -103,6 +111,8 @@ impl Fronts {
         report: &mpsc::Sender<String>,
     ) -> io::Result<()> {
         let sockets = Sockets {
+            http: listeners.http.another()?,
+            grpc: listeners.grpc.another()?,
             workers: listeners.workers.another()?,
         };
         let (served, stop, report) = (served.clone(), self.stop.clone(), report.clone());
@@ -161,8 +171,17 @@ async fn serve(
     // First of all: from this call on the thread can submit.
     let streams = spawn_local(served.dispatch.front(index));
     let listen = |socket| tokio::net::TcpListener::from_std(socket).map_err(|e| e.to_string());
-    let workers = listen(sockets.workers)?;
-    let workers = workers::serve(workers, served.attachments, stop.workers.clone());
-    workers.await.map_err(|error| error.to_string())?;
+    let service = served.service;
+    let stop_requests = stop.requests.clone();
+    let http = http::serve(
+        listen(sockets.http)?,
+        Arc::clone(&service),
+        served.http,
+        stop_requests.clone(),
+    );
+    let grpc = grpc::serve(listen(sockets.grpc)?, service, served.grpc, stop_requests);
+    let workers = workers::serve(listen(sockets.workers)?, served.attachments, stop.workers);
+    let ((), (), workers) = tokio::join!(http, grpc, workers);
+    workers.map_err(|error| error.to_string())?;
     streams.await.map_err(|error| error.to_string())
 }

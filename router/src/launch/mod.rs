@@ -10,6 +10,7 @@ mod console;
 mod fronts;
 mod listeners;
 mod model;
+mod replay;
 mod serve;
 #[cfg(test)]
 mod tests;
@@ -50,6 +51,7 @@ pub fn main(launch: &Launch) -> i32 {
     };
     let outcome = match &plan {
         Plan::Serve(plan) => serve::run(launch, plan),
+        Plan::Replay(file) => replay::run(file),
         Plan::Version => {
             console::say(&format!("dopd {}", env!("CARGO_PKG_VERSION")));
             Ok(console::OK)

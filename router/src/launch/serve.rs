@@ -20,6 +20,7 @@ use crate::{
     config::{self, Config, Scope},
     dispatch::{BrainThread, Dispatch, DispatchConfig},
     metrics::{Metrics, SloTargets},
+    service::Service,
     tokens::ServedModel,
     trace,
     workers::{AttachConfig, Attachments},
@@ -45,7 +46,15 @@ pub(super) fn run(launch: &Launch, plan: &ServePlan) -> Result<i32, Failure> {
     let (dispatch, brain) = dispatch(config, threads)?;
     let served = Served {
         attachments: attachments(config, &token, &model, &metrics)?,
+        service: Service::new(
+            Arc::clone(&model),
+            config.limits.clone(),
+            dispatch.clone(),
+            metrics.clone(),
+        ),
         dispatch: dispatch.clone(),
+        http: config.http.clone(),
+        grpc: config.grpc.clone(),
     };
     let site = Site {
         settings: &settings,

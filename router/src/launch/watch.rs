@@ -123,18 +123,22 @@ impl Site<'_> {
     async fn start_up(&self, watched: &mut Watched<'_>) -> Result<FleetStatus, End> {
         let cluster = &self.settings.config.cluster;
         let limit = Duration::from_millis(cluster.start_timeout_ms);
-        let mut missing: BTreeSet<String> = match self.scope {
+        let order: Vec<String> = match self.scope {
             Scope::Serve => local::names(&self.settings.config).collect(),
-            Scope::Router => BTreeSet::new(),
+            Scope::Router => Vec::new(),
         };
+        let mut missing = BTreeSet::from_iter(order.clone());
         let start = Instant::now();
         let mut next_progress = start + PROGRESS_INTERVAL;
         loop {
-            let fleet = self.dispatch.status().await;
+            let mut fleet = self.dispatch.status().await;
             for worker in &fleet.workers {
                 missing.remove(&worker.id);
             }
             if missing.is_empty() {
+                fleet
+                    .workers
+                    .sort_by_key(|worker| order.iter().position(|id| *id == worker.id));
                 return Ok(fleet);
             }
             let names = || {
