@@ -26,10 +26,11 @@ GREEDY_BELOW = 1e-5
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """What one row asks for: parameters, and how many answer tokens were made before."""
+    """What one row asks for: parameters, how many answer tokens were made before, ids ruled out."""
 
     params: SamplingParams
     pos: int
+    forbidden: frozenset[int] = frozenset()
 
 
 def sample(logits: Tensor, draws: Sequence[Draw]) -> list[Sampled | Exception]:
@@ -39,35 +40,41 @@ def sample(logits: Tensor, draws: Sequence[Draw]) -> list[Sampled | Exception]:
     token, the lowest id among equals; so does one below GREEDY_BELOW. Returns an exception for a
     row whose logits are not finite; the others stand.
     """
-    logits = logits.float()
-    best, tokens = (part.tolist() for part in _best(logits))
-    on_cpu = logits.cpu()
+    raw = logits.float()
+    allowed = _without_forbidden(raw, draws)
+    # NaN counts as the largest, so one look at the largest finds every kind of broken row.
+    best, tokens = (part.tolist() for part in allowed.max(dim=-1))
+    raw, allowed = raw.cpu(), allowed.cpu()
     results: list[Sampled | Exception] = []
     for index, draw in enumerate(draws):
         if not abs(best[index]) < float("inf"):
             results.append(DopdError(f"logits are not finite (largest is {best[index]})"))
             continue
-        row, token = on_cpu[index], tokens[index]
+        token = tokens[index]
         if draw.params.temperature >= GREEDY_BELOW:
-            token = _draw(row, draw)
-        results.append(Sampled(token, _logprobs(row, token, draw.params.top_logprobs)))
+            token = _draw(allowed[index], draw)
+        results.append(Sampled(token, _logprobs(raw[index], token, draw.params.top_logprobs)))
     return results
 
 
 def uniform(seed: int, choice: int, pos: int) -> float:
-    """A number in [0, 1) from the counter of a draw: 53 bits of a hash (splitmix64).
+    """A number in [0, 1) from the counter of a draw: 53 bits of splitmix64.
 
-    The seed is hashed before the counter joins it and not the counter as well: were both, equal ones
-    would cancel out, and seed 1 at position 1 would draw as seed 2 at position 2.
+    The seed is hashed before the counter joins it, and not the counter as well: were both, equal
+    ones would cancel out, and seed 1 at position 1 would draw as seed 2 at position 2.
     """
     counter = ((choice << 32) + pos) & U64
     return (_mix(_mix(seed & U64) ^ counter) >> 11) * 2.0**-53
 
 
-def _best(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Largest logit of each row (NaN if there is one) and its token."""
-    best, tokens = logits.max(dim=-1)
-    return best, tokens
+def _without_forbidden(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
+    """Logits with forbidden ids at -inf; a copy if there are any."""
+    if not any(draw.forbidden for draw in draws):
+        return logits
+    logits = logits.clone()
+    for row, draw in zip(logits, draws, strict=True):
+        row[[token for token in draw.forbidden if token < len(row)]] = float("-inf")
+    return logits
 
 
 def _draw(logits: Tensor, draw: Draw) -> int:

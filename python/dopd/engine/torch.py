@@ -180,7 +180,9 @@ class TorchEngine:
             batch.last.to(self._place),
             self._attention,
         )
-        draws = [Draw(row.sampling, row.pos) for row in rows if row.sampling is not None]
+        draws = [
+            Draw(row.sampling, row.pos, row.forbidden) for row in rows if row.sampling is not None
+        ]
         drawn = iter(sample(logits, draws)) if draws else iter(())
         return [None if row.sampling is None else next(drawn) for row in rows]
 

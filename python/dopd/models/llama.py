@@ -15,6 +15,7 @@ from dopd.attention.base import Attention
 from dopd.layers.linear import make_linear
 from dopd.layers.norm import RmsNorm
 from dopd.layers.rope import Rope, rotate
+from dopd.models.frequencies import inverse_frequencies
 from dopd.weights.checkpoint import Checkpoint
 from dopd.weights.config import ModelConfig
 
@@ -44,7 +45,7 @@ class Llama:
 
         embedding = fetch("model.embed_tokens.weight")
         self._embedding = embedding
-        self._rope = Rope(config, num_positions, dtype, device)
+        self._rope = Rope(inverse_frequencies(config), num_positions, dtype, device)
         self._layers = []
         for index in range(config.num_layers):
             self._layers.append(LlamaLayer(config, index, fetch))

@@ -21,11 +21,14 @@ def model_hash(path: Path) -> bytes:
     16 GB would cost a minute of every start.
     """
     digest = hashlib.sha256()
+    files = weight_files(path)
+    if not files:
+        raise ModelError(f"cannot read model {path}: no weight files there")
     try:
         for file in _small_files(path):
             content = file.read_bytes()
             digest.update(_entry(file, len(content)) + content)
-        for file in weight_files(path):
+        for file in files:
             size = file.stat().st_size
             digest.update(_entry(file, size))
             with file.open("rb") as stream:

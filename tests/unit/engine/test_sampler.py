@@ -140,6 +140,20 @@ def test_row_without_any_token_fails() -> None:
     assert isinstance(result, Exception)
 
 
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_forbidden_tokens_are_not_drawn_and_neighbours_do_not_notice(temperature: float) -> None:
+    logits = logits_of({1: 5.0, 2: 3.0}, {1: 5.0})
+    params = SamplingParams(temperature=temperature, top_logprobs=1)
+    banned = Draw(params, 0, frozenset({1, VOCAB + 5}))
+    first, second = sample(logits, [banned, Draw(params, 0)])
+    assert isinstance(first, Sampled)
+    assert isinstance(second, Sampled)
+    assert (first.token, second.token) == (2, 1)
+    # Logprobs are those of the model, which knows of no ban.
+    assert first.logprobs is not None
+    assert [token for token, _ in first.logprobs.top] == [1]
+
+
 def test_logprobs_are_of_the_raw_distribution_best_first() -> None:
     logits = logits_of({1: math.log(0.5), 2: math.log(0.3), 3: math.log(0.2)})
     params = SamplingParams(temperature=0.3, top_k=1, top_logprobs=2)

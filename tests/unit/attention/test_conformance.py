@@ -1,0 +1,190 @@
+"""Every attention back end against a naive softmax in float32, through the same steps."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch import Tensor
+
+from dopd.attention.base import Attention
+from dopd.attention.torch import TorchAttention
+from dopd.engine.torch_batch import build_batch
+from dopd.types import Row, SamplingParams
+
+NUM_LAYERS = 3
+HEAD_DIM = 64
+NUM_KV_HEADS = 2
+
+
+@dataclass(frozen=True)
+class BackEnd:
+    """How to make a back end over a pool, where it runs, and how exact it is."""
+
+    make: Callable[[Tensor], Attention]
+    device: str
+    dtype: torch.dtype
+    tolerance: float
+
+
+BACK_ENDS = {
+    "torch-float32": BackEnd(TorchAttention, "cpu", torch.float32, 1e-5),
+    "torch-bfloat16": BackEnd(TorchAttention, "cpu", torch.bfloat16, 2e-2),
+}
+
+
+@dataclass
+class Sequence:
+    """A sequence and all that was ever appended to it, per layer: what its pages must hold."""
+
+    pages: list[int]
+    length: int = 0
+    keys: list[Tensor] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
+
+
+class Bench:
+    """A back end over a pool of stale garbage, beside dense copies of what it was given."""
+
+    def __init__(self, end: BackEnd, groups: int, page_size: int, max_len: int, count: int) -> None:
+        self.end, self.num_heads = end, groups * NUM_KV_HEADS
+        self.page_size = page_size
+        self.random = random.Random(groups * 100 + page_size)
+        self.generator = torch.Generator().manual_seed(groups * 100 + page_size)
+        per_sequence = -(-max_len // page_size)
+        shape = (count * per_sequence + 1, NUM_LAYERS, 2, page_size, NUM_KV_HEADS, HEAD_DIM)
+        # What earlier owners left, at its worst: not even a number.
+        self.pool = torch.full(shape, float("nan"), dtype=end.dtype, device=end.device)
+        self.attention = end.make(self.pool)
+        free = list(range(1, len(self.pool)))
+        self.random.shuffle(free)
+        self.sequences = [Sequence([free.pop() for _ in range(per_sequence)]) for _ in range(count)]
+        for sequence in self.sequences:
+            sequence.keys = [self.tokens(0, NUM_KV_HEADS) for _ in range(NUM_LAYERS)]
+            sequence.values = [self.tokens(0, NUM_KV_HEADS) for _ in range(NUM_LAYERS)]
+
+    def tokens(self, count: int, heads: int) -> Tensor:
+        made = torch.randn((count, heads, HEAD_DIM), generator=self.generator)
+        return made.to(self.end.device, self.end.dtype)
+
+    def step(self, parts: list[tuple[int, int]]) -> None:
+        """Compute (sequence, new tokens) parts in one step; each layer must equal the naive one."""
+        parts = sorted(parts, key=lambda part: part[1] > 1)
+        rows = [
+            Row(
+                index,
+                [0] * count,
+                self.sequences[index].length,
+                self.sequences[index].pages,
+                SamplingParams(),
+                0,
+            )
+            for index, count in parts
+        ]
+        self.attention.plan(build_batch(rows, self.page_size).meta)
+        total = sum(count for _, count in parts)
+        for layer in range(NUM_LAYERS):
+            # A view into a wider tensor, as a fused product gives it.
+            fused = self.tokens(total, self.num_heads + 2 * NUM_KV_HEADS)
+            query = fused[:, : self.num_heads]
+            key, value = fused[:, self.num_heads :].chunk(2, dim=1)
+            self.attention.append(layer, key, value)
+            found = self.attention.run(layer, query)
+            assert found.shape == query.shape
+            torch.testing.assert_close(
+                found.float().cpu(),
+                self.expected(layer, parts, query, key, value),
+                rtol=0,
+                atol=self.end.tolerance,
+            )
+        for index, count in parts:
+            self.sequences[index].length += count
+
+    def expected(
+        self, layer: int, parts: list[tuple[int, int]], query: Tensor, key: Tensor, value: Tensor
+    ) -> Tensor:
+        outs, start = [], 0
+        for index, count in parts:
+            sequence, new = self.sequences[index], slice(start, start + count)
+            sequence.keys[layer] = torch.cat((sequence.keys[layer], key[new]))
+            sequence.values[layer] = torch.cat((sequence.values[layer], value[new]))
+            outs.append(naive(query[new], sequence.keys[layer], sequence.values[layer]))
+            start += count
+        return torch.cat(outs)
+
+
+def naive(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention of the last positions, one query and one head at a time, in float32."""
+    query, key, value = (part.float().cpu() for part in (query, key, value))
+    groups = query.shape[1] // key.shape[1]
+    before = len(key) - len(query)
+    out = torch.empty_like(query)
+    for row in range(len(query)):
+        seen = slice(0, before + row + 1)
+        for head in range(query.shape[1]):
+            scores = key[seen, head // groups] @ query[row, head] / HEAD_DIM**0.5
+            out[row, head] = torch.softmax(scores, dim=0) @ value[seen, head // groups]
+    return out
+
+
+@pytest.fixture(params=BACK_ENDS)
+def end(request: pytest.FixtureRequest) -> Iterator[BackEnd]:
+    with torch.inference_mode():
+        yield BACK_ENDS[request.param]
+
+
+@pytest.mark.parametrize("groups", [1, 3, 4])
+@pytest.mark.parametrize("page_size", [1, 16])
+def test_prefill_then_decode(end: BackEnd, groups: int, page_size: int) -> None:
+    bench = Bench(end, groups, page_size, max_len=40, count=2)
+    bench.step([(0, 30), (1, 7)])
+    for _ in range(4):
+        bench.step([(0, 1), (1, 1)])
+
+
+@pytest.mark.parametrize("page_size", [1, 16])
+def test_chunked_prefill_sees_what_came_before(end: BackEnd, page_size: int) -> None:
+    bench = Bench(end, 3, page_size, max_len=64, count=1)
+    for count in (5, 16, 1, 11, 20, 3):
+        bench.step([(0, count)])
+
+
+def test_ragged_decode_from_one_token_to_many_pages(end: BackEnd) -> None:
+    bench = Bench(end, 3, 16, max_len=128, count=6)
+    bench.step([(0, 1), (1, 15), (2, 16), (3, 17), (4, 32), (5, 120)])
+    for _ in range(3):
+        bench.step([(index, 1) for index in range(6)])
+
+
+def test_mixed_steps_of_decode_first_chunk_and_later_chunk(end: BackEnd) -> None:
+    bench = Bench(end, 4, 16, max_len=80, count=4)
+    bench.step([(0, 20), (1, 33)])
+    bench.step([(0, 1), (1, 1), (2, 40)])
+    bench.step([(0, 1), (1, 1), (2, 17), (3, 9)])
+    bench.step([(3, 16), (0, 1)])
+
+
+def test_chunk_longer_than_one_tile_of_the_mask(end: BackEnd) -> None:
+    bench = Bench(end, 1, 16, max_len=320, count=1)
+    bench.step([(0, 10)])
+    bench.step([(0, 300)])
+
+
+def test_random_steps(end: BackEnd) -> None:
+    """Any mix of rows and chunk lengths, 25 steps over 5 sequences."""
+    bench = Bench(end, 3, 16, max_len=600, count=5)
+    for _ in range(25):
+        chosen = bench.random.sample(range(5), bench.random.randint(1, 5))
+        bench.step([(index, bench.random.choice([1, 1, 1, 2, 15, 24])) for index in chosen])
+
+
+def test_steps_write_no_page_of_another_sequence(end: BackEnd) -> None:
+    bench = Bench(end, 3, 16, max_len=48, count=2)
+    before = bench.pool.clone()
+    bench.step([(0, 20)])
+    bench.step([(0, 1)])
+    untouched = [0, *bench.sequences[1].pages, *bench.sequences[0].pages[2:]]
+    assert torch.equal(bench.pool[untouched].view(torch.uint8), before[untouched].view(torch.uint8))

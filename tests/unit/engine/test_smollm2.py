@@ -1,0 +1,65 @@
+"""SmolLM2 in float32 writes the tokens that transformers wrote, whatever the batch and the way.
+
+The answers were recorded by `python -m bench.exact --record`; that bench compares live.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from dopd.engine.torch import TorchEngine, load
+from tests.support import smollm2, stepping
+
+pytestmark = [pytest.mark.model, pytest.mark.timeout(180)]
+
+
+def load_model() -> TorchEngine:
+    return load(smollm2.require(), dtype="float32", device="cpu", kv_memory="256MiB")
+
+
+@pytest.fixture(scope="module")
+def engine() -> TorchEngine:
+    return load_model()
+
+
+def check(running: list[stepping.Running], cases: list[smollm2.Case]) -> None:
+    for sequence, case in zip(running, cases, strict=True):
+        assert sequence.tokens == case.tokens, case.text
+        assert smollm2.worst_logprob(sequence, case.top) < 1e-3, case.text
+
+
+def test_prompts_in_one_batch(engine: TorchEngine) -> None:
+    cases = smollm2.cases()[::3]
+    assert len(cases) == 8
+    running = stepping.start(engine, [case.prompt for case in cases], smollm2.NUM_TOKENS)
+    stepping.run(engine, running, smollm2.NUM_TOKENS)
+    check(running, cases)
+
+
+def test_prompts_in_chunks_beside_decoding_neighbours(engine: TorchEngine) -> None:
+    cases = smollm2.cases()[-5:-1]
+    running = stepping.start(engine, [case.prompt for case in cases], smollm2.NUM_TOKENS)
+    stepping.run(engine, running, smollm2.NUM_TOKENS, budget=13)
+    check(running, cases)
+
+
+def test_one_prompt_alone(engine: TorchEngine) -> None:
+    cases = smollm2.cases()[:1]
+    running = stepping.start(engine, [cases[0].prompt], smollm2.NUM_TOKENS)
+    stepping.run(engine, running, smollm2.NUM_TOKENS)
+    check(running, cases)
+
+
+def test_prefill_here_and_decode_there(engine: TorchEngine) -> None:
+    cases = smollm2.cases()[:2]
+    prompts = [case.prompt for case in cases]
+    other = load_model()
+    sources = stepping.start(engine, prompts, smollm2.NUM_TOKENS)
+    stepping.run(engine, sources, 1)
+    targets = stepping.start(other, prompts[::-1], smollm2.NUM_TOKENS)[::-1]
+    for source, target in zip(sources, targets, strict=True):
+        for one, there in zip(source.pages, target.pages, strict=True):
+            other.pool.page(there)[:] = engine.pool.page(one)
+        target.computed, target.drawn = source.computed, list(source.drawn)
+    stepping.run(other, targets, smollm2.NUM_TOKENS)
+    check(targets, cases)
