@@ -135,6 +135,11 @@ class FakeTransport:
             link.abort("worker ends")
             link.synchronise(0)
 
+    def crash(self) -> None:
+        """The process is gone without a word; its peers see it some time later."""
+        for link in list(self.links):
+            link.crash()
+
 
 class FakeLink:
     """One end of a connection; see `dopd.transfer.base.Link`."""
@@ -205,13 +210,19 @@ class FakeLink:
     def _complete(self, nonce: int) -> None:
         self.node.events.written(self, nonce, 1)
 
+    def crash(self) -> None:
+        """This end is gone, and nobody is left to be told."""
+        self._leave()
+
     def _go_down(self) -> None:
-        if self._is_down:
-            return
+        if not self._is_down:
+            self._leave()
+            self.node.events.link_down(self)
+
+    def _leave(self) -> None:
         self._is_shut = self._is_down = True
         self._network.forget(self)
         self.node.links.remove(self)
-        self.node.events.link_down(self)
         # The other end sees it some time later.
         other = self.other
         if not other._is_down:

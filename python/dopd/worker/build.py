@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import secrets
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from dopd import __version__, wire
@@ -67,6 +69,7 @@ def make_desk(
     ticket: Grant,
     max_num_seqs: int,
     max_batch_tokens: int,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Desk:
     """A desk over the engine's pool. `ticket`: how our grants look, without a nonce."""
     limits = SeatLimits(
@@ -80,7 +83,7 @@ def make_desk(
     )
     pages = PageAllocator(engine.pool.num_pages)
     seats = Seats(limits, pages, draw=lambda: secrets.randbits(64))
-    return Desk(seats, Batcher(max_batch_tokens, max_num_seqs), role)
+    return Desk(seats, Batcher(max_batch_tokens, max_num_seqs), role, clock)
 
 
 def make_worker(config: WorkerConfig, engine: Engine) -> Worker:

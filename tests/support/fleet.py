@@ -1,0 +1,117 @@
+"""Workers over a fake network, with everything that happens chosen by the test: no thread, no clock.
+
+The workers are the real ones (`Desk`, `StepLoop`, mock engine); only the stream to the router and
+the data links are played.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+from dopd._gen.dopd.worker.v1 import worker_pb2 as pb
+from dopd.engine.mock import MockEngine
+from dopd.sched.pages import FENCED, OWNED
+from dopd.transfer.base import LinkIdentity
+from dopd.transfer.fake import FakeNetwork
+from dopd.types import Commands, Grant, Role
+from dopd.wire import AttachRequest, layout_hash
+from dopd.worker.build import make_desk
+from dopd.worker.desk import Lost, Started
+from dopd.worker.loop import StepLoop
+
+MAX_SEATS = 4
+# Small, so that prompts take several steps.
+BATCH_TOKENS = 24
+
+
+class FakeSession:
+    """A session whose reports wait in the node until the test lets them through."""
+
+    def __init__(self, session: int, node: Node) -> None:
+        self.id = session
+        self._node = node
+
+    def report(self, message: AttachRequest) -> None:
+        self._node.reports.append(message.report)
+
+    def fail(self, reason: str) -> None:
+        raise AssertionError(f"protocol error: {reason}")
+
+
+class Node:
+    """One worker process; `restart` gives it a new life.
+
+    commands, reports: under way to and from the router, in order.
+    """
+
+    def __init__(self, fleet: Fleet, name: str, num_pages: int) -> None:
+        self.fleet = fleet
+        self.name = name
+        self.num_pages = num_pages
+        self.incarnation = 0
+        self.start()
+
+    def start(self) -> None:
+        """A process begins."""
+        self.incarnation += 1
+        self.commands: deque[Commands] = deque()
+        self.reports: deque[pb.Report] = deque()
+        self.session: FakeSession | None = None
+        engine = MockEngine(self.num_pages)
+        identity = LinkIdentity(self.name, self.incarnation, layout_hash(engine.geometry), "")
+        ticket = Grant(self.name, self.incarnation, "", "fake", 0)
+        self.desk = make_desk(
+            engine, Role.MIXED, ticket, MAX_SEATS, BATCH_TOKENS, clock=lambda: self.fleet.now
+        )
+        self.transport = self.fleet.network.transport(identity, engine.pool, self.desk)
+        self.desk.set_transport(self.transport)
+        self.loop = StepLoop(self.desk, engine)
+
+    def crash(self) -> None:
+        """The process dies, and starts anew."""
+        self.transport.crash()
+        self.start()
+
+    def attach(self, session: int) -> None:
+        """A session begins."""
+        self.session = FakeSession(session, self)
+        self.desk.post(Started(self.session))
+
+    def lose_session(self) -> None:
+        """The worker sees that its session is over."""
+        if self.session is not None:
+            self.desk.post(Lost(self.session))
+            self.session = None
+        self.commands.clear()
+
+    def deliver_command(self) -> None:
+        """The oldest Cmd arrives."""
+        self.desk.post(self.commands.popleft())
+
+    def check(self) -> None:
+        """What must hold in every state (handoff.md section 7, the worker's part)."""
+        seats = self.desk.seats
+        owned = [page for seat in seats.by_slot.values() for page in seat.sequence.pages]
+        fenced = [page for fence in seats.fences.values() for page in fence.pages]
+        every = owned + fenced
+        assert len(set(every)) == len(every), "page_has_one_owner"
+        assert all(seats.pages.state(page) == OWNED for page in owned), "page_has_one_owner"
+        assert all(seats.pages.state(page) == FENCED for page in fenced), "page_has_one_owner"
+        assert seats.pages.num_free + len(every) == self.num_pages, "accounting_closes"
+        live = {link.id for link in self.transport.links}
+        assert {fence.link for fence in seats.fences.values()} <= live, "fence_implies_live_link"
+        assert self.desk.session is not None or not seats.by_slot, "seat_has_session"
+
+    def is_clean(self) -> bool:
+        """Nothing is left of any request."""
+        seats = self.desk.seats
+        return not seats.by_slot and not seats.fences and seats.pages.num_free == self.num_pages
+
+
+class Fleet:
+    """Some workers, their network, and the time."""
+
+    def __init__(self, num_workers: int, num_pages: int) -> None:
+        self.now = 0.0
+        self.network = FakeNetwork()
+        self.nodes = [Node(self, f"w{i}", num_pages) for i in range(num_workers)]
