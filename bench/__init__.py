@@ -1,0 +1,1 @@
+"""One question per file; results with their conditions lie in bench/results."""
