@@ -23,7 +23,7 @@ from dopd.worker.desk import Desk
 from dopd.worker.loop import StepLoop
 from dopd.worker.progress import Progress
 
-MOCK_KV_MEMORY = "512MiB"
+MOCK_KV_MEMORY = "8MiB"
 
 
 @dataclass(frozen=True, slots=True)
