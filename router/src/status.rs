@@ -21,6 +21,20 @@ pub struct FleetStatus {
     pub replays_total: u64,
 }
 
+/// `GET /status` of the OpenAI listener and of the admin listener.
+#[derive(Clone, Debug, Serialize)]
+pub struct StatusPage<'a> {
+    /// Name of the served model.
+    pub model: &'a str,
+    /// The router's version.
+    pub version: &'static str,
+    /// Seconds since the start.
+    pub uptime_s: u64,
+    /// The fleet, its fields beside those above.
+    #[serde(flatten)]
+    pub fleet: FleetStatus,
+}
+
 /// One attached worker.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct WorkerStatus {

@@ -12,17 +12,17 @@ use axum::{
     response::IntoResponse,
     routing::get,
 };
-use serde::Serialize;
+use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     dispatch::Dispatch,
     metrics::{self, Metrics},
-    status::FleetStatus,
+    status::StatusPage,
 };
 
-/// What the pages show besides the fleet.
+/// What the pages show.
 #[derive(Debug)]
 pub struct Admin {
     /// Asked for the fleet.
@@ -35,16 +35,6 @@ pub struct Admin {
     pub started: Instant,
 }
 
-#[derive(Serialize)]
-struct StatusPage<'a> {
-    model: &'a str,
-    version: &'static str,
-    uptime_s: f64,
-    ready: bool,
-    #[serde(flatten)]
-    fleet: FleetStatus,
-}
-
 /// Serves the pages on `listener` until `stop`.
 pub async fn serve(
     listener: TcpListener,
@@ -54,7 +44,7 @@ pub async fn serve(
     let pages = Router::new()
         .route("/metrics", get(metrics_page))
         .route("/status", get(status_page))
-        .route("/health", get(|| async { "ok\n" }))
+        .route("/health", get(health_page))
         .route("/ready", get(ready_page))
         .with_state(admin);
     axum::serve(listener, pages)
@@ -74,20 +64,23 @@ async fn status_page(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
     Json(StatusPage {
         model: &admin.model,
         version: env!("CARGO_PKG_VERSION"),
-        uptime_s: admin.started.elapsed().as_secs_f64(),
-        ready: admin.dispatch.is_ready(),
+        uptime_s: admin.started.elapsed().as_secs(),
         fleet: admin.dispatch.status().await,
     })
     .into_response()
 }
 
+async fn health_page() -> impl IntoResponse {
+    Json(json!({"status": "ok"}))
+}
+
 async fn ready_page(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
     if admin.dispatch.is_ready() {
-        (StatusCode::OK, "ready\n")
+        (StatusCode::OK, Json(json!({"status": "ready"})))
     } else {
         (
             StatusCode::SERVICE_UNAVAILABLE,
-            "no worker is attached, or the router is draining\n",
+            Json(json!({"status": "no_worker"})),
         )
     }
 }

@@ -11,7 +11,7 @@ use super::{app::App, error, stream::Body};
 use crate::{
     error::{Error, Reason},
     metrics,
-    status::FleetStatus,
+    status::StatusPage,
     tokens::ServedModel,
 };
 
@@ -32,15 +32,6 @@ struct ModelCard<'a> {
     max_model_len: u32,
     /// `ready`, or `no_worker`: a model without workers stays listed.
     status: &'static str,
-}
-
-#[derive(Serialize)]
-struct Status<'a> {
-    model: &'a str,
-    version: &'static str,
-    uptime_s: u64,
-    #[serde(flatten)]
-    fleet: FleetStatus,
 }
 
 #[derive(Serialize)]
@@ -145,7 +136,7 @@ pub(super) async fn metrics(app: &App) -> Response<Body> {
 
 /// `/status`.
 pub(super) async fn status(app: &App) -> Response<Body> {
-    json(&Status {
+    json(&StatusPage {
         model: &app.service.model().name,
         version: VERSION,
         uptime_s: app.service.uptime().as_secs(),
