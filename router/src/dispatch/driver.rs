@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    sync::atomic::Ordering,
+    sync::{Arc, atomic::Ordering},
     thread::{self, JoinHandle},
 };
 
@@ -20,7 +20,7 @@ use tokio::{
 
 use crate::{
     config::records::LimitsConfig,
-    dispatch::{Dispatch, DispatchConfig, brain_config, owner, reject, status},
+    dispatch::{Dispatch, DispatchConfig, Shared, brain_config, owner, reject, status},
     error::{Error, Reason},
     streams::messages::{BrainInput, FrontMessage, Joined, Order, Reported, SeatOrder},
     wire::worker::Grant,
@@ -91,6 +91,18 @@ struct Seat {
     grant: Option<Grant>,
 }
 
+/// Without its brain the router can do nothing: whatever ends the thread ends the front loops, too,
+/// and their streams fail instead of waiting for ever.
+struct Ended(Arc<Shared>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.is_ready.store(false, Ordering::Release);
+        self.0.is_draining.store(true, Ordering::Release);
+        self.0.stop.cancel();
+    }
+}
+
 /// The brain with what it takes to carry out its actions.
 struct Driver {
     brain: Brain,
@@ -102,7 +114,8 @@ struct Driver {
 
 impl Driver {
     async fn run(mut self, mut inputs: mpsc::Receiver<BrainInput>) {
-        let shared = std::sync::Arc::clone(&self.dispatch.shared);
+        let shared = Arc::clone(&self.dispatch.shared);
+        let _ended = Ended(Arc::clone(&shared));
         let mut batch = Vec::with_capacity(BATCH);
         loop {
             let wake = self.brain.next_wake();
@@ -132,7 +145,6 @@ impl Driver {
                 .is_ready
                 .store(self.brain.is_ready(), Ordering::Release);
         }
-        shared.is_ready.store(false, Ordering::Release);
     }
 
     fn now(&self) -> Micros {

@@ -231,6 +231,12 @@ impl Dispatch {
         self.shared.stop.cancel();
     }
 
+    /// Resolves once the brain thread ends or is told to: after [`Dispatch::shutdown`], or because
+    /// of a defect, which [`BrainThread::join`] then tells.
+    pub async fn stopped(&self) {
+        self.shared.stop.cancelled().await;
+    }
+
     /// A new request id that names its owner thread: id modulo number of front threads.
     fn mint(&self, thread: u16) -> RequestId {
         let count = self.shared.next_request.fetch_add(1, Ordering::Relaxed);
