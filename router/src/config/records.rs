@@ -177,7 +177,7 @@ settings! {
         format: String = "text".to_owned(), flag "log-format" "FORMAT", one_of &["text", "json"];
         /// File for the brain's event log, to be replayed by `dopd replay`.
         record: Option<PathBuf> = None, flag "record" "FILE";
-        /// Size at which the record is rotated once, in bytes.
+        /// Size at which the record ends, in bytes: a replay needs its beginning.
         record_bytes_max: u64 = 256 << 20, within 65_536..=1 << 40;
     }
 }

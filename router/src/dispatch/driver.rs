@@ -20,7 +20,9 @@ use tokio::{
 
 use crate::{
     config::records::LimitsConfig,
-    dispatch::{Dispatch, DispatchConfig, Shared, brain_config, owner, reject, status},
+    dispatch::{
+        Dispatch, DispatchConfig, Shared, brain_config, owner, record::Recorder, reject, status,
+    },
     error::{Error, Reason},
     streams::messages::{BrainInput, FrontMessage, Joined, Order, Reported, SeatOrder},
     wire::worker::Grant,
@@ -57,8 +59,13 @@ pub(super) fn start(
         .enable_time()
         .build()
         .map_err(|e| failed("starting the brain's runtime failed", &e))?;
+    let brain_config = brain_config(&config.limits, seed);
+    let recorder = (config.record.as_deref())
+        .map(|path| Recorder::open(path, config.record_bytes_max, &brain_config))
+        .transpose()?;
     let driver = Driver {
-        brain: Brain::new(brain_config(&config.limits, seed)),
+        brain: Brain::new(brain_config),
+        recorder,
         dispatch: dispatch.clone(),
         limits: config.limits,
         sessions: HashMap::new(),
@@ -106,6 +113,7 @@ impl Drop for Ended {
 /// The brain with what it takes to carry out its actions.
 struct Driver {
     brain: Brain,
+    recorder: Option<Recorder>,
     dispatch: Dispatch,
     limits: LimitsConfig,
     sessions: HashMap<SessionId, Session>,
@@ -140,6 +148,9 @@ impl Driver {
                 .is_some_and(|wake| wake <= self.now())
             {
                 self.feed(Event::Woke).await;
+            }
+            if let Some(recorder) = &mut self.recorder {
+                recorder.flush();
             }
             shared
                 .is_ready
@@ -226,7 +237,12 @@ impl Driver {
     /// One event, and what it leads to.
     async fn feed(&mut self, event: Event) {
         let now = self.now();
-        for action in self.brain.handle(now, event) {
+        let line = (self.recorder.as_mut()).and_then(|recorder| recorder.begin(now, &event));
+        let actions = self.brain.handle(now, event);
+        if let (Some(recorder), Some(line)) = (&mut self.recorder, line) {
+            recorder.end(line, &actions);
+        }
+        for action in actions {
             self.act(action).await;
         }
     }

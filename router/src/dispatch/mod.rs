@@ -6,6 +6,7 @@
 //! shutdown) and `admin` (status).
 mod driver;
 mod front;
+mod record;
 mod reject;
 mod status;
 pub mod submission;
@@ -64,9 +65,9 @@ pub struct DispatchConfig {
     pub limits: LimitsConfig,
     /// Number of front threads, at least 1.
     pub front_threads: usize,
-    /// File for the brain's event log.
+    /// File for the brain's event log; one of an earlier run is kept as `FILE.1`.
     pub record: Option<PathBuf>,
-    /// Size at which the record is rotated once, in bytes.
+    /// Size at which the record ends, in bytes.
     pub record_bytes_max: u64,
 }
 

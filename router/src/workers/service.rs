@@ -35,7 +35,7 @@ impl Service {
         if !expected.is_empty() && bool::from(token.ct_eq(expected)) {
             return Ok(());
         }
-        self.attachments.metrics.protocol_error();
+        tracing::warn!("a worker showed a wrong join token");
         Err(Status::unauthenticated(
             "wrong join token: give the worker the token of this router (DOPD_JOIN_TOKEN or \
              --join-token-file)",

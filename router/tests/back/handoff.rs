@@ -257,6 +257,7 @@ async fn cancel_while_shipping_closes_both_seats() {
     d.say(Say::nothing().closed(nxt, CloseReason::Asked)).await;
     answer.gone().await;
     assert_eq!(router.dispatch.active(), 0);
+    router.idle().await;
     let (_ticket, _answer) = router.submit(Request::default()).await;
     assert_eq!(d.import().await.0, nxt, "the slot is free again");
     router.end();

@@ -109,6 +109,7 @@ async fn a_sink_that_wants_no_more_closes_its_seat() {
     assert_eq!(answer.tokens, [1, 2]);
     assert_eq!(router.dispatch.active(), 0);
     // The slot is free again.
+    router.idle().await;
     let (_ticket, mut answer) = router.submit(Request::default()).await;
     let (again, ..) = worker.compute().await;
     assert_eq!(again, slot);

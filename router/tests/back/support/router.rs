@@ -189,6 +189,19 @@ impl Router {
         (ticket, answers.remove(0))
     }
 
+    /// Waits until no worker has an open seat in the brain's account.
+    pub(crate) async fn idle(&self) {
+        let deadline = Instant::now() + super::PATIENCE;
+        loop {
+            let status = self.dispatch.status().await;
+            if status.workers.iter().all(|worker| worker.seats == 0) {
+                return;
+            }
+            assert!(Instant::now() < deadline, "seats stay open: {status:?}");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
     /// Drops a ticket where it was made, as a front does.
     pub(crate) async fn cancel_on(&self, thread: usize, ticket: Ticket) {
         self.on(thread, move |_| drop(ticket)).await;
