@@ -1,5 +1,7 @@
 //! What workers say: sessions that begin and end, and their reports, column by column.
 
+use std::collections::BTreeSet;
+
 use super::{
     Brain,
     sequences::Seat,
@@ -10,7 +12,7 @@ use crate::{
     action::{Action, Violation},
     event::{CloseReason, ClosedSeat, StepReport},
     fleet::WorkerFacts,
-    ids::SessionId,
+    ids::{SessionId, SlotId},
     units::Micros,
 };
 
@@ -78,11 +80,7 @@ impl Brain {
     }
 
     fn columns(&mut self, worker: usize, report: &StepReport) -> Result<(), Violation> {
-        for &slot in &report.opened {
-            if report.closed.iter().any(|closed| closed.slot == slot) {
-                // Nothing would come of its grant, and no action names a seat that ended.
-                continue;
-            }
+        for slot in granted(report) {
             self.said(Seat { worker, slot }, |part| match part {
                 Part::Next => Some(Input::Opened),
                 Part::Current | Part::None => None,
@@ -184,6 +182,21 @@ impl Brain {
             Part::None
         }
     }
+}
+
+/// Seats that were opened and did not end in the same report: nothing would come of such a grant,
+/// and no action is to name a seat that is gone.
+fn granted(report: &StepReport) -> impl Iterator<Item = SlotId> {
+    let ended: BTreeSet<SlotId> = if report.opened.is_empty() {
+        BTreeSet::new()
+    } else {
+        report.closed.iter().map(|closed| closed.slot).collect()
+    };
+    report
+        .opened
+        .iter()
+        .copied()
+        .filter(move |slot| !ended.contains(slot))
 }
 
 /// What a seat is to its sequence.

@@ -104,7 +104,7 @@ fn any_event() -> impl Strategy<Value = Event> {
 }
 
 proptest! {
-    #![proptest_config(Config { cases: 400, failure_persistence: None, ..Config::default() })]
+    #![proptest_config(Config { cases: 250, failure_persistence: None, ..Config::default() })]
 
     #[test]
     fn garbage_neither_panics_nor_leaves_anything_behind(

@@ -2,6 +2,8 @@
 
 mod cells;
 mod lies;
+mod limits;
+mod placing;
 mod random_events;
 mod single_worker;
 mod support;

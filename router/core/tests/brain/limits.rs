@@ -1,0 +1,284 @@
+//! Bounds and budgets: the queue, refusals, replays, deaths, moves, drain.
+
+use dopd_core::{
+    action::Action,
+    brain::{Brain, BrainConfig},
+    event::{CloseReason, ClosedSeat, Event, StepReport},
+    fleet::Role,
+    ids::{SessionId, SlotId},
+    request::RejectReason,
+    units::{Micros, Tokens},
+};
+
+use crate::support::{closed, joined, report, request, said, sequence, worker};
+
+fn brain(config: BrainConfig) -> Brain {
+    let mut brain = Brain::new(config);
+    brain.handle(Micros(0), joined(1, worker(Role::Mixed, 40)));
+    brain
+}
+
+fn why(actions: &[Action]) -> Vec<RejectReason> {
+    let why = |action: &Action| match *action {
+        Action::Reject { why, .. } => Some(why),
+        _ => None,
+    };
+    actions.iter().filter_map(why).collect()
+}
+
+fn arrive(brain: &mut Brain, id: u64, prompt: u32) -> Vec<Action> {
+    brain.handle(Micros(id), Event::RequestArrived(request(id, prompt, 4)))
+}
+
+#[test]
+fn full_queue_rejects_with_a_hint() {
+    let config = BrainConfig {
+        queue_requests_max: 2,
+        ..BrainConfig::default()
+    };
+    let (hint_min, hint_max) = (config.retry_after_min, config.retry_after_max);
+    let mut brain = brain(config);
+    for id in 1..=4 {
+        assert_eq!(why(&arrive(&mut brain, id, 16)), [], "{id}");
+    }
+    let full = arrive(&mut brain, 5, 16);
+    let [
+        Action::Reject {
+            why: RejectReason::QueueFull,
+            retry_after,
+            ..
+        },
+    ] = full[..]
+    else {
+        panic!("{full:?}");
+    };
+    assert!(
+        (hint_min..=hint_max).contains(&retry_after),
+        "{retry_after:?}"
+    );
+    // Every choice of a request is answered, and a request counts once.
+    let mut facts = request(6, 16, 4);
+    facts.choices = 3;
+    let rejected = brain.handle(Micros(6), Event::RequestArrived(facts));
+    assert_eq!(why(&rejected), [RejectReason::QueueFull; 3]);
+    assert_eq!(brain.status().requests_waiting, 2);
+}
+
+#[test]
+fn waiting_tokens_are_limited_unless_nothing_else_waits() {
+    let config = BrainConfig {
+        queue_tokens_max: 20,
+        ..BrainConfig::default()
+    };
+    let mut brain = brain(config);
+    for id in 1..=2 {
+        arrive(&mut brain, id, 16);
+    }
+    assert_eq!(why(&arrive(&mut brain, 3, 21)), []);
+    assert_eq!(why(&arrive(&mut brain, 4, 1)), [RejectReason::QueueFull]);
+    assert_eq!(brain.status().tokens_waiting, 21);
+}
+
+#[test]
+fn drain_takes_no_new_request_and_ends_the_old_ones() {
+    let mut brain = brain(BrainConfig::default());
+    for id in 1..=3 {
+        arrive(&mut brain, id, 16);
+    }
+    assert_eq!(brain.handle(Micros(4), Event::DrainStarted), []);
+    assert_eq!(why(&arrive(&mut brain, 5, 16)), [RejectReason::Draining]);
+    let done = StepReport {
+        closed: vec![closed(0, CloseReason::Stop)],
+        ..report(1, Role::Mixed)
+    };
+    assert!(matches!(
+        brain.handle(Micros(6), said(done))[..],
+        [Action::Open { .. }]
+    ));
+}
+
+fn end(why: CloseReason, retry_after: Micros) -> Event {
+    let closed = vec![ClosedSeat {
+        slot: SlotId(0),
+        why,
+        retry_after,
+    }];
+    said(StepReport {
+        closed,
+        ..report(1, Role::Mixed)
+    })
+}
+
+#[test]
+fn refusal_is_followed_by_a_random_doubling_wait_and_costs_no_replay() {
+    let (mut brain, mut now) = (brain(BrainConfig::default()), Micros(0));
+    arrive(&mut brain, 1, 8);
+    let mut waits = Vec::new();
+    for _ in 0..40 {
+        assert_eq!(brain.handle(now, end(CloseReason::Refused, Micros(0))), []);
+        let at = brain.next_wake().expect("the end of the wait");
+        waits.push(at.since(now).0);
+        now = at;
+        assert!(matches!(
+            brain.handle(now, Event::Woke)[..],
+            [Action::Open { .. }]
+        ));
+    }
+    assert!((5_000..=10_000).contains(&waits[0]), "{waits:?}");
+    assert!(
+        waits.iter().all(|wait| (5_000..=50_000).contains(wait)),
+        "{waits:?}"
+    );
+    assert!(waits[4..].iter().any(|&wait| wait > 40_000), "{waits:?}");
+    assert_eq!(brain.status().replays_total, 0);
+    // A worker may ask for a longer wait, within limits.
+    brain.handle(now, end(CloseReason::Refused, Micros(u64::MAX)));
+    assert_eq!(
+        brain.next_wake(),
+        Some(now.plus(Micros::from_millis(1_000)))
+    );
+}
+
+#[test]
+fn replays_have_a_budget_and_carry_what_was_made() {
+    let mut brain = brain(BrainConfig::default());
+    arrive(&mut brain, 1, 8);
+    for replay in 0..3 {
+        let tokens = vec![(SlotId(0), Tokens(1))];
+        let closed = vec![closed(0, CloseReason::Preempted)];
+        let preempted = StepReport {
+            tokens,
+            closed,
+            ..report(1, Role::Mixed)
+        };
+        let again = brain.handle(Micros(2), said(preempted));
+        assert!(matches!(again[..], [Action::Open { .. }]), "{again:?}");
+        let status = brain.status();
+        // Same pages, more to compute.
+        assert_eq!(status.sessions[0].pages_used, 3);
+        assert_eq!(status.replays_total, replay + 1);
+    }
+    let over = brain.handle(Micros(3), end(CloseReason::Preempted, Micros(0)));
+    assert_eq!(why(&over), [RejectReason::WorkerFailed]);
+    assert_eq!(brain.status().replays_total, 3);
+}
+
+#[test]
+fn second_worker_that_dies_under_a_sequence_ends_it() {
+    let mut brain = brain(BrainConfig::default());
+    for session in 2..=4 {
+        brain.handle(Micros(0), joined(session, worker(Role::Mixed, 40)));
+    }
+    arrive(&mut brain, 1, 8);
+    let again = brain.handle(
+        Micros(2),
+        Event::SessionLost {
+            session: SessionId(1),
+        },
+    );
+    let [Action::Open { seat, .. }] = again[..] else {
+        panic!("{again:?}")
+    };
+    let over = brain.handle(
+        Micros(3),
+        Event::SessionLost {
+            session: seat.session,
+        },
+    );
+    assert_eq!(why(&over), [RejectReason::PoisonSuspect]);
+    assert_eq!(brain.status().sessions.len(), 2);
+}
+
+#[test]
+fn session_broken_by_the_router_is_no_death() {
+    let mut brain = brain(BrainConfig::default());
+    for session in 2..=3 {
+        brain.handle(Micros(0), joined(session, worker(Role::Mixed, 40)));
+    }
+    arrive(&mut brain, 1, 8);
+    for session in 1..=2 {
+        let lie = StepReport {
+            opened: vec![SlotId(9)],
+            ..report(session, Role::Mixed)
+        };
+        let broken = brain.handle(Micros(2), said(lie));
+        assert!(
+            matches!(broken[..], [Action::Break { .. }, Action::Open { .. }]),
+            "{broken:?}"
+        );
+    }
+    assert_eq!(brain.status().violations_total, 2);
+}
+
+#[test]
+fn replay_goes_before_everything_that_waits() {
+    let mut brain = brain(BrainConfig::default());
+    for id in 1..=3 {
+        arrive(&mut brain, id, 16);
+    }
+    let mut facts = request(4, 16, 4);
+    facts.priority = 9;
+    brain.handle(Micros(4), Event::RequestArrived(facts));
+    let again = brain.handle(Micros(5), end(CloseReason::Preempted, Micros(0)));
+    let [Action::Open { sequence: id, .. }] = again[..] else {
+        panic!("{again:?}")
+    };
+    assert_eq!(id, sequence(1, 0));
+}
+
+#[test]
+fn moves_have_a_budget() {
+    let mut brain = brain(BrainConfig::default());
+    brain.handle(Micros(0), joined(2, worker(Role::Mixed, 40)));
+    arrive(&mut brain, 1, 8);
+    let ask = || Event::MoveRequested {
+        sequence: sequence(1, 0),
+        to: SessionId(2),
+    };
+    let refused = |slot| {
+        let closed = vec![closed(slot, CloseReason::Lost)];
+        said(StepReport {
+            closed,
+            ..report(2, Role::Mixed)
+        })
+    };
+    for _ in 0..3 {
+        assert_eq!(brain.handle(Micros(1), ask()).len(), 1);
+        assert_eq!(brain.handle(Micros(1), refused(0)), []);
+    }
+    assert_eq!(brain.handle(Micros(1), ask()), []);
+}
+
+#[test]
+fn waiting_request_gives_up_at_its_own_time_without_workers() {
+    let mut brain = Brain::new(BrainConfig::default());
+    brain.handle(Micros(0), Event::Woke); // No worker from now on.
+    let second = Micros::from_millis(1_000);
+    brain.handle(second, Event::RequestArrived(request(1, 8, 4)));
+    // The fleet has been empty for 10 s; the request has waited 9.
+    assert_eq!(brain.handle(Micros::from_millis(10_000), Event::Woke), []);
+    let over = brain.handle(Micros::from_millis(11_000), Event::Woke);
+    assert_eq!(why(&over), [RejectReason::NoWorker]);
+    // A worker that comes in time, or came and went, starts the wait anew.
+    brain.handle(
+        Micros::from_millis(12_000),
+        Event::RequestArrived(request(2, 800, 4)),
+    );
+    brain.handle(
+        Micros::from_millis(13_000),
+        Event::RequestArrived(request(3, 8, 4)),
+    );
+    let mut small = worker(Role::Mixed, 40);
+    small.num_seqs_max = 1;
+    let joined = brain.handle(Micros::from_millis(14_000), joined(1, small));
+    assert_eq!(why(&joined), [RejectReason::TooLarge]);
+    brain.handle(
+        Micros::from_millis(20_000),
+        Event::SessionLost {
+            session: SessionId(1),
+        },
+    );
+    assert_eq!(brain.handle(Micros::from_millis(29_000), Event::Woke), []);
+    let over = brain.handle(Micros::from_millis(30_000), Event::Woke);
+    assert_eq!(why(&over), [RejectReason::NoWorker]);
+}
