@@ -4,7 +4,7 @@
 //! Rooms, each calling only those below it:
 //!
 //! ```text
-//! main -> http, grpc -> service -> validate, auth, tokens, dispatch -> workers, cluster -> streams
+//! main -> http, grpc -> listen, service -> validate, auth, tokens, dispatch -> workers, cluster -> streams
 //!      -> wire, error, metrics, config
 //! ```
 //!
@@ -22,6 +22,7 @@ pub mod error;
 pub mod grpc;
 pub mod http;
 pub mod launch;
+mod listen;
 pub mod metrics;
 pub mod service;
 pub mod status;

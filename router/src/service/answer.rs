@@ -56,6 +56,11 @@ impl Answer {
         poll_fn(|cx| self.outbox.poll_first(cx)).await
     }
 
+    /// Ends the request with `error`, unless it has ended: the next poll tells it.
+    pub fn fail(&self, error: Error) {
+        self.outbox.fail(error);
+    }
+
     /// Writes what is new into `render`.
     pub fn poll(&mut self, cx: &Context<'_>, render: &mut impl Render) -> Poll<Next> {
         self.outbox.poll(cx, render)

@@ -1,0 +1,74 @@
+//! `InferenceService.Generate`.
+
+use std::{sync::Arc, time::Duration};
+
+use tonic::{Request, Response, Status, async_trait};
+
+use super::{params, status, stream::GenerateStream, timeout};
+use crate::{
+    error::Error,
+    service::{Arrival, Service, Wake, Wanted},
+    validate,
+    wire::v1::{GenerateRequest, inference_service_server::InferenceService},
+};
+
+/// The service behind `dopd.v1.InferenceService`.
+#[derive(Debug)]
+pub(super) struct Inference {
+    service: Arc<Service>,
+}
+
+impl Inference {
+    pub(super) fn new(service: Arc<Service>) -> Self {
+        Self { service }
+    }
+
+    fn check(
+        &self,
+        request: Request<GenerateRequest>,
+    ) -> Result<(validate::Spec, Option<Duration>), Error> {
+        let timeout = timeout::of(request.metadata())?;
+        let params = params::params(request.into_inner());
+        let mut spec = validate::check(params, self.service.limits(), self.service.model())?;
+        spec.timeout = timeout;
+        Ok((spec, timeout))
+    }
+
+    async fn start(
+        &self,
+        arrival: Arrival,
+        request: Request<GenerateRequest>,
+    ) -> Result<GenerateStream, Error> {
+        let checked = self.check(request);
+        let (spec, timeout) = checked.inspect_err(|error| self.service.refuse(&arrival, error))?;
+        let deadline = timeout.map(|timeout| arrival.at + timeout);
+        let wanted = Wanted {
+            wake: Wake::Each,
+            token_ids: true,
+        };
+        let answer = self.service.submit(arrival, spec, wanted).await?;
+        Ok(GenerateStream::new(
+            answer,
+            self.service.shared_model(),
+            deadline,
+        ))
+    }
+}
+
+#[async_trait]
+impl InferenceService for Inference {
+    type GenerateStream = GenerateStream;
+
+    async fn generate(
+        &self,
+        request: Request<GenerateRequest>,
+    ) -> Result<Response<GenerateStream>, Status> {
+        let arrival = self.service.arrive();
+        let arrival = arrival.map_err(|error| status::of(&error, None))?;
+        let id = arrival.id.clone();
+        let started = self.start(arrival, request).await;
+        started
+            .map(Response::new)
+            .map_err(|error| status::of(&error, Some(&id)))
+    }
+}

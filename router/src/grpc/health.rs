@@ -1,0 +1,60 @@
+//! `grpc.health.v1`: serving while a request would find a worker.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio_util::sync::CancellationToken;
+use tonic_health::{
+    ServingStatus,
+    pb::health_server::{Health as HealthProto, HealthServer},
+    server::{HealthReporter, HealthService},
+};
+
+use crate::service::Service;
+
+/// Names that health is told under: the whole server, and its one service.
+const SERVICES: [&str; 2] = ["", "dopd.v1.InferenceService"];
+/// How often readiness is looked at.
+const INTERVAL: Duration = Duration::from_millis(200);
+
+/// Tells health what the service says.
+pub(super) struct Health {
+    service: Arc<Service>,
+    reporter: HealthReporter,
+}
+
+impl Health {
+    /// The teller, and the server that clients ask.
+    pub(super) fn new(service: Arc<Service>) -> (Self, HealthServer<impl HealthProto>) {
+        let reporter = HealthReporter::new();
+        let server = HealthServer::new(HealthService::from_health_reporter(reporter.clone()));
+        (Self { service, reporter }, server)
+    }
+
+    /// Follows readiness until `stop`; ends as not serving.
+    pub(super) async fn watch(self, stop: CancellationToken) {
+        let mut interval = tokio::time::interval(INTERVAL);
+        let mut told = None;
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                _ = interval.tick() => {}
+            }
+            let ready = self.service.is_ready();
+            if told.replace(ready) != Some(ready) {
+                self.tell(ready).await;
+            }
+        }
+        self.tell(false).await;
+    }
+
+    async fn tell(&self, ready: bool) {
+        let status = if ready {
+            ServingStatus::Serving
+        } else {
+            ServingStatus::NotServing
+        };
+        for name in SERVICES {
+            self.reporter.set_service_status(name, status).await;
+        }
+    }
+}
