@@ -15,7 +15,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{console::Failure, listeners::Listeners};
+use super::{console::Failure, listeners::FrontListeners};
 use crate::{
     config::records::{GrpcConfig, HttpConfig},
     dispatch::Dispatch,
@@ -77,10 +77,10 @@ pub(super) struct Fronts {
 }
 
 impl Fronts {
-    /// Starts `count` threads.
+    /// Starts `count` threads, which own the sockets from then on.
     pub(super) fn start(
         count: usize,
-        listeners: &Listeners,
+        listeners: FrontListeners,
         served: &Served,
     ) -> Result<Self, Failure> {
         let stop = FrontStop::default();
@@ -92,7 +92,7 @@ impl Fronts {
             stop,
         };
         for index in 0..count {
-            let started = fronts.start_one(index, listeners, served, &report);
+            let started = fronts.start_one(index, &listeners, served, &report);
             if let Err(error) = started {
                 fronts.join();
                 return Err(Failure::new(format!(
@@ -100,13 +100,15 @@ impl Fronts {
                 )));
             }
         }
+        // The threads' handles are the only ones left: when they close theirs, clients are refused.
+        drop(listeners);
         Ok(fronts)
     }
 
     fn start_one(
         &mut self,
         index: usize,
-        listeners: &Listeners,
+        listeners: &FrontListeners,
         served: &Served,
         report: &mpsc::Sender<String>,
     ) -> io::Result<()> {

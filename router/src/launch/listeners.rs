@@ -44,12 +44,19 @@ impl Listener {
     }
 }
 
-/// All listeners of a router.
+/// Listeners that front threads share. Whoever keeps this after they have closed theirs keeps clients
+/// waiting in the backlog instead of refusing them.
 #[derive(Debug)]
-pub(super) struct Listeners {
+pub(super) struct FrontListeners {
     pub(super) http: Listener,
     pub(super) grpc: Listener,
     pub(super) workers: Listener,
+}
+
+/// All listeners of a router.
+#[derive(Debug)]
+pub(super) struct Listeners {
+    pub(super) fronts: FrontListeners,
     pub(super) admin: Listener,
 }
 
@@ -57,25 +64,26 @@ impl Listeners {
     /// Binds them all.
     pub(super) fn bind(config: &Config) -> Result<Self, Failure> {
         let (http, workers, admin) = (&config.http, &config.workers, &config.admin);
-        Ok(Self {
+        let fronts = FrontListeners {
             http: Listener::bind(http.host, http.port, "the OpenAI front", "--port")?,
             grpc: Listener::bind(http.host, config.grpc.port, "the gRPC front", "--grpc-port")?,
             workers: Listener::bind(workers.host, workers.port, "workers", "--worker-port")?,
-            admin: Listener::bind(
-                admin.host,
-                admin.port,
-                "metrics and admin",
-                "--metrics-port",
-            )?,
-        })
+        };
+        let admin = Listener::bind(
+            admin.host,
+            admin.port,
+            "metrics and admin",
+            "--metrics-port",
+        )?;
+        Ok(Self { fronts, admin })
     }
 
     /// Where they listen.
     pub(super) fn addresses(&self) -> Addresses {
         Addresses {
-            http: self.http.address,
-            grpc: self.grpc.address,
-            workers: self.workers.address,
+            http: self.fronts.http.address,
+            grpc: self.fronts.grpc.address,
+            workers: self.fronts.workers.address,
             admin: self.admin.address,
         }
     }

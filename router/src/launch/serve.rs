@@ -34,6 +34,7 @@ pub(super) fn run(launch: &Launch, plan: &ServePlan) -> Result<i32, Failure> {
     model::resolve(&mut settings.config, &launch.known_models, plan.scope)?;
     let config = &settings.config;
     let listeners = Listeners::bind(config)?;
+    let addresses = listeners.addresses();
     let token = JoinToken::prepare(config.workers.join_token_file.as_deref())?;
     let supervisor = match plan.scope {
         Scope::Serve => Some(local::supervisor(launch, &settings, &plan.sources, &token)?),
@@ -61,7 +62,7 @@ pub(super) fn run(launch: &Launch, plan: &ServePlan) -> Result<i32, Failure> {
         scope: plan.scope,
         ready_file: plan.ready_file.as_deref(),
         token_file: &token.file,
-        addresses: listeners.addresses(),
+        addresses,
         dispatch: &dispatch,
         model: &model.name,
     };
@@ -71,7 +72,7 @@ pub(super) fn run(launch: &Launch, plan: &ServePlan) -> Result<i32, Failure> {
         model: model.name.clone(),
         started,
     };
-    let outcome = Fronts::start(threads, &listeners, &served).and_then(|mut fronts| {
+    let outcome = Fronts::start(threads, listeners.fronts, &served).and_then(|mut fronts| {
         let watch = Watch {
             site,
             fronts: &mut fronts,
