@@ -4,6 +4,7 @@ use std::{num::NonZeroU64, path::PathBuf, time::Duration};
 
 use clap::{Parser, ValueEnum};
 use dopd_router::wire::worker::Role;
+use tracing_subscriber::EnvFilter;
 
 use crate::{model, step::Pace, worker::WorkerConfig};
 
@@ -84,10 +85,10 @@ pub struct Cli {
     pub threads: Option<String>,
     /// Accepted, without effect
     #[arg(long, hide = true)]
-    pub seed: Option<String>,
+    pub config: Option<String>,
     /// Accepted, without effect
     #[arg(long, hide = true)]
-    pub device: Option<String>,
+    pub model: Option<String>,
 }
 
 /// A role as a flag.
@@ -145,6 +146,17 @@ impl Cli {
             }));
         }
         Ok(configs)
+    }
+
+    /// The level is ours; of libraries only warnings are shown, unless a whole filter is given.
+    pub fn log_filter(&self) -> Result<EnvFilter, String> {
+        let level = &self.log_level;
+        let filter = if level.contains(['=', ',']) {
+            level.clone()
+        } else {
+            format!("warn,dopd_mock={level}")
+        };
+        EnvFilter::try_new(filter).map_err(|error| format!("--log-level {level}: {error}"))
     }
 
     fn base_config(&self) -> Result<WorkerConfig, String> {

@@ -1,8 +1,11 @@
 //! `dopd-mock`: mock workers in one process. Exit codes: 0, 1 failed, 2 usage or refused for good.
 
-use std::{io::Read, process::ExitCode};
+use std::{
+    io::{IsTerminal, Read},
+    process::ExitCode,
+};
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 use dopd_mock::{
     cli::Cli,
     worker::{self, Wish, WorkerConfig, WorkerError},
@@ -12,24 +15,24 @@ use tokio::{
     sync::watch,
     task::JoinSet,
 };
-use tracing_subscriber::EnvFilter;
 
 /// Usage, configuration, or refused for good: starting again would not help.
 const EXIT_FINAL: u8 = 2;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let filter = EnvFilter::try_new(&cli.log_level).unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = match cli.log_filter() {
+        Ok(filter) => filter,
+        Err(why) => return usage(&why),
+    };
     tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
     let configs = match cli.worker_configs() {
         Ok(configs) => configs,
-        Err(why) => {
-            tracing::error!("{why}");
-            return ExitCode::from(EXIT_FINAL);
-        }
+        Err(why) => return usage(&why),
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -42,6 +45,15 @@ fn main() -> ExitCode {
         }
     };
     runtime.block_on(serve(&cli, configs))
+}
+
+/// Says what is wrong with the flags, as clap does.
+fn usage(why: &str) -> ExitCode {
+    // If stderr is closed nobody can be told.
+    let _ = Cli::command()
+        .error(clap::error::ErrorKind::ValueValidation, why)
+        .print();
+    ExitCode::from(EXIT_FINAL)
 }
 
 /// Runs the workers until all have ended or the process is told to.
