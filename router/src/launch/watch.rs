@@ -91,7 +91,15 @@ impl Watch<'_> {
             supervisor,
         };
         let outcome = site.live(&mut watched).await;
-        stop_workers(&mut watched).await;
+        if outcome != Ok(console::OK) {
+            // Requests that still run get their error now, not when their worker has gone.
+            site.dispatch.shutdown();
+        }
+        let at_once = CancellationToken::new();
+        if outcome == Ok(console::INTERRUPTED) {
+            at_once.cancel();
+        }
+        stop_workers(&mut watched, &at_once).await;
         stop_admin.cancel();
         pages.abort();
         outcome
@@ -273,18 +281,17 @@ fn failure(given_up: &GivenUp, phase: Phase) -> Failure {
     }
 }
 
-/// Ends local workers; a signal meanwhile kills them.
-async fn stop_workers(watched: &mut Watched<'_>) {
+/// Ends local workers, `at_once` or in order; a signal meanwhile makes it at once.
+async fn stop_workers(watched: &mut Watched<'_>, at_once: &CancellationToken) {
     let Some(supervisor) = watched.supervisor.take() else {
         return;
     };
-    let now = CancellationToken::new();
-    let stop = supervisor.stop(&now);
+    let stop = supervisor.stop(at_once);
     tokio::pin!(stop);
     loop {
         tokio::select! {
             () = &mut stop => return,
-            _ = watched.signals.next() => now.cancel(),
+            _ = watched.signals.next() => at_once.cancel(),
         }
     }
 }

@@ -142,10 +142,12 @@ impl Keeper {
             () = self.stop.hard.cancelled() => false,
         };
         if !in_time {
-            tracing::warn!(
-                worker = name,
-                "worker did not end after SIGTERM, killing it"
-            );
+            let why = if self.stop.hard.is_cancelled() {
+                "at once"
+            } else {
+                "deaf to SIGTERM"
+            };
+            tracing::warn!(worker = name, "killing the worker ({why})");
             if let Err(error) = kill_process_group(pid, Signal::KILL) {
                 tracing::warn!(worker = name, %error, "cannot send SIGKILL");
             }
