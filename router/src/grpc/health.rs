@@ -23,11 +23,14 @@ pub(super) struct Health {
 }
 
 impl Health {
-    /// The teller, and the server that clients ask.
-    pub(super) fn new(service: Arc<Service>) -> (Self, HealthServer<impl HealthProto>) {
+    /// The teller, and the server that clients ask. Names are known from the start: a watch of an
+    /// unknown one is an error.
+    pub(super) async fn new(service: Arc<Service>) -> (Self, HealthServer<impl HealthProto>) {
         let reporter = HealthReporter::new();
         let server = HealthServer::new(HealthService::from_health_reporter(reporter.clone()));
-        (Self { service, reporter }, server)
+        let health = Self { service, reporter };
+        health.tell(health.service.is_ready()).await;
+        (health, server)
     }
 
     /// Follows readiness until `stop`; ends as not serving.

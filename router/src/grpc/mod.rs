@@ -52,7 +52,7 @@ pub async fn serve(
         head_timeout: HEAD_TIMEOUT,
         stall_timeout: Duration::from_millis(service.limits().slow_reader_timeout_ms),
     };
-    let (health, health_server) = Health::new(Arc::clone(&service));
+    let (health, health_server) = Health::new(Arc::clone(&service)).await;
     let inference = InferenceServiceServer::new(Inference::new(Arc::clone(&service)))
         .max_decoding_message_size(config.message_bytes_max);
     let mut routes = Routes::new(inference).add_service(health_server);

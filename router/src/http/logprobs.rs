@@ -37,7 +37,8 @@ pub(super) struct Entry {
 
 #[derive(Debug, Serialize)]
 struct Token {
-    token: String,
+    #[serde(rename = "token")]
+    text: String,
     logprob: f32,
     bytes: Vec<u8>,
 }
@@ -84,7 +85,7 @@ pub(super) fn render(
 
 fn chat(vocabulary: &Vocabulary, id: u32, entry: &TokenLogprobs) -> Entry {
     let token = |id: u32, logprob: f32| Token {
-        token: name(vocabulary, id),
+        text: name(vocabulary, id),
         logprob: finite(logprob),
         bytes: vocabulary.bytes(id).to_vec(),
     };

@@ -18,7 +18,6 @@ mod tokenize;
 mod whole;
 
 use std::{
-    future::Future,
     rc::Rc,
     sync::Arc,
     time::{Duration, Instant},
@@ -60,8 +59,8 @@ pub async fn serve(
 impl Handler for Rc<App> {
     type Body = Body;
 
-    fn answer(self, request: Request<Incoming>) -> impl Future<Output = Response<Body>> + 'static {
-        async move { App::answer(&self, request).await }
+    async fn answer(self, request: Request<Incoming>) -> Response<Body> {
+        App::answer(&self, request).await
     }
 
     fn tick(&self, now: Instant) {

@@ -1,5 +1,7 @@
 //! Routes that only show something.
 
+use std::fmt::Write as _;
+
 use hyper::{
     Response, StatusCode,
     header::{CONTENT_TYPE, HeaderValue},
@@ -52,11 +54,12 @@ pub(super) fn fingerprint(model: &ServedModel) -> String {
     hash.update(&model.name);
     hash.update(model.model_hash.unwrap_or_default());
     let digest = hash.finalize();
-    let hex: String = digest[..5]
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
-    format!("fp_{hex}")
+    let mut name = "fp_".to_owned();
+    for byte in &digest[..5] {
+        // Writing into a String cannot fail.
+        let _ = write!(name, "{byte:02x}");
+    }
+    name
 }
 
 /// A JSON object as a response.

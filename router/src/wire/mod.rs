@@ -4,8 +4,6 @@
     missing_docs,
     clippy::pedantic,
     clippy::allow_attributes,
-    unreachable_pub,
-    missing_debug_implementations,
     reason = "generated code"
 )]
 /// `dopd.v1`: what users call.
@@ -17,8 +15,6 @@ pub mod v1 {
     missing_docs,
     clippy::pedantic,
     clippy::allow_attributes,
-    unreachable_pub,
-    missing_debug_implementations,
     reason = "generated code"
 )]
 /// `dopd.worker.v1`: router and workers only.

@@ -36,11 +36,15 @@ fn chat_as_one_object() {
 
 #[test]
 fn completion_as_one_object() {
-    serve(hello(), |address| async move {
+    let fake = hello();
+    let seen = fake.seen.clone();
+    serve(fake, |address| async move {
         let body = r#"{"model":"mock","prompt":[104,105],"max_tokens":8,"n":2,"seed":7}"#;
         let reply = post(address, "/v1/completions", body).await;
         insta::assert_snapshot!(reply.stable_body(), @r##"{"id":"cmpl-#","object":"text_completion","created":#,"model":"mock","system_fingerprint":"fp_460783cf2e","choices":[{"index":0,"text":"Hello","logprobs":null,"finish_reason":"stop"},{"index":1,"text":"Hello","logprobs":null,"finish_reason":"stop"}],"usage":{"prompt_tokens":2,"completion_tokens":10,"total_tokens":12,"prompt_tokens_details":{"cached_tokens":0},"completion_tokens_details":{"reasoning_tokens":0}}}"##);
     });
+    let seen = seen.lock();
+    assert_eq!((seen[0].seed, seen[0].choices), (7, 2));
 }
 
 fn with_logprobs() -> Fake {
@@ -66,7 +70,7 @@ fn with_logprobs() -> Fake {
 #[test]
 fn logprobs_of_a_chat() {
     serve(with_logprobs(), |address| async move {
-        let body = CHAT.replace('}', r#"}"#).replacen(
+        let body = CHAT.replacen(
             r#""model""#,
             r#""logprobs":true,"top_logprobs":2,"model""#,
             1,

@@ -2,6 +2,8 @@
 
 mod client;
 mod fake;
+mod grpc;
 mod http_errors;
 mod http_shapes;
 mod http_stream;
+mod smollm2;
