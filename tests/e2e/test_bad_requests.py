@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 from typing import Any
 
 import pytest
@@ -69,7 +69,7 @@ def test_streamed_request_with_a_bad_field_gets_a_plain_error(mock: Server) -> N
 
 
 def test_unknown_route(mock: Server) -> None:
-    assert_error(mock.get("/v1/nothing"), "not_found", None, "/v1/nothing")
+    assert_error(mock.get("/v1/nothing"), "not_found", None, "/v1/completions")
 
 
 def test_wrong_method(mock: Server) -> None:
@@ -77,8 +77,14 @@ def test_wrong_method(mock: Server) -> None:
 
 
 def test_body_over_the_limit(mock: Server) -> None:
-    body = json.dumps(GOOD | {"prompt": "x" * (17 << 20)}).encode()
-    answer = mock.call("POST", "/v1/completions", body)
+    """Refused by its declared length, before it is sent."""
+    with contextlib.closing(mock.connection()) as connection:
+        connection.putrequest("POST", "/v1/completions")
+        connection.putheader("content-type", "application/json")
+        connection.putheader("content-length", str(17 << 20))
+        connection.endheaders()
+        found = connection.getresponse()
+        answer = Answer(found.status, {}, found.read())
     assert_error(answer, "body_too_large", None, "")
 
 

@@ -34,7 +34,8 @@ def test_a_streaming_client_that_leaves_frees_its_pages(slow: Server) -> None:
 def test_a_waiting_client_that_leaves_frees_its_pages(slow: Server) -> None:
     host, port = slow.http.split(":")
     body = json.dumps(LONG).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+    head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    head += f"content-length: {len(body)}\r\n\r\n"
     with socket.create_connection((host, int(port))) as client:
         client.sendall(head.encode() + body)
         wait_for(lambda: slow.status()["sequences_running"] == 1, "the request runs")
@@ -43,7 +44,8 @@ def test_a_waiting_client_that_leaves_frees_its_pages(slow: Server) -> None:
 
 def test_a_deadline_ends_a_request_with_its_own_error(tmp_path: Path) -> None:
     config = tmp_path / "dopd.toml"
-    config.write_text("[limits]\nrequest_timeout_ms = 400\n")
+    limits = ("request_timeout_ms", "no_worker_wait_ms", "slow_reader_timeout_ms")
+    config.write_text("[limits]\n" + "".join(f"{name} = 400\n" for name in limits))
     with serve("--mock", "--mock-timings", "h100-8b", "--config", config) as server:
         answer = server.call("POST", "/v1/completions", LONG)
         assert answer.status == 504
@@ -57,8 +59,7 @@ def test_a_deadline_ends_a_request_with_its_own_error(tmp_path: Path) -> None:
 def test_without_a_worker_a_request_gets_an_error_in_time(tmp_path: Path) -> None:
     config = tmp_path / "dopd.toml"
     config.write_text("[limits]\nno_worker_wait_ms = 200\n")
-    words = ("--mock", "--prefill", "0", "--decode", "0", "--mixed", "0", "--config", config)
-    with serve(*words) as server:
+    with serve("--mock", "--config", config, command="router") as server:
         assert server.get("/ready").status == 503
         assert server.get("/health").status == 200
         answer = server.call("POST", "/v1/completions", LONG)

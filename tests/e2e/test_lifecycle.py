@@ -126,7 +126,7 @@ def test_a_worker_may_join_and_leave(server: Server, tmp_path: Path) -> None:
     wait_for(lambda: len(server.status()["workers"]) == 2, "the worker is gone")
 
 
-def test_a_router_without_workers_says_so() -> None:
+def test_one_mixed_worker_is_enough() -> None:
     with serve("--mock", "--prefill", "0", "--decode", "0", "--mixed", "1") as server:
         [worker] = server.status()["workers"]
         assert worker["role"] == "mixed"

@@ -73,7 +73,10 @@ class ModelRouter:
 
     def place_pair(self, request: Request, source: int, destination: int) -> None:
         """Prefill at one, decode at the other."""
-        if request.state == WAIT and None not in (self.sessions[source], self.sessions[destination]):
+        if request.state == WAIT and None not in (
+            self.sessions[source],
+            self.sessions[destination],
+        ):
             request.nxt = self._open(request, destination, Import(len(request.got)))
             request.planned = source
             request.state = PLACING
