@@ -12,6 +12,7 @@ import hashlib
 import struct
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from dopd.engine.base import PagePool
 from dopd.kv.bytes_pool import BytesPool
@@ -20,7 +21,8 @@ from dopd.types import KvGeometry, Logprobs, Row, Sampled, SamplingParams
 MASK = (1 << 64) - 1
 H_START = 0x9E3779B97F4A7C15
 PAGE_SIZE = 16
-PAGE_BYTES = 8 * PAGE_SIZE
+ENTRY_BYTES = 8
+PAGE_BYTES = ENTRY_BYTES * PAGE_SIZE
 VOCAB_SIZE = 258
 MAX_MODEL_LEN = 131_072
 EOS = 257
@@ -85,11 +87,14 @@ class MockEngine:
         timings: str = "instant",
         *,
         model: str = "mock",
+        page_size: int = PAGE_SIZE,
         max_model_len: int = MAX_MODEL_LEN,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.geometry = GEOMETRY
-        pool = BytesPool(num_pages, PAGE_BYTES)
+        page_bytes = ENTRY_BYTES * page_size
+        self.geometry = replace(GEOMETRY, page_size=page_size, page_bytes=page_bytes)
+        self._page_size = page_size
+        pool = BytesPool(num_pages, page_bytes)
         self.pool: PagePool = pool
         self._memory = pool.memory
         self.model = model
@@ -128,16 +133,16 @@ class MockEngine:
         memory, pages, position = self._memory, row.pages, row.start
         h = H_START
         if position:
-            h = _U64.unpack_from(memory, _offset(pages, position - 1))[0]
+            h = _U64.unpack_from(memory, self._offset(pages, position - 1))[0]
         for token in row.tokens:
             h = mix(h ^ token)
-            _U64.pack_into(memory, _offset(pages, position), h)
+            _U64.pack_into(memory, self._offset(pages, position), h)
             position += 1
         return None if row.sampling is None else draw(h, row.sampling, row.pos)
 
-
-def _offset(pages: list[int], position: int) -> int:
-    return pages[position // PAGE_SIZE] * PAGE_BYTES + 8 * (position % PAGE_SIZE)
+    def _offset(self, pages: list[int], position: int) -> int:
+        page, place = divmod(position, self._page_size)
+        return ENTRY_BYTES * (pages[page] * self._page_size + place)
 
 
 def load_step_time() -> StepTime:

@@ -39,13 +39,14 @@ class Worker:
 def make_engine(config: WorkerConfig) -> Engine:
     """The engine that the settings ask for; torch is imported only for a real model."""
     if config.mock:
-        from dopd.engine.mock import MAX_MODEL_LEN, PAGE_BYTES, MockEngine
+        from dopd.engine.mock import ENTRY_BYTES, MAX_MODEL_LEN, MockEngine
 
         memory_bytes = parse_bytes(config.kv_memory or MOCK_KV_MEMORY)
         return MockEngine(
-            max(memory_bytes // PAGE_BYTES, 1),
+            max(memory_bytes // (ENTRY_BYTES * config.page_size), 1),
             config.mock_timings,
             model=config.served_model_name or "mock",
+            page_size=config.page_size,
             max_model_len=min(config.max_model_len or MAX_MODEL_LEN, MAX_MODEL_LEN),
         )
     from dopd.engine import torch as torch_engine

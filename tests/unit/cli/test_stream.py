@@ -52,6 +52,14 @@ def test_the_usage_is_found_however_the_tail_is_cut() -> None:
     assert response.completion_tokens() == 17
 
 
+def test_an_error_inside_a_stream_is_found() -> None:
+    event = b'data: {"error":{"message":"the deadline passed","type":"timeout_error"}}\n\n'
+    response = Response()
+    response.feed(HEAD + b"%x\r\n%s\r\n0\r\n\r\n" % (len(event), event))
+    assert (response.state, response.is_done_seen) == (State.DONE, False)
+    assert response.error() == "the deadline passed"
+
+
 @pytest.mark.parametrize(
     "data",
     [

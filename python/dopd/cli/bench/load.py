@@ -98,7 +98,7 @@ class Connection(asyncio.Protocol):
             text = http.error_message(bytes(response.body))
             self._finish(f"status {response.status}: {text}")
         elif not response.is_done_seen:
-            self._finish(f"the stream ended early: {http.error_message(bytes(response.body))}")
+            self._finish(f"the stream ended early: {response.error()}")
         else:
             self._finish(None)
 

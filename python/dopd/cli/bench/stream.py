@@ -15,6 +15,7 @@ BODY_BYTES_MAX = 16 << 20
 # Enough for the last text, the usage and the end mark.
 TAIL_BYTES = 2048
 USAGE = re.compile(rb'"completion_tokens"\s*:\s*(\d+)')
+ERROR = re.compile(rb'"error"\s*:\s*\{\s*"message"\s*:\s*"((?:[^"\\]|\\.)*)"')
 
 
 class ProtocolError(Exception):
@@ -132,6 +133,11 @@ class Response:
         if is_last:
             self.state = State.DONE
         return True
+
+    def error(self) -> str:
+        """The message of an error event in the tail of a stream that broke off."""
+        found = ERROR.findall(bytes(self.body))
+        return found[-1].decode(errors="replace") if found else "no error was given"
 
     def completion_tokens(self) -> int | None:
         """Tokens of the answer as the server counted them in its last event."""
