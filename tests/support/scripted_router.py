@@ -15,6 +15,8 @@ from dopd._gen.dopd.worker.v1 import worker_pb2_grpc as pb_grpc
 
 TOKEN = "token-of-the-tests"
 WAIT_S = 10.0
+HEARTBEAT_S = 0.1
+PROMPT_HASH = 7
 
 
 @dataclass
@@ -77,6 +79,9 @@ class ScriptedRouter(pb_grpc.WorkerServiceServicer):
         self.attached: list[Attached] = []
         self.lease_ms = lease_ms
         self.refusal = refusal
+        self.num_refused = 0
+        # No heartbeats: leases run out.
+        self.is_silent = False
         self._changed = threading.Condition()
         self._server = grpc.server(futures.ThreadPoolExecutor(16))
         pb_grpc.add_WorkerServiceServicer_to_server(self, self._server)
@@ -115,7 +120,11 @@ class ScriptedRouter(pb_grpc.WorkerServiceServicer):
             context.abort(grpc.StatusCode.UNAUTHENTICATED, "wrong join token")
         hello = next(requests).hello
         if self.refusal is not None:
-            yield pb.AttachResponse(refusal=self.refusal)
+            refusal = self.refusal
+            with self._changed:
+                self.num_refused += 1
+                self._changed.notify_all()
+            yield pb.AttachResponse(refusal=refusal)
             return
         with self._changed:
             one = Attached(hello, session=len(self.attached) + 1)
@@ -130,7 +139,15 @@ class ScriptedRouter(pb_grpc.WorkerServiceServicer):
             )
         )
         threading.Thread(target=self._read, args=(one, requests), daemon=True).start()
-        while (message := one.outgoing.get()) is not None:
+        while True:
+            try:
+                message = one.outgoing.get(timeout=HEARTBEAT_S)
+            except queue.Empty:
+                if self.is_silent:
+                    continue
+                message = pb.AttachResponse(cmd=pb.Cmd(session=one.session))
+            if message is None or one.is_gone:
+                return
             yield message
 
     def _read(self, one: Attached, requests: Iterator[pb.AttachRequest]) -> None:
@@ -153,17 +170,15 @@ def open_compute(
     max_tokens: int,
     *,
     answer: list[int] | None = None,
-    pages: int | None = None,
-    prompt_hash: int = 7,
     **limits: object,
 ) -> pb.Command:
     """Open a seat that computes."""
     return pb.Command(
         open=pb.Open(
             slot=slot,
-            pages=pages or -(-(len(prompt) + max_tokens) // 16),
+            pages=-(-(len(prompt) + max_tokens) // 16),
             prompt_tokens=len(prompt),
-            prompt_hash=prompt_hash,
+            prompt_hash=PROMPT_HASH,
             sampling=pb.Sampling(temperature=0.0),
             limits=pb.Limits(max_tokens=max_tokens, **limits),
             compute=pb.Compute(prompt=prompt, answer=answer or []),
@@ -172,21 +187,25 @@ def open_compute(
 
 
 def open_import(
-    slot: int, prompt_tokens: int, max_tokens: int, have: int = 0, prompt_hash: int = 7
+    slot: int, prompt_tokens: int, max_tokens: int, have: int = 0, **limits: object
 ) -> pb.Command:
     """Open a seat whose KV comes from another worker."""
     message = pb.Open(
         slot=slot,
         pages=-(-(prompt_tokens + max_tokens) // 16),
         prompt_tokens=prompt_tokens,
-        prompt_hash=prompt_hash,
+        prompt_hash=PROMPT_HASH,
         sampling=pb.Sampling(temperature=0.0),
-        limits=pb.Limits(max_tokens=max_tokens),
+        limits=pb.Limits(max_tokens=max_tokens, **limits),
     )
-    getattr(message, "import").have = have
-    message.SetInParent()
     getattr(message, "import").SetInParent()
+    getattr(message, "import").have = have
     return pb.Command(open=message)
+
+
+def set_role(role: pb.Role, epoch: int, *, drain: bool = False) -> pb.Command:
+    """Change the label."""
+    return pb.Command(set_role=pb.SetRole(role=role, drain=drain, epoch=epoch))
 
 
 def send(slot: int, grant: pb.Grant | None) -> pb.Command:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from dopd.engine.base import Engine
@@ -14,12 +15,15 @@ from dopd.worker.build import Worker, make_worker
 from dopd.worker.config import WorkerConfig
 from tests.support.scripted_router import TOKEN, WAIT_S
 
+POLL_S = 0.005
+
 
 class GatedEngine(MockEngine):
-    """Steps only as often as a test allows it."""
+    """Steps only as often as a test allows it. num_steps: steps done."""
 
     def __init__(self, num_pages: int = 4096) -> None:
         super().__init__(num_pages)
+        self.num_steps = 0
         self._steps = threading.Semaphore(0)
 
     def allow(self, num_steps: int) -> None:
@@ -28,16 +32,9 @@ class GatedEngine(MockEngine):
 
     def step(self, rows: Sequence[Row]) -> list[Sampled | Exception | None]:
         assert self._steps.acquire(timeout=WAIT_S), "no step was allowed"
-        return super().step(rows)
-
-
-def wait_for_state(worker: Worker, slot: int, state: State) -> None:
-    """Until the seat is in this state."""
-    desk = worker.desk
-    with desk.changed:
-        assert desk.changed.wait_for(
-            lambda: slot in desk.seats.by_slot and desk.seats.by_slot[slot].state is state, WAIT_S
-        ), f"slot {slot} did not become {state.name}: {desk.seats.by_slot}"
+        results = super().step(rows)
+        self.num_steps += 1
+        return results
 
 
 H_START = 0x9E3779B97F4A7C15
@@ -55,6 +52,60 @@ def expected_answer(prompt: list[int], num_tokens: int) -> list[int]:
     return answer
 
 
+class Running:
+    """A worker that steps in its own thread. failure: what ended the step loop, if it failed."""
+
+    def __init__(self, worker: Worker, engine: Engine) -> None:
+        self.worker = worker
+        self.engine = engine
+        self.desk = worker.desk
+        self.attach = worker.attach
+        self.failure: Exception | None = None
+        self.thread = threading.Thread(target=self._run, name="steps", daemon=True)
+
+    def start(self) -> None:
+        self.worker.transport.start()
+        self.worker.attach.start()
+        self.thread.start()
+
+    def stop(self) -> None:
+        """As a process ends: the stream and all links are gone."""
+        self.desk.stop()
+        self.thread.join(WAIT_S)
+        assert not self.thread.is_alive()
+        self.worker.transport.close()
+        self.desk.seats.pages.check()
+
+    def wait_for(self, condition: Callable[[], object], what: str) -> None:
+        """Until something holds at the desk; looked at again and again, under its lock."""
+        deadline = time.monotonic() + WAIT_S
+        with self.desk.changed:
+            while not condition():
+                assert time.monotonic() < deadline, f"no {what}: {self.desk.seats.by_slot}"
+                self.desk.changed.wait(POLL_S)
+
+    def step_until(self, condition: Callable[[], object], what: str) -> None:
+        """Allow one step after the other until something holds; the engine is a GatedEngine."""
+        engine = self.engine
+        assert isinstance(engine, GatedEngine)
+        while not condition():
+            before = engine.num_steps
+            engine.allow(1)
+            self.wait_for(lambda b=before: engine.num_steps > b or condition(), what)
+
+    def wait_for_state(self, slot: int, state: State) -> None:
+        """Until the seat is in this state."""
+        seats = self.desk.seats.by_slot
+        self.wait_for(lambda: slot in seats and seats[slot].state is state, state.name)
+
+    def _run(self) -> None:
+        try:
+            self.worker.loop.run()
+        except Exception as error:  # noqa: BLE001
+            self.failure = error
+        self.worker.attach.close()
+
+
 @contextmanager
 def running(
     name: str,
@@ -64,21 +115,14 @@ def running(
     engine: Engine | None = None,
     num_pages: int = 4096,
     token: str = TOKEN,
-    **settings: object,
-) -> Iterator[Worker]:
-    """A worker that steps in its own thread."""
+    **settings: int,
+) -> Iterator[Running]:
+    """A whole worker in this process."""
     config = WorkerConfig(role=role, join=join, join_token=token, mock=True, name=name, **settings)
-    worker = make_worker(config, engine or MockEngine(num_pages))
-    worker.transport.start()
-    worker.attach.start()
-    thread = threading.Thread(target=worker.loop.run, name=f"steps-{name}", daemon=True)
-    thread.start()
+    engine = engine or MockEngine(num_pages)
+    one = Running(make_worker(config, engine), engine)
+    one.start()
     try:
-        yield worker
+        yield one
     finally:
-        worker.desk.stop()
-        thread.join(WAIT_S)
-        worker.attach.close()
-        worker.transport.close()
-        assert not thread.is_alive()
-        worker.desk.seats.pages.check()
+        one.stop()

@@ -76,6 +76,8 @@ class TcpTransport:
 
     def close(self) -> None:
         """See `Transport.close`."""
+        if self._closed.is_set():
+            return
         self._closed.set()
         # A thread that waits in accept() does not notice close() alone.
         self._listener.shutdown(socket.SHUT_RDWR)

@@ -163,10 +163,14 @@ class Desk:
             self._overdue()
 
     def plan(self) -> Batch | None:
-        """Freeze what is as good as shipped, then plan the next step; None if nobody steps."""
+        """Freeze what is as good as shipped, then plan the next step; None if nobody steps.
+
+        What happened meanwhile is reported now: a grant must not wait for a whole step.
+        """
         with self.changed:
             for slot in self.seats.shipping():
                 self._handle(ev.Boundary(slot, self._budget_bytes(slot)))
+            self._report()
             return self.batcher.plan()
 
     def announce(self, expected_us: int) -> None:
@@ -177,17 +181,11 @@ class Desk:
     def publish(
         self, batch: Batch | None, results: list[Sampled | Exception | None], step_us: int
     ) -> None:
-        """Enter a step's results, and send one report of all that happened since the last one."""
+        """Enter a step's results, and report it with all that happened since the last report."""
         with self.changed:
             if batch is not None:
                 self._enter(batch, results, step_us)
-            if self.session is None:
-                self._outbox.take()
-                return
-            if batch is None and not self._outbox:
-                return
-            head = self._head(self.session.id, step_us)
-            self.session.report(wire.report(head, self._outbox.take()))
+            self._report(step_us)
 
     @property
     def is_over(self) -> bool:
@@ -267,7 +265,6 @@ class Desk:
             case Started(session):
                 assert self.session is None, "a session begins inside of another"
                 self.session = session
-                self._outbox.take()
             case Lost(session):
                 if session is self.session:
                     self._lose_session()
@@ -324,6 +321,12 @@ class Desk:
             case ev.AbortLink(link):
                 self._links[link].abort("a fence is overdue: the source said no End")
         self.changed.notify_all()
+
+    def _report(self, step_us: int = 0) -> None:
+        """One message, if a step is to be closed or anything is to be said."""
+        columns = self._outbox.take()
+        if self.session is not None and (step_us or columns):
+            self.session.report(wire.report(self._head(self.session.id, step_us), columns))
 
     def _overdue(self) -> None:
         for effect in self.seats.overdue(self._clock()):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
@@ -77,7 +77,12 @@ class Pages(RuleBasedStateMachine):
         assert [self.pages.state(page) for page in range(NUM_PAGES)] == list(self.state.values())
 
 
-Pages.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+Pages.TestCase.settings = settings(
+    max_examples=80,
+    stateful_step_count=30,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 test_page_has_one_owner_and_accounting_closes = Pages.TestCase
 
 

@@ -16,8 +16,8 @@ from tests.support.fleet import Fleet
 from tests.support.mock_model import answer
 from tests.support.model_router import END, WAIT, ModelRouter, Request
 
-SEEDS = range(150)
-NUM_ACTIONS = 800
+SEEDS = range(100)
+NUM_ACTIONS = 600
 # More than any history needs: a bound that ends a livelock.
 NUM_ROUNDS_MAX = 3000
 

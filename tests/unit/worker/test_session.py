@@ -1,0 +1,114 @@
+"""Sessions: lease, loss, refusal, stale commands, protocol errors."""
+
+from __future__ import annotations
+
+from dopd._gen.dopd.worker.v1 import worker_pb2 as pb
+from tests.support.scripted_router import ScriptedRouter, close, open_compute
+from tests.support.workers import expected_answer, running
+
+PROMPT = list(range(40))
+
+
+def open_endless(slot: int) -> pb.Command:
+    """A seat that steps until it is closed."""
+    return open_compute(slot, PROMPT, 60_000, ignore_eos=True)
+
+
+def test_a_silent_router_loses_the_worker_and_every_seat_is_closed() -> None:
+    with ScriptedRouter(lease_ms=300) as router, running("w", router.address) as worker:
+        first = router.worker("w")
+        first.send(open_endless(1))
+        router.wait_for(lambda: 1 in first.tokens, "a token")
+        router.is_silent = True
+        router.wait_for(lambda: first.is_gone, "the end of the lease")
+        router.is_silent = False
+        worker.wait_for(lambda: not worker.desk.seats.by_slot, "empty table")
+        assert worker.desk.seats.pages.num_free == worker.desk.seats.pages.num_pages
+        second = router.worker("w")
+        assert second.session != first.session
+
+
+def test_a_broken_stream_closes_every_seat_and_the_worker_dials_again() -> None:
+    with ScriptedRouter() as router, running("w", router.address) as worker:
+        first = router.worker("w")
+        first.send(open_endless(1))
+        router.wait_for(lambda: 1 in first.tokens, "a token")
+        first.hang_up()
+        worker.wait_for(lambda: not worker.desk.seats.by_slot, "empty table")
+        router.wait_for(lambda: first.is_gone, "the end of the stream")
+        second = router.worker("w")
+        assert second.hello.incarnation == first.hello.incarnation
+        second.send(open_compute(1, PROMPT, 5))
+        router.wait_for(lambda: 1 in second.closed, "closed")
+        assert second.tokens[1] == expected_answer(PROMPT, 5)
+
+
+def test_no_old_session_accepted() -> None:
+    with ScriptedRouter() as router, running("w", router.address):
+        w = router.worker("w")
+        w.send_as(w.session + 1000, open_compute(1, PROMPT, 5), open_compute(2, PROMPT, 5))
+        w.send(open_compute(2, PROMPT, 3))
+        router.wait_for(lambda: 2 in w.closed, "closed")
+        assert len(w.tokens[2]) == 3
+        assert 1 not in w.closed
+        assert {report.session for report in w.reports} == {w.session}
+
+
+def test_a_slot_in_use_breaks_the_stream() -> None:
+    with ScriptedRouter() as router, running("w", router.address) as worker:
+        first = router.worker("w")
+        first.send(open_compute(1, PROMPT, 5), open_compute(1, PROMPT, 5))
+        router.wait_for(lambda: first.is_gone, "the end of the stream")
+        router.worker("w")
+        assert not worker.desk.seats.by_slot
+
+
+def test_a_command_of_no_kind_breaks_the_stream() -> None:
+    with ScriptedRouter() as router, running("w", router.address):
+        first = router.worker("w")
+        first.send(pb.Command())
+        router.wait_for(lambda: first.is_gone, "the end of the stream")
+        router.worker("w")
+
+
+def test_a_second_welcome_breaks_the_stream() -> None:
+    with ScriptedRouter() as router, running("w", router.address):
+        first = router.worker("w")
+        welcome = pb.Welcome(session=first.session, lease_ms=1000, report_interval_ms=100)
+        first.outgoing.put(pb.AttachResponse(welcome=welcome))
+        router.wait_for(lambda: first.is_gone, "the end of the stream")
+        router.worker("w")
+
+
+def test_closed_slots_and_unknown_slots_are_ignored_without_answer() -> None:
+    with ScriptedRouter() as router, running("w", router.address):
+        w = router.worker("w")
+        w.send(close(1), pb.Command(send=pb.Send(slot=2)), open_compute(3, PROMPT, 2), close(3))
+        router.wait_for(lambda: 3 in w.closed, "closed")
+        w.send(close(3), open_compute(4, PROMPT, 1))
+        router.wait_for(lambda: 4 in w.closed, "closed")
+        assert w.closed == {3: "asked", 4: "length"}
+
+
+def test_a_refusal_for_good_ends_the_worker() -> None:
+    refusal = pb.Refusal(message="page size 16, here 32")
+    with (
+        ScriptedRouter(refusal=refusal) as router,
+        running("w", router.address) as worker,
+    ):
+        worker.thread.join(10)
+        assert worker.attach.refusal == "page size 16, here 32"
+
+
+def test_a_wrong_join_token_ends_the_worker() -> None:
+    with ScriptedRouter() as router, running("w", router.address, token="wrong") as worker:
+        worker.thread.join(10)
+        assert worker.attach.refusal == "unauthenticated: wrong join token"
+
+
+def test_a_refusal_for_now_is_asked_again() -> None:
+    refusal = pb.Refusal(message="4096 workers are here", retry=True)
+    with ScriptedRouter(refusal=refusal) as router, running("w", router.address):
+        router.wait_for(lambda: router.num_refused >= 2, "two refusals")
+        router.refusal = None
+        router.worker("w")
