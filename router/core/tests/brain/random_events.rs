@@ -224,11 +224,13 @@ proptest! {
     ) {
         let fleet = run(config(500), &roles, &ops, Faults::None);
         for (id, stream) in &fleet.streams {
-            let is_fine = match stream.outcome {
-                Some(Outcome::Finished) => true,
-                Some(Outcome::Rejected(RejectReason::QueueFull | RejectReason::TooLarge)) => true,
-                _ => false,
-            };
+            let is_fine = matches!(
+                stream.outcome,
+                Some(
+                    Outcome::Finished
+                        | Outcome::Rejected(RejectReason::QueueFull | RejectReason::TooLarge)
+                )
+            );
             prop_assert!(is_fine, "{:?}: {:?}", id, stream);
         }
         prop_assert_eq!(fleet.brain.status().replays_total, 0);
@@ -237,7 +239,8 @@ proptest! {
     /// Every fault of the design, early and late timers included.
     #[test]
     fn rules_hold_under_faults_and_all_ends_clean(
-        ops in ops(), roles in prop::collection::vec(0..5_u8, 1..5), slack_ms in prop::sample::select(vec![0, 3, 500_u64]),
+        ops in ops(), roles in prop::collection::vec(0..5_u8, 1..5),
+        slack_ms in prop::sample::select(vec![0, 3, 500_u64]),
     ) {
         run(config(slack_ms), &roles, &ops, Faults::All);
     }
