@@ -290,7 +290,9 @@ impl Brain {
             return;
         };
         let bytes = u64::from(source.pages_of(to_ship).0).saturating_mul(source.facts.page_bytes);
-        let predicted = source.facts.timings.handoff_us(bytes);
+        // The source lets go at the end of a step, so its step is part of the way.
+        let step = Micros(u64::from(source.load.step_us));
+        let predicted = source.facts.timings.handoff_us(bytes).plus(step);
         let longest = predicted.plus(predicted).plus(self.config.handoff_slack);
         let at = self.now.plus(longest.min(self.config.handoff_max));
         *timer = Some(at);

@@ -23,7 +23,7 @@ pub struct BrainConfig {
     pub deaths_max: u32,
     /// How often a running sequence may move.
     pub moves_max: u32,
-    /// Added to twice the predicted time of a hand-off.
+    /// Added to twice the predicted time of a hand-off and a step of its source.
     pub handoff_slack: Micros,
     /// Longest hand-off.
     pub handoff_max: Micros,

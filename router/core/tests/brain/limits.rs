@@ -156,6 +156,7 @@ fn replays_have_a_budget_and_carry_what_was_made() {
         let status = brain.status();
         // Same pages, more to compute.
         assert_eq!(status.sessions[0].pages_used, 3);
+        assert_eq!(status.sessions[0].prefill_tokens_pending, 8 + replay + 1);
         assert_eq!(status.replays_total, replay + 1);
     }
     let over = brain.handle(Micros(3), end(CloseReason::Preempted, Micros(0)));
@@ -281,4 +282,37 @@ fn waiting_request_gives_up_at_its_own_time_without_workers() {
     assert_eq!(brain.handle(Micros::from_millis(29_000), Event::Woke), []);
     let over = brain.handle(Micros::from_millis(30_000), Event::Woke);
     assert_eq!(why(&over), [RejectReason::NoWorker]);
+}
+
+#[test]
+fn hand_off_gets_twice_its_predicted_time_within_limits() {
+    // 3 pages of 1,000 bytes at 1 MB/s are 3 ms.
+    for (bytes_per_s, step_us, expected_us) in [
+        (0.0, 0, 500_000),
+        (1e6, 0, 2 * 3_000 + 500_000),
+        (1e6, 40_000, 2 * 43_000 + 500_000),
+        (1e3, 0, 5_000_000),
+        (0.0, u32::MAX, 5_000_000),
+    ] {
+        let mut brain = Brain::new(BrainConfig::default());
+        let mut source = worker(Role::Prefill, 40);
+        source.timings.handoff_bytes_per_s = bytes_per_s;
+        brain.handle(Micros(0), joined(1, source));
+        brain.handle(Micros(0), joined(2, worker(Role::Decode, 40)));
+        arrive(&mut brain, 1, 8);
+        let opened = StepReport {
+            opened: vec![SlotId(0)],
+            ..report(2, Role::Decode)
+        };
+        brain.handle(Micros(2), said(opened));
+        let mut first = report(1, Role::Prefill);
+        first.tokens = vec![(SlotId(0), Tokens(1))];
+        first.load.step_us = step_us;
+        brain.handle(Micros(100), said(first));
+        assert_eq!(
+            brain.next_wake(),
+            Some(Micros(100 + expected_us)),
+            "{bytes_per_s} {step_us}"
+        );
+    }
 }

@@ -203,6 +203,14 @@ fn settle(fleet: &mut Fleet) {
         }
     }
     fleet.assert_clean();
+    // Waits after refusals and for workers run out; nothing else is left to wait for.
+    fleet.now = fleet.now.plus(Micros::from_millis(60_000));
+    fleet.tell(Event::Woke);
+    assert_eq!(
+        fleet.brain.next_wake(),
+        None,
+        "a timer outlived its sequence"
+    );
 }
 
 fn cases(cases: u32) -> Config {
