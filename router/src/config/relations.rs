@@ -121,12 +121,6 @@ fn local_workers(settings: &Settings) -> Result<(), ConfigError> {
             "{all} local workers (prefill {prefill}, decode {decode}, mixed {mixed}), the limit is {LOCAL_WORKERS_MAX}"
         ));
     }
-    if mixed == 0 && (prefill == 0 || decode == 0) {
-        return refuse(format!(
-            "prefill {prefill}, decode {decode}, mixed 0: serving needs at least one worker of both roles, or a \
-             mixed one; to attach workers from elsewhere use `dopd router`",
-        ));
-    }
     Ok(())
 }
 

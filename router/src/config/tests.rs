@@ -186,20 +186,12 @@ fn contradictions_are_refused() {
         Case::new("[workers]\nhost = \"0.0.0.0\"\n").refusal(),
         Case::new("").flag("metrics-host", &["::"]).refusal(),
         Case::new("").flag("port", &["9464"]).refusal(),
-        Case::new("").flag("decode", &["0"]).refusal(),
         Case::new("")
             .flag("decode", &["60"])
             .flag("prefill", &["5"])
             .refusal(),
     ];
     insta::assert_snapshot!(texts.join("\n"));
-}
-
-#[test]
-fn a_router_without_local_workers_may_have_none() {
-    let mut case = Case::new("").flag("decode", &["0"]);
-    case.sources.file = None;
-    assert!(load(&case.sources, Scope::Router).is_ok());
 }
 
 #[test]
@@ -218,6 +210,13 @@ fn mixed_alone_means_only_mixed() {
         .config()
         .cluster;
     assert_eq!((cluster.prefill, cluster.decode, cluster.mixed), (3, 1, 2));
+}
+
+#[test]
+fn a_router_does_not_count_local_workers() {
+    let case = Case::new("").flag("decode", &["64"]);
+    assert!(load(&case.sources, Scope::Serve).is_err());
+    assert!(load(&case.sources, Scope::Router).is_ok());
 }
 
 #[test]

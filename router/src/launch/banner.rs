@@ -10,7 +10,7 @@ use std::{
 use serde::Serialize;
 
 use super::console::Failure;
-use crate::{config::Scope, status::WorkerStatus};
+use crate::status::WorkerStatus;
 
 /// The addresses of a running router.
 #[derive(Clone, Debug)]
@@ -25,7 +25,6 @@ pub(super) struct Addresses {
 #[derive(Clone, Debug)]
 pub(super) struct Banner<'a> {
     pub(super) addresses: &'a Addresses,
-    pub(super) scope: Scope,
     pub(super) model: &'a str,
     pub(super) is_mock: bool,
     pub(super) workers: &'a [WorkerStatus],
@@ -75,7 +74,7 @@ impl Banner<'_> {
             } = worker;
             writeln!(out, "  {head:<11} {id:<10} {role:<8} pid {pid:<8} {device}")?;
         }
-        if self.scope == Scope::Router {
+        if self.workers.is_empty() {
             let file = self.token_file.display();
             writeln!(out, "  workers     join at {workers}, for example")?;
             writeln!(

@@ -178,7 +178,6 @@ impl Site<'_> {
     fn announce(&self, fleet: &FleetStatus) -> Result<Option<ReadyFile>, Failure> {
         let banner = Banner {
             addresses: &self.addresses,
-            scope: self.scope,
             model: self.model,
             is_mock: self.settings.config.cluster.mock,
             workers: &fleet.workers,
