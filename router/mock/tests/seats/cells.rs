@@ -173,6 +173,22 @@ fn fence_timer_loses_other_imports_on_the_link() {
     assert_eq!(bench.outcome(), "none Go abort! asked lost");
 }
 
+/// End counts on the bound link only, for a seat as for a fence.
+#[test]
+fn end_of_another_link_is_ignored() {
+    let mut bench = Bench::with("exposed", 9);
+    bench.seats.handle(Micros(0), Event::Accepted(LINK_IN + 1));
+    let end = wire::link_frame::Kind::End(wire::End {
+        nonce: bench.nonce,
+        ..wire::End::default()
+    });
+    bench.frame(LinkId::In(LINK_IN + 1), end.clone(), 0);
+    assert_eq!(bench.outcome(), "exposed");
+    bench.event("close");
+    bench.frame(LinkId::In(LINK_IN + 1), end, 0);
+    assert_eq!(bench.outcome(), "none asked fence");
+}
+
 /// Rule 3: the second use of a ticket ends at Begin, whoever shows it.
 #[test]
 fn grant_is_used_once() {

@@ -70,9 +70,9 @@ impl Network {
 
     /// Gives a worker an event, carries out what it asks for, and checks it.
     pub(crate) fn handle(&mut self, index: usize, event: Event) {
-        let shown = format!("{event:?}");
+        let shown = name(&event);
         self.workers[index].handle(self.now, event);
-        self.settle(index, &shown);
+        self.settle(index, shown);
     }
 
     /// One half of a step: begins one, or ends the one under way.
@@ -245,5 +245,25 @@ impl Network {
         }
         self.conns
             .retain(|conn| conn.source != Side::Down || conn.target == Side::Up);
+    }
+}
+
+/// What an event is, for messages; printing whole events costs more than the test.
+fn name(event: &Event) -> &'static str {
+    match event {
+        Event::SessionUp(_) => "session up",
+        Event::SessionLost => "session lost",
+        Event::Command(..) => "command",
+        Event::Accepted(_) | Event::LinkUp(_) => "link up",
+        Event::LinkDown(_) => "link down",
+        Event::Frame(_, message) => match message.kind {
+            Kind::Write(_) => "write",
+            Kind::End(_) => "end",
+            _ => "frame",
+        },
+        Event::Drained(..) => "drained",
+        Event::Preempt(_) => "preempt",
+        Event::Drain => "drain",
+        Event::Tick => "tick",
     }
 }
