@@ -117,7 +117,8 @@ class Sequence:
         answer, limits = self.answer, self.limits
         answer.append(token)
         pos = len(answer)
-        if token in self.ends and pos > limits.min_tokens:
+        # An engine that can masks `forbidden` ends before; one that cannot draws them in vain.
+        if token in self.ends and pos >= limits.min_tokens:
             return CloseReason.STOP
         if pos >= limits.max_tokens or self.prompt_tokens + pos >= self.max_model_len:
             return CloseReason.LENGTH

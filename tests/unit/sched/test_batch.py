@@ -95,7 +95,7 @@ def test_the_answer_ends_where_its_limits_say() -> None:
     assert ends([5, 99], ignore_eos=True) == [None, None]
     assert ends([5, 6], stop=[6]) == [None, stop]
     assert ends([5, 6], stop=[6], ignore_eos=True) == [None, stop]
-    assert ends([99, 99, 99], min_tokens=2) == [None, None, stop]
+    assert ends([99, 99, 99], min_tokens=3) == [None, None, stop]
     assert ends([5, 5, 5], max_tokens=3) == [None, None, length]
     assert ends([5, 99], max_tokens=2) == [None, stop]
 

@@ -177,7 +177,7 @@ def test_a_worker_in_another_life_is_not_written_to(peer: tuple[str, int]) -> No
         assert pair.source.log == []
 
 
-def test_write_speed_is_measured() -> None:
+def test_a_long_write_travels_in_several_frames_and_its_speed_is_measured() -> None:
     with Pair("tcp", num_pages=16, page_bytes=1 << 20) as pair:
         link = pair.connect()
         start = link.bytes_per_s
@@ -185,6 +185,9 @@ def test_write_speed_is_measured() -> None:
         link.write(1, 0, list(range(16)))
         link.end(LinkEnd(1, ok=True))
         pair.settle(lambda: "end" in pair.destination.names(), pair.destination)
+        writes = [event[2:] for event in pair.destination.log if event[0] == "landed"]
+        assert writes == [(0, 4), (4, 4), (8, 4), (12, 4)]
+        assert pair.destination.pool.memory == pair.source.pool.memory
         assert link.bytes_per_s != start
         assert link.bytes_per_s > 0
 
