@@ -42,8 +42,8 @@ impl Streams {
         self.unpark(key, false)
     }
 
-    /// The flush of an import seat after a switch. Dropped unless it is awaited. Returns the
-    /// sequence if its sink wants no more.
+    /// The flush of an import seat after a switch. Dropped unless it is awaited; a legacy waits for
+    /// its switch. Returns the sequence if its sink wants no more.
     pub fn flush(
         &self,
         key: StreamKey,
@@ -55,16 +55,20 @@ impl Streams {
         let wait = {
             let mut inner = self.inner.borrow_mut();
             let stream = inner.get(key)?;
-            if stream.awaited != Some(life) {
-                return None;
-            }
-            stream.awaited = None;
-            stream.parked = Some(Box::new(Parked {
+            let parked = Box::new(Parked {
                 life,
                 flush,
                 tokens: tokens.to_vec(),
                 logprobs: logprobs.to_vec(),
-            }));
+            });
+            if stream.awaited != Some(life) {
+                if flush.is_legacy {
+                    stream.legacy = Some(parked);
+                }
+                return None;
+            }
+            stream.awaited = None;
+            stream.parked = Some(parked);
             stream.request.sampling.top_logprobs.is_some() && stream.current_open
         };
         self.unpark(key, !wait)

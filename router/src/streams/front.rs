@@ -170,7 +170,7 @@ impl Front {
             Order::Send(grant) => LinkOrder::Send(grant),
             Order::Close => LinkOrder::Close,
             Order::Switch => {
-                self.streams.switch(sequence, seat);
+                self.stopped(self.streams.switch(sequence, seat));
                 LinkOrder::Switch
             }
         };

@@ -167,6 +167,8 @@ pub struct Flush {
     pub tail: u32,
     /// The seat finished meanwhile.
     pub finished: Option<CloseReason>,
+    /// The session ended after the seat had finished: sent without being asked for.
+    pub is_legacy: bool,
 }
 
 /// The end of a seat.

@@ -18,3 +18,5 @@ pub mod outbox;
 pub mod request;
 pub mod sink;
 pub mod table;
+#[cfg(test)]
+mod tests;

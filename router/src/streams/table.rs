@@ -42,6 +42,9 @@ pub(super) struct Stream {
     pub(super) awaited: Option<Life>,
     /// A flush that waits for the log probabilities that the old seat has.
     pub(super) parked: Option<Box<Parked>>,
+    /// What an import seat left that finished before its session ended, if the brain has not said
+    /// Switch yet: it will, and nobody else has these tokens any more.
+    pub(super) legacy: Option<Box<Parked>>,
     /// What a worker said when a seat failed.
     pub(super) note: Option<Box<str>>,
 }
@@ -144,6 +147,7 @@ impl Streams {
             import: None,
             awaited: None,
             parked: None,
+            legacy: None,
             note: None,
         });
         let key = StreamKey {
@@ -166,6 +170,7 @@ impl Streams {
         stream.awaited = None;
         // What a lost import seat had made is computed again.
         stream.parked = None;
+        stream.legacy = None;
         Some(OpenParts {
             key,
             life,
@@ -192,16 +197,26 @@ impl Streams {
         })
     }
 
-    /// The import seat `seat` shall be current as soon as its flush is here.
-    pub fn switch(&self, sequence: SequenceId, seat: SeatId) {
-        let mut inner = self.inner.borrow_mut();
-        let Some((_, stream)) = inner.find(sequence) else {
-            return;
+    /// The import seat `seat` shall be current as soon as its flush is here. Returns the sequence
+    /// if its sink wants no more.
+    pub fn switch(&self, sequence: SequenceId, seat: SeatId) -> Option<SequenceId> {
+        let (key, legacy) = {
+            let mut inner = self.inner.borrow_mut();
+            let (key, stream) = inner.find(sequence)?;
+            let Some((_, life)) = stream.import.filter(|(import, _)| *import == seat) else {
+                tracing::error!(?sequence, ?seat, "switch to a seat that was not opened");
+                return None;
+            };
+            stream.awaited = Some(life);
+            (key, stream.legacy.take_if(|legacy| legacy.life == life)?)
         };
-        match stream.import {
-            Some((import, life)) if import == seat => stream.awaited = Some(life),
-            _ => tracing::error!(?sequence, ?seat, "switch to a seat that was not opened"),
-        }
+        let Parked {
+            life,
+            flush,
+            tokens,
+            logprobs,
+        } = *legacy;
+        self.flush(key, life, flush, &tokens, &logprobs)
     }
 
     /// The sequence ends with `error`; what a worker said of it is added.

@@ -217,36 +217,52 @@ impl Link {
             );
             return;
         };
+        self.flush(key, life, *kept);
+    }
+
+    /// Gives a stream what was kept for it.
+    fn flush(&self, key: StreamKey, life: Life, kept: Kept) {
+        let Kept {
+            flush,
+            tokens,
+            logprobs,
+        } = kept;
         if key.thread == self.front.index {
-            let (tokens, logprobs) = (&kept.tokens, &kept.logprobs);
-            self.front.flush(key, life, kept.flush, tokens, logprobs);
+            self.front.flush(key, life, flush, &tokens, &logprobs);
             return;
         }
         let row = BatchRow {
             key,
             life,
-            tokens: length(&kept.tokens),
-            logprobs: length(&kept.logprobs),
-            kind: RowKind::Flush(kept.flush),
+            tokens: length(&tokens),
+            logprobs: length(&logprobs),
+            kind: RowKind::Flush(flush),
         };
-        let batch = Batch {
+        let batch = Box::new(Batch {
             rows: vec![row],
-            tokens: kept.tokens,
-            logprobs: kept.logprobs,
-        };
+            tokens,
+            logprobs,
+        });
         self.front
             .outbox
-            .to_front(key.thread, FrontMessage::Batch(Box::new(batch)));
+            .to_front(key.thread, FrontMessage::Batch(batch));
     }
 
     /// The session ended: tells the owners of its streams that no more tokens come.
     pub(super) fn end(&self) {
         self.outgoing.close();
-        let seats: Vec<Seat> = {
+        let (finished, seats): (Vec<_>, Vec<Seat>) = {
             let mut state = self.state.borrow_mut();
-            state.ended.clear();
-            state.slots.drain(..).flatten().collect()
+            let finished = std::mem::take(&mut state.ended);
+            (finished, state.slots.drain(..).flatten().collect())
         };
+        // The brain may know that these have finished: it will not replay them.
+        for (_, seat) in finished {
+            if let Phase::Arrived(mut kept) = seat.phase {
+                kept.flush.is_legacy = true;
+                self.flush(seat.key, seat.life, *kept);
+            }
+        }
         let ended = Ended {
             why: CloseReason::Lost,
             note: None,

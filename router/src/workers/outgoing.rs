@@ -180,3 +180,67 @@ impl Drop for Responses {
         self.outgoing.close();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+
+    use super::*;
+    use crate::wire::worker::{Close, Compute, Open};
+
+    fn commands(kind: attach_response::Kind) -> Vec<Command> {
+        match kind {
+            attach_response::Kind::Cmd(cmd) => cmd.commands,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_waits_is_merged_after_the_welcome() {
+        let outgoing = Outgoing::default();
+        for slot in 0..3 {
+            outgoing.push(command::Kind::Close(Close { slot }));
+        }
+        assert_eq!(outgoing.inner.lock().next(), None, "not before the welcome");
+        let welcome = Welcome {
+            session: 5,
+            ..Welcome::default()
+        };
+        outgoing.welcome(welcome.clone());
+        let first = outgoing.inner.lock().next();
+        assert_eq!(first, Some(attach_response::Kind::Welcome(welcome)));
+        let merged = outgoing.inner.lock().next().unwrap();
+        assert_eq!(commands(merged).len(), 3);
+        assert_eq!(outgoing.inner.lock().next(), None);
+    }
+
+    #[test]
+    fn no_message_is_larger_than_a_worker_takes() {
+        let outgoing = Outgoing::default();
+        outgoing.welcome(Welcome::default());
+        outgoing.inner.lock().next().unwrap();
+        for slot in 0..40 {
+            let compute = Compute {
+                prompt: vec![u32::MAX; 200_000],
+                answer: Vec::new(),
+            };
+            outgoing.push(command::Kind::Open(Open {
+                slot,
+                kind: Some(open::Kind::Compute(compute)),
+                ..Open::default()
+            }));
+        }
+        let mut slots = Vec::new();
+        while let Some(kind) = outgoing.inner.lock().next() {
+            let message = AttachResponse { kind: Some(kind) };
+            assert!(message.encoded_len() <= 16 << 20);
+            for command in commands(message.kind.unwrap()) {
+                match command.kind {
+                    Some(command::Kind::Open(open)) => slots.push(open.slot),
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+        assert_eq!(slots, (0..40).collect::<Vec<_>>(), "all of them, in order");
+    }
+}

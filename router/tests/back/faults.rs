@@ -132,71 +132,73 @@ async fn a_request_under_which_workers_die_is_given_up() {
 /// A change that makes a report of an open seat (its slot is given) malformed.
 type Spoil = fn(&mut Report, u32);
 
+/// Every way to spoil a report.
+const SPOILED: [(&str, Spoil); 20] = [
+    ("opened without grant", |r, s| r.opened_slots.push(s)),
+    ("opened a compute seat", |r, s| {
+        *r = Say(r.clone()).opened(s).0;
+    }),
+    ("arrived a compute seat", |r, s| {
+        *r = Say(r.clone()).arrived(s, 0, &[]).0;
+    }),
+    ("arrived without position", |r, s| r.arrived_slots.push(s)),
+    ("tail without seat", |r, _| r.arrived_tails.push(1)),
+    ("tokens without slot", |r, _| r.tokens.push(1)),
+    ("slot without token", |r, s| r.token_slots.push(s)),
+    ("counts of another sum", |r, s| {
+        *r = Say(r.clone()).token(s, 1).0;
+        r.token_counts.push(2);
+    }),
+    ("counts of another length", |r, s| {
+        *r = Say(r.clone()).token(s, 1).0;
+        r.token_counts = vec![1, 0];
+    }),
+    ("a count of 0", |r, s| {
+        r.token_slots = vec![s, s];
+        r.token_counts = vec![1, 0];
+        r.tokens = vec![1];
+    }),
+    ("a token of a free slot", |r, s| {
+        *r = Say(r.clone()).token(s + 1, 1).0;
+    }),
+    ("a token of no slot", |r, _| {
+        *r = Say(r.clone()).token(u32::MAX, 1).0;
+    }),
+    ("a token beyond the vocabulary", |r, s| {
+        *r = Say(r.clone()).token(s, 1_000).0;
+    }),
+    ("more tokens than allowed", |r, s| {
+        r.token_slots = vec![s];
+        r.token_counts = vec![9];
+        r.tokens = vec![1; 9];
+    }),
+    ("closed without reason", |r, s| r.closed_slots.push(s)),
+    ("closed for no reason", |r, s| {
+        *r = Say(r.clone()).closed(s, CloseReason::Unspecified).0;
+    }),
+    ("closed twice", |r, s| {
+        *r = Say(r.clone())
+            .closed(s, CloseReason::Lost)
+            .closed(s, CloseReason::Lost)
+            .0;
+    }),
+    ("a log probability of no token", |r, _| {
+        r.logprobs = Some(Logprobs {
+            token_index: vec![0],
+            chosen: vec![0.0],
+            top_lens: vec![0],
+            ..Logprobs::default()
+        });
+    }),
+    ("more pages than the pool", |r, _| r.pages_cached = 1),
+    ("no role", |r, _| r.role = 0),
+];
+
 #[tokio::test]
 async fn a_malformed_report_ends_the_session() {
     let router = Router::start(Options::default());
-    let cases: [(&str, Spoil); 20] = [
-        ("opened without grant", |r, s| r.opened_slots.push(s)),
-        ("opened a compute seat", |r, s| {
-            *r = Say(r.clone()).opened(s).0
-        }),
-        ("arrived a compute seat", |r, s| {
-            *r = Say(r.clone()).arrived(s, 0, &[]).0
-        }),
-        ("arrived without position", |r, s| r.arrived_slots.push(s)),
-        ("tail without seat", |r, _| r.arrived_tails.push(1)),
-        ("tokens without slot", |r, _| r.tokens.push(1)),
-        ("slot without token", |r, s| r.token_slots.push(s)),
-        ("counts of another sum", |r, s| {
-            *r = Say(r.clone()).token(s, 1).0;
-            r.token_counts.push(2);
-        }),
-        ("counts of another length", |r, s| {
-            *r = Say(r.clone()).token(s, 1).0;
-            r.token_counts = vec![1, 0];
-        }),
-        ("a count of 0", |r, s| {
-            r.token_slots = vec![s, s];
-            r.token_counts = vec![1, 0];
-            r.tokens = vec![1];
-        }),
-        ("a token of a free slot", |r, s| {
-            *r = Say(r.clone()).token(s + 1, 1).0
-        }),
-        ("a token of no slot", |r, _| {
-            *r = Say(r.clone()).token(u32::MAX, 1).0
-        }),
-        ("a token beyond the vocabulary", |r, s| {
-            *r = Say(r.clone()).token(s, 1_000).0
-        }),
-        ("more tokens than allowed", |r, s| {
-            r.token_slots = vec![s];
-            r.token_counts = vec![9];
-            r.tokens = vec![1; 9];
-        }),
-        ("closed without reason", |r, s| r.closed_slots.push(s)),
-        ("closed for no reason", |r, s| {
-            *r = Say(r.clone()).closed(s, CloseReason::Unspecified).0;
-        }),
-        ("closed twice", |r, s| {
-            *r = Say(r.clone())
-                .closed(s, CloseReason::Lost)
-                .closed(s, CloseReason::Lost)
-                .0;
-        }),
-        ("a log probability of no token", |r, _| {
-            r.logprobs = Some(Logprobs {
-                token_index: vec![0],
-                chosen: vec![0.0],
-                top_lens: vec![0],
-                ..Logprobs::default()
-            });
-        }),
-        ("more pages than the pool", |r, _| r.pages_cached = 1),
-        ("no role", |r, _| r.role = 0),
-    ];
     let mut errors = 0;
-    for (what, spoil) in cases {
+    for (what, spoil) in SPOILED {
         let mut worker = Worker::join(router.addresses[0], "m", Role::Mixed).await;
         let (ticket, mut answer) = router.submit(Request::default()).await;
         let (slot, ..) = worker.compute().await;

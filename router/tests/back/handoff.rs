@@ -1,7 +1,10 @@
 //! Prefill to decode: grants relayed, one seat current at a time, every token once.
 
 use dopd_router::{
-    streams::sink::{FinishReason, TokenLogprobs},
+    streams::{
+        deliver::LOGPROB_UNKNOWN,
+        sink::{FinishReason, TokenLogprobs},
+    },
     wire::worker::{CloseReason, Logprobs, Role},
 };
 
@@ -364,10 +367,11 @@ async fn a_source_that_dies_owes_only_log_probabilities() {
     assert_eq!(answer.until(2).await, [100, 101]);
     d.say(with_logprobs(nxt, &[102])).await;
     assert_eq!(answer.until(3).await, [100, 101, 102]);
-    assert_eq!(
-        answer.logprobs[1].chosen,
-        dopd_router::streams::deliver::LOGPROB_UNKNOWN
-    );
+    let unknown = TokenLogprobs {
+        chosen: LOGPROB_UNKNOWN,
+        top: Vec::new(),
+    };
+    assert_eq!(answer.logprobs[1], unknown);
     assert_eq!(answer.logprobs[2..], expected(&[102]));
     drop(ticket);
     router.end();

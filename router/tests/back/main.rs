@@ -6,7 +6,6 @@
     clippy::unwrap_used,
     clippy::panic,
     clippy::expect_used,
-    clippy::missing_panics_doc,
     reason = "a test that cannot go on says so by panicking"
 )]
 
@@ -14,5 +13,6 @@ mod attach;
 mod faults;
 mod handoff;
 mod requests;
+mod storm;
 mod support;
 mod threads;

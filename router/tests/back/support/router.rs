@@ -26,6 +26,9 @@ use super::sink::{Answer, recorder};
 /// The join token of all test routers.
 pub(crate) const TOKEN: &str = "test-token";
 
+/// Seed of all test requests.
+pub(crate) const SEED: u64 = 7;
+
 type Job = Box<dyn FnOnce() -> Pin<Box<dyn Future<Output = ()>>> + Send>;
 
 /// How a test router differs from the usual one.
@@ -165,7 +168,7 @@ impl Router {
             request_id: request.id.to_owned(),
             prompt: request.prompt.into(),
             sampling: Sampling {
-                seed: 7,
+                seed: SEED,
                 top_logprobs: request.top_logprobs,
                 ..Sampling::default()
             },

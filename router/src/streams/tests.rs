@@ -1,0 +1,225 @@
+//! Which tokens count: cases that real connections meet only by chance.
+
+use std::{
+    rc::Rc,
+    sync::{Arc, Mutex, atomic::AtomicUsize},
+};
+
+use dopd_core::{
+    event::CloseReason,
+    ids::{RequestId, SeatId, SequenceId, SessionId, SlotId},
+};
+
+use super::{
+    deliver::LOGPROB_UNKNOWN,
+    key::Life,
+    messages::{Ended, Flush},
+    request::{ActiveGuard, RequestShared},
+    sink::{FinishReason, Flow, Sink, TokenChunk, TokenLogprobs},
+    table::Streams,
+};
+use crate::{
+    error::Error,
+    wire::worker::{Limits, Sampling},
+};
+
+const SEQUENCE: SequenceId = SequenceId {
+    request: RequestId(1),
+    choice: 0,
+};
+const SEAT: SeatId = SeatId {
+    session: SessionId(1),
+    slot: SlotId(3),
+};
+
+/// What a sink was told, as text.
+type Log = Arc<Mutex<Vec<String>>>;
+
+struct Told(Log);
+
+impl Sink for Told {
+    fn tokens(&mut self, chunk: TokenChunk<'_>) -> Flow {
+        let chosen: Vec<f32> = chunk.logprobs.iter().map(|entry| entry.chosen).collect();
+        let entry = format!("{:?} {chosen:?}", chunk.tokens);
+        self.0.lock().unwrap().push(entry);
+        Flow::Continue
+    }
+    fn finish(&mut self, reason: FinishReason) {
+        self.0.lock().unwrap().push(format!("{reason:?}"));
+    }
+    fn fail(&mut self, error: Error) {
+        self.0.lock().unwrap().push(error.to_string());
+    }
+}
+
+fn request(top_logprobs: Option<u32>) -> Arc<RequestShared> {
+    Arc::new(RequestShared {
+        id: RequestId(1),
+        label: "r".to_owned(),
+        prompt: vec![1].into(),
+        prompt_hash: 0,
+        sampling: Sampling {
+            top_logprobs,
+            ..Sampling::default()
+        },
+        limits: Limits {
+            max_tokens: 4,
+            ..Limits::default()
+        },
+        priority: 0,
+        active: ActiveGuard::new(Arc::new(AtomicUsize::new(0))),
+    })
+}
+
+fn streams(top_logprobs: Option<u32>) -> (Streams, Log) {
+    let streams = Streams::new(0);
+    let log = Log::default();
+    let sink = Box::new(Told(Arc::clone(&log)));
+    streams.insert(request(top_logprobs), SEQUENCE, sink);
+    (streams, log)
+}
+
+fn flush(have: u32, tail: u32) -> Flush {
+    Flush {
+        have,
+        tail,
+        finished: None,
+        is_legacy: false,
+    }
+}
+
+fn told(log: &Log) -> Vec<String> {
+    std::mem::take(&mut *log.lock().unwrap())
+}
+
+#[test]
+fn a_legacy_waits_for_its_switch() {
+    let (streams, log) = streams(None);
+    let import = streams.open_import(SEQUENCE, SEAT).unwrap();
+    let current = streams.open_compute(SEQUENCE).unwrap();
+    streams.tokens(current.key, current.life, &[7], &[]);
+    let legacy = Flush {
+        finished: Some(CloseReason::Length),
+        is_legacy: true,
+        ..flush(0, 1)
+    };
+    streams.flush(import.key, import.life, legacy, &[7, 8], &[]);
+    assert_eq!(told(&log), ["[7] []"], "not before the brain says so");
+    streams.switch(SEQUENCE, SEAT);
+    assert_eq!(told(&log), ["[8] []", "Length"]);
+    assert!(streams.is_empty());
+}
+
+#[test]
+fn a_replay_forgets_what_was_not_switched_to() {
+    let (streams, log) = streams(None);
+    let import = streams.open_import(SEQUENCE, SEAT).unwrap();
+    streams.open_compute(SEQUENCE).unwrap();
+    let legacy = Flush {
+        is_legacy: true,
+        ..flush(0, 2)
+    };
+    streams.flush(import.key, import.life, legacy, &[1, 2], &[]);
+    let replay = streams.open_compute(SEQUENCE).unwrap();
+    assert_eq!(replay.have, 0);
+    streams.switch(SEQUENCE, SEAT);
+    assert!(told(&log).is_empty());
+    streams.tokens(replay.key, replay.life, &[9], &[]);
+    assert_eq!(told(&log), ["[9] []"]);
+}
+
+#[test]
+fn a_flush_that_a_replay_overtook_is_dropped() {
+    let (streams, log) = streams(None);
+    let import = streams.open_import(SEQUENCE, SEAT).unwrap();
+    streams.open_compute(SEQUENCE).unwrap();
+    streams.switch(SEQUENCE, SEAT);
+    let replay = streams.open_compute(SEQUENCE).unwrap();
+    streams.flush(import.key, import.life, flush(0, 2), &[1, 2], &[]);
+    streams.tokens(import.key, import.life, &[3], &[]);
+    streams.tokens(replay.key, replay.life, &[4], &[]);
+    assert_eq!(told(&log), ["[4] []"]);
+}
+
+#[test]
+fn a_slot_used_again_by_its_sequence_does_not_confuse() {
+    let (streams, log) = streams(None);
+    let first = streams.open_compute(SEQUENCE).unwrap();
+    let second = streams.open_compute(SEQUENCE).unwrap();
+    assert_eq!((first.life, second.life), (Life(1), Life(2)));
+    streams.tokens(first.key, first.life, &[1], &[]);
+    let ended = Ended {
+        why: CloseReason::Stop,
+        note: None,
+    };
+    streams.closed(first.key, first.life, &ended);
+    streams.tokens(second.key, second.life, &[2], &[]);
+    assert_eq!(told(&log), ["[2] []"]);
+}
+
+#[test]
+fn an_answer_never_outgrows_its_limit() {
+    let (streams, log) = streams(None);
+    let seat = streams.open_compute(SEQUENCE).unwrap();
+    streams.tokens(seat.key, seat.life, &[1, 2, 3], &[]);
+    streams.tokens(seat.key, seat.life, &[4, 5], &[]);
+    streams.tokens(seat.key, seat.life, &[6], &[]);
+    assert_eq!(told(&log), ["[1, 2, 3] []", "[4] []"]);
+}
+
+#[test]
+fn missing_log_probabilities_are_unknown() {
+    let (streams, log) = streams(Some(0));
+    let seat = streams.open_compute(SEQUENCE).unwrap();
+    let one = TokenLogprobs {
+        chosen: -1.0,
+        top: Vec::new(),
+    };
+    streams.tokens(seat.key, seat.life, &[1, 2], &[one]);
+    assert_eq!(told(&log), [format!("[1, 2] [-1.0, {LOGPROB_UNKNOWN:?}]")]);
+}
+
+thread_local! {
+    /// The table that [`Reentrant`] uses while the table calls it.
+    static TABLE: Rc<Streams> = Rc::new(Streams::new(0));
+}
+
+struct Reentrant(Log);
+
+impl Sink for Reentrant {
+    fn tokens(&mut self, chunk: TokenChunk<'_>) -> Flow {
+        let tokens = chunk.tokens.to_vec();
+        TABLE.with(|streams| {
+            // Its own stream goes, another comes.
+            let key = streams.open_compute(SEQUENCE).unwrap().key;
+            assert_eq!(streams.cancel(&[key]), Some(SEQUENCE.request));
+            let other = SequenceId {
+                choice: 1,
+                ..SEQUENCE
+            };
+            streams.insert(request(None), other, Box::new(Told(Arc::clone(&self.0))));
+            let seat = streams.open_compute(other).unwrap();
+            streams.tokens(seat.key, seat.life, &tokens, &[]);
+        });
+        Flow::Continue
+    }
+    fn finish(&mut self, _: FinishReason) {}
+    fn fail(&mut self, _: Error) {}
+}
+
+#[test]
+fn a_sink_may_use_the_table_that_calls_it() {
+    let log = Log::default();
+    TABLE.with(|streams| {
+        let sink = Box::new(Reentrant(Arc::clone(&log)));
+        streams.insert(request(None), SEQUENCE, sink);
+        let seat = streams.open_compute(SEQUENCE).unwrap();
+        assert_eq!(streams.tokens(seat.key, seat.life, &[5], &[]), None);
+        assert_eq!(told(&log), ["[5] []"]);
+        assert!(
+            streams.open_compute(SEQUENCE).is_none(),
+            "its stream is gone"
+        );
+        assert_eq!(streams.len(), 1);
+    });
+}
