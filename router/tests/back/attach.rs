@@ -118,7 +118,7 @@ const BOUNDS: [(&str, Change); 17] = [
     }),
     ("timings_json", |h| "{}".clone_into(&mut h.timings_json)),
     ("run the same version", |h| {
-        "0.0.1".clone_into(&mut h.version)
+        "0.0.1".clone_into(&mut h.version);
     }),
 ];
 
