@@ -127,7 +127,6 @@ proptest! {
                 };
                 prop_assert!(!broken.contains(&session), "a command after the break");
             }
-            prop_assert!(brain.next_wake().is_none_or(|at| at > now || at.0 > 0));
         }
         for session in 1..9 {
             brain.handle(now, Event::SessionLost { session: SessionId(session) });
