@@ -1,4 +1,4 @@
-"""Workers over a fake network, with everything that happens chosen by the test: no thread, no clock.
+"""Workers over a fake network, everything that happens chosen by the test: no thread, no clock.
 
 The workers are the real ones (`Desk`, `StepLoop`, mock engine); only the stream to the router and
 the data links are played.

@@ -28,8 +28,8 @@ class Engine(Protocol):
     def step(self, rows: Sequence[Row]) -> list[Sampled | Exception | None]:
         """Compute one step: decode rows first, then prefill rows; at least one row.
 
-        Returns one entry per row, in order: the drawn token; None if the row draws none; an exception if this row alone
-        failed (the others stand). Raises only if the device is unusable.
+        Returns one entry per row, in order: the drawn token; None if the row draws none; an
+        exception if this row alone failed (the others stand). Raises only if the device is unusable.
         """
         ...
 
