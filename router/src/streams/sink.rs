@@ -2,7 +2,8 @@
 
 use crate::error::Error;
 
-/// What a sink gets at once: the tokens that one report (or several, merged) brought for its sequence, in order.
+/// What a sink gets at once: the tokens that one report (or several, merged) brought for its
+/// sequence, in order.
 #[derive(Clone, Copy, Debug)]
 pub struct TokenChunk<'a> {
     /// Token ids.
@@ -25,7 +26,8 @@ pub struct TokenLogprobs {
 pub enum Flow {
     /// Go on.
     Continue,
-    /// The answer is complete (a stop string) or nobody reads it: close the seat, send nothing more.
+    /// The answer is complete (a stop string) or nobody reads it: close the seat, send nothing
+    /// more.
     Stop,
 }
 
@@ -38,10 +40,11 @@ pub enum FinishReason {
     Length,
 }
 
-/// Where the tokens of one sequence go. Implemented by `service`, called by `streams` on the thread that owns the stream.
+/// Where the tokens of one sequence go. Implemented by `service`, called by `streams` on the thread
+/// that owns the stream.
 ///
-/// Order: any number of `tokens`, then at most one of `finish` and `fail`, nothing after it. After `tokens` returned
-/// [`Flow::Stop`] nothing more is called: the sink has ended itself.
+/// Order: any number of `tokens`, then at most one of `finish` and `fail`, nothing after it. After
+/// `tokens` returned [`Flow::Stop`] nothing more is called: the sink has ended itself.
 pub trait Sink: Send {
     /// More tokens of the answer.
     fn tokens(&mut self, chunk: TokenChunk<'_>) -> Flow;

@@ -1,4 +1,5 @@
-//! From the router to one worker: commands wait here until the connection asks for the next message.
+//! From the router to one worker: commands wait here until the connection asks for the next
+//! message.
 //!
 //! All that wait are merged into one `Cmd`, up to [`CMD_BYTES`]. The queue is bounded by the open
 //! seats of the session, and a worker that does not read loses its session by its lease.

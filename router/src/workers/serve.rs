@@ -50,8 +50,9 @@ where
     }
 }
 
-/// Serves workers on `listener` until `stop`; run it once on each front thread (`spawn_local`, after
-/// [`crate::dispatch::Dispatch::front`] was called there) with a clone of the listening socket.
+/// Serves workers on `listener` until `stop`; run it once on each front thread (`spawn_local`,
+/// after [`crate::dispatch::Dispatch::front`] was called there) with a clone of the listening
+/// socket.
 pub async fn serve(
     listener: TcpListener,
     attachments: Arc<Attachments>,

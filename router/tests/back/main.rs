@@ -1,7 +1,7 @@
 //! The back of the router over real connections: scripted workers on loopback, sinks that record.
 //!
-//! One binary, so that it is linked once. Nothing here sleeps: every wait is for a condition, with a
-//! bound that only a broken router reaches.
+//! One binary, so that it is linked once. Nothing here sleeps: every wait is for a condition, with
+//! a bound that only a broken router reaches.
 #![expect(
     clippy::unwrap_used,
     clippy::panic,
