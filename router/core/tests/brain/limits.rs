@@ -10,7 +10,7 @@ use dopd_core::{
     units::{Micros, Tokens},
 };
 
-use crate::support::{closed, joined, report, request, said, sequence, worker};
+use crate::support::{NEVER, closed, joined, report, request, said, sequence, worker};
 
 fn brain(config: BrainConfig) -> Brain {
     let mut brain = Brain::new(config);
@@ -314,5 +314,59 @@ fn hand_off_gets_twice_its_predicted_time_within_limits() {
             Some(Micros(100 + expected_us)),
             "{bytes_per_s} {step_us}"
         );
+    }
+}
+
+#[test]
+fn hand_off_timer_ends_with_the_hand_off() {
+    let end = |session, role, why| {
+        let closed = vec![closed(0, why)];
+        said(StepReport {
+            closed,
+            ..report(session, role)
+        })
+    };
+    let arrived = vec![(SlotId(0), Tokens(1))];
+    let ways_out = [
+        said(StepReport {
+            arrived,
+            ..report(2, Role::Decode)
+        }),
+        end(1, Role::Prefill, CloseReason::Stop),
+        end(1, Role::Prefill, CloseReason::Error),
+        end(1, Role::Prefill, CloseReason::Preempted),
+        end(2, Role::Decode, CloseReason::Lost),
+        Event::SessionLost {
+            session: SessionId(1),
+        },
+        Event::SessionLost {
+            session: SessionId(2),
+        },
+        Event::SequenceStopped {
+            sequence: sequence(1, 0),
+        },
+    ];
+    for way_out in ways_out {
+        let mut brain = Brain::new(BrainConfig::default());
+        brain.handle(Micros(0), joined(1, worker(Role::Prefill, 40)));
+        brain.handle(Micros(0), joined(2, worker(Role::Decode, 40)));
+        arrive(&mut brain, 1, 8);
+        let opened = StepReport {
+            opened: vec![SlotId(0)],
+            ..report(2, Role::Decode)
+        };
+        brain.handle(Micros(2), said(opened));
+        let first = vec![(SlotId(0), Tokens(1))];
+        brain.handle(
+            Micros(3),
+            said(StepReport {
+                tokens: first,
+                ..report(1, Role::Prefill)
+            }),
+        );
+        assert_eq!(brain.next_wake(), Some(Micros(500_003)));
+        let asked = format!("{way_out:?}");
+        brain.handle(Micros(4), way_out);
+        assert!(brain.next_wake().is_none_or(|at| at == NEVER), "{asked}");
     }
 }
