@@ -1,4 +1,5 @@
-//! What `dopd status --json` and the metrics page show: a snapshot of the fleet, made by dispatch on demand.
+//! What `dopd status --json` and the metrics page show: a snapshot of the fleet, made by dispatch
+//! on demand.
 
 use serde::Serialize;
 

@@ -8,7 +8,7 @@ from dopd._gen.dopd.v1 import types_pb2
 from dopd.errors import BY_CODE, ERROR_KINDS, ErrorKind
 from tests.support import sources
 
-ROW = re.compile(r'^    (\w+) "(\w+)" "(\w+)" (\w+) (\d+) (\w+) (\w+);', re.MULTILINE)
+ROW = re.compile(r'^    (\w+) "(\w+)" "(\w+)"\s+(\w+) (\d+) (\w+) (\w+);', re.MULTILINE)
 
 
 def rust_table() -> list[ErrorKind]:

@@ -21,7 +21,6 @@ from dopd.types import (
     Send,
 )
 from dopd.wire import command
-
 from tests.support.fleet import Fleet
 
 WAIT, PLACING, RUN, MOVING, SHIPPING, END = "WAIT PLACING RUN MOVING SHIPPING END".split()

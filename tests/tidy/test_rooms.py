@@ -12,9 +12,10 @@ from tests.support import sources
 # A room may use every room of a lower floor, and on the ground floor also its neighbours.
 FLOORS = (
     ("config", "error", "metrics", "status", "trace", "wire"),
-    ("streams",),
+    ("listen", "streams"),
     ("cluster", "workers"),
-    ("auth", "dispatch", "tokens", "validate"),
+    ("auth", "dispatch", "tokens"),
+    ("validate",),
     ("service",),
     ("admin", "drain", "grpc", "http"),
     ("launch",),

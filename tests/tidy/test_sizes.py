@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from tests.support import sources
 
 FUNCTION_LINES_MAX = 70
+# A test may be a table of cases.
+TEST_FUNCTION_LINES_MAX = 90
 FILE_LINES_MAX = 400
 TEST_FILE_LINES_MAX = 500
 LINE_CHARS_MAX = 100
@@ -34,18 +36,26 @@ def test_lines_are_short() -> None:
         f"{name}:{number}: {len(line)} characters"
         for name in sources.with_suffix(".py", ".rs", ".pyi", "Makefile")
         for number, line in enumerate(sources.text(name).splitlines(), 1)
-        if len(line) > LINE_CHARS_MAX and "http" not in line
+        if len(line) > LINE_CHARS_MAX and "http" not in line and not is_expected_text(name, line)
     ]
     assert not long, "\n".join(long)
 
 
+def is_expected_text(name: str, line: str) -> bool:
+    """A Rust test's literal: rustfmt leaves it whole, and whole it can be compared with a log."""
+    is_rust_test = name.endswith(".rs") and sources.is_test(name)
+    return is_rust_test and not line.lstrip().startswith("//")
+
+
 def test_functions_are_short() -> None:
-    long = [
-        f"{name}:{line}: {function} has {length} lines, at most {FUNCTION_LINES_MAX}"
-        for name in sources.with_suffix(".py", ".rs")
-        for function, line, length in functions(name)
-        if length > FUNCTION_LINES_MAX
-    ]
+    long = []
+    for name in sources.with_suffix(".py", ".rs"):
+        limit = TEST_FUNCTION_LINES_MAX if sources.is_test(name) else FUNCTION_LINES_MAX
+        long += [
+            f"{name}:{line}: {function} has {length} lines, at most {limit}"
+            for function, line, length in functions(name)
+            if length > limit
+        ]
     assert not long, "\n".join(long)
 
 

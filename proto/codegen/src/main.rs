@@ -1,6 +1,7 @@
 //! Turns a `FileDescriptorSet` (from grpcio-tools' protoc) into the committed Rust code.
 //!
-//! Usage: `dopd-proto-codegen DESCRIPTOR_SET OUT_DIR`. Called by `make proto` only: a build needs no protoc.
+//! Usage: `dopd-proto-codegen DESCRIPTOR_SET OUT_DIR`. Called by `make proto` only: a build needs
+//! no protoc.
 
 use std::{error::Error, fs, path::PathBuf};
 

@@ -1,4 +1,5 @@
-//! Python module `dopd._router`: the router's `main`, and the cost model that mock workers sleep by.
+//! Python module `dopd._router`: the router's `main`, and the cost model that mock workers sleep
+//! by.
 //!
 //! Called by `python/dopd/cli/native.py` and `python/dopd/engine/mock.py`; types in
 //! `python/dopd/_router.pyi`. Nothing is decided here.
@@ -24,7 +25,8 @@ mod _router {
     const version: &str = env!("CARGO_PKG_VERSION");
 }
 
-/// Runs `dopd ARGV...` in this process and returns its exit code. The interpreter is free meanwhile.
+/// Runs `dopd ARGV...` in this process and returns its exit code. The interpreter is free
+/// meanwhile.
 #[pyfunction]
 #[pyo3(signature = (argv, *, worker_command=None, known_models=None))]
 fn main(

@@ -57,8 +57,8 @@ fn timers(settings: &Settings) -> Result<(), ConfigError> {
     let (interval, lease) = (workers.report_interval_ms, workers.lease_ms);
     if interval.saturating_mul(REPORTS_PER_LEASE) >= lease {
         return refuse(format!(
-            "workers.report_interval_ms is {interval} and workers.lease_ms is {lease}: a lease must be longer than \
-             {REPORTS_PER_LEASE} report intervals",
+            "workers.report_interval_ms is {interval} and workers.lease_ms is {lease}: a lease \
+             must be longer than {REPORTS_PER_LEASE} report intervals",
         ));
     }
     let limits = &settings.config.limits;
@@ -69,8 +69,8 @@ fn timers(settings: &Settings) -> Result<(), ConfigError> {
     ] {
         if value > life {
             return refuse(format!(
-                "limits.{name} is {value} and limits.request_timeout_ms is {life}: it must not be longer than a \
-                 request's life",
+                "limits.{name} is {value} and limits.request_timeout_ms is {life}: it must not be \
+                 longer than a request's life",
             ));
         }
     }
@@ -87,8 +87,8 @@ fn loopback(
         return Ok(());
     }
     refuse(format!(
-        "{path} is {host} (from {}): listening off loopback needs {missing}, which dopd does not have yet; use \
-         127.0.0.1 and a tunnel (ssh -L)",
+        "{path} is {host} (from {}): listening off loopback needs {missing}, which dopd does not \
+         have yet; use 127.0.0.1 and a tunnel (ssh -L)",
         settings.origin(path)
     ))
 }
@@ -118,7 +118,8 @@ fn local_workers(settings: &Settings) -> Result<(), ConfigError> {
     let all = prefill + decode + mixed;
     if all > LOCAL_WORKERS_MAX {
         return refuse(format!(
-            "{all} local workers (prefill {prefill}, decode {decode}, mixed {mixed}), the limit is {LOCAL_WORKERS_MAX}"
+            "{all} local workers (prefill {prefill}, decode {decode}, mixed {mixed}), the limit is \
+             {LOCAL_WORKERS_MAX}"
         ));
     }
     Ok(())

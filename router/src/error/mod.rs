@@ -1,8 +1,8 @@
 //! The one error of the router, and its table.
 //!
-//! Every failure that a client can see is an [`Error`]: a [`Reason`] (a row of [`table`]), a message that says what
-//! happened with which value and which limit, and where it applies the field and the retry hint. Fronts render it; nobody
-//! else invents statuses.
+//! Every failure that a client can see is an [`Error`]: a [`Reason`] (a row of [`table`]), a
+//! message that says what happened with which value and which limit, and where it applies the field
+//! and the retry hint. Fronts render it; nobody else invents statuses.
 
 pub mod table;
 

@@ -1,6 +1,7 @@
 //! The error table: one row per way in which a request can fail.
 //!
-//! `proto/dopd/v1/types.proto` holds the enum, `python/dopd/errors.py` the Python half; `tests/contract` compares them.
+//! `proto/dopd/v1/types.proto` holds the enum, `python/dopd/errors.py` the Python half;
+//! `tests/contract` compares them.
 
 use crate::wire::v1::ErrorReason;
 
@@ -74,7 +75,8 @@ table! {
     /// A known field that asks for something this server cannot do.
     UnsupportedValue "unsupported_value" "invalid_request_error" InvalidArgument 400 Client Never;
     /// Prompt plus answer do not fit.
-    ContextLengthExceeded "context_length_exceeded" "invalid_request_error" InvalidArgument 400 Client Never;
+    ContextLengthExceeded "context_length_exceeded" "invalid_request_error"
+        InvalidArgument 400 Client Never;
     /// Another model than the one served.
     ModelNotFound "model_not_found" "invalid_request_error" NotFound 404 Client Never;
     /// No such route or method.

@@ -44,8 +44,8 @@ impl Listener {
     }
 }
 
-/// Listeners that front threads share. Whoever keeps this after they have closed theirs keeps clients
-/// waiting in the backlog instead of refusing them.
+/// Listeners that front threads share. Whoever keeps this after they have closed theirs keeps
+/// clients waiting in the backlog instead of refusing them.
 #[derive(Debug)]
 pub(super) struct FrontListeners {
     pub(super) http: Listener,

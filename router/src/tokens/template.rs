@@ -172,7 +172,8 @@ mod tests {
     fn python_methods_blocks_and_json_as_hugging_face() {
         let template = compile(
             "{% for m in messages %}\n    {% if loop.first %}\n{{ bos_token }}{% endif %}\n\
-             {{ m.content.strip().split('-')[-1] | tojson }}{{ {'a': [1, 2]} | tojson }}\n{% endfor %}",
+             {{ m.content.strip().split('-')[-1] | tojson }}{{ {'a': [1, 2]} | tojson }}\n\
+             {% endfor %}",
         );
         let text = template
             .render(&messages(&[("user", " x-\u{e9}\" ")]))

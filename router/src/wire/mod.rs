@@ -1,4 +1,5 @@
-//! Generated protobuf types. What they mean stands in `proto/`; conversions to core types are in the rooms that use them.
+//! Generated protobuf types. What they mean stands in `proto/`; conversions to core types are in
+//! the rooms that use them.
 
 #[expect(
     missing_docs,
