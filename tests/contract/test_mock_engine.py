@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from dopd import wire
 from dopd.engine.mock import GEOMETRY, MockEngine
 from dopd.sched.batch import Batcher

@@ -1,4 +1,4 @@
-"""Both ends of a data link without a worker, over every transport: for the contract tests.
+"""Both ends of a data link without a worker, over every transport: for the contract tests."""
 
 from __future__ import annotations
 

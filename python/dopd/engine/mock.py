@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from dopd.engine.base import PagePool
+from dopd.errors import ConfigError
 from dopd.kv.bytes_pool import BytesPool
 from dopd.types import KvGeometry, Logprobs, Row, Sampled, SamplingParams
 
@@ -104,7 +105,9 @@ class MockEngine:
         self.eos_token_ids = frozenset({EOS})
         self.timings_json = ""
         self._timings = timings
-        self._step_time = None if timings == "instant" else load_step_time()
+        self._step_time: StepTime | None = None
+        if timings != "instant":
+            self._step_time, self.timings_json = load_cost_model(timings)
         self._sleep = sleep
 
     def step(self, rows: Sequence[Row]) -> list[Sampled | Exception | None]:
@@ -145,9 +148,16 @@ class MockEngine:
         return ENTRY_BYTES * (pages[page] * self._page_size + place)
 
 
-def load_step_time() -> StepTime:
-    """The router's cost model. Imported only where time is modelled: `instant` needs no router."""
-    from dopd import _router
+def load_cost_model(timings: str) -> tuple[StepTime, str]:
+    """The router's step times, and the calibration as JSON for the hello.
 
-    step_time: StepTime = _router.step_time
-    return step_time
+    Imported only where time is modelled: `instant` needs no router. Raises ConfigError.
+    """
+    try:
+        from dopd import _router
+
+        return _router.step_time, _router.timings_json(timings)
+    except ImportError as error:
+        raise ConfigError(f"mock timings {timings!r} need dopd._router: {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"mock timings: {error}") from error

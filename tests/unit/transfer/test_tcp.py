@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -142,6 +144,30 @@ def test_a_frame_cut_short_lands_on_its_own_pages_only() -> None:
         assert "landed" not in pair.destination.names()
         pool = pair.destination.pool
         assert not any(any(pool.page(page)) for page in range(256) if page not in (4, 5))
+
+
+def test_a_link_is_not_synchronised_while_its_reader_may_still_land_a_page() -> None:
+    """T4, held open: the reader is between the frame's header and the page when abort comes."""
+    with Pair("tcp") as pair:
+        link = pair.connect()
+        pair.destination.exposed[1] = [0]
+        is_inside, may_go_on = threading.Event(), threading.Event()
+        targets = pair.destination.targets
+
+        def slow_targets(*arguments: Any) -> list[int]:
+            is_inside.set()
+            assert may_go_on.wait(10)
+            return targets(*arguments)
+
+        pair.destination.targets = slow_targets
+        link.write(1, 0, [3])
+        assert is_inside.wait(10)
+        end = pair.destination.links[0]
+        end.abort("test")
+        assert not end.synchronise(0)
+        assert "down" not in pair.destination.names()
+        may_go_on.set()
+        assert end.synchronise(10)
 
 
 def test_a_peer_that_dials_again_ends_its_former_link() -> None:
