@@ -29,7 +29,8 @@ class Engine(Protocol):
         """Compute one step: decode rows first, then prefill rows; at least one row.
 
         Returns one entry per row, in order: the drawn token; None if the row draws none; an
-        exception if this row alone failed (the others stand). Raises only if the device is unusable.
+        exception if this row alone failed (the others stand). Raises only if the device is
+        unusable.
         """
         ...
 
