@@ -188,7 +188,7 @@ where
         lease.heard();
         let report = match request {
             None => return "its stream ended".to_owned(),
-            Some(Err(status)) => return format!("its stream broke: {status}"),
+            Some(Err(status)) => return format!("its stream broke: {}", status.message()),
             Some(Ok(request)) => request.kind,
         };
         if let Err(why) = handle(link, report) {
