@@ -134,6 +134,9 @@ class TorchEngine:
                 good.append(index)
             else:
                 results[index] = DopdError(f"slot {row.slot} cannot be computed: {fault}")
+        # Decode rows first, and rows of like length beside each other: attention pads them to one
+        # length.
+        good.sort(key=lambda index: (len(rows[index].tokens) > 1, rows[index].start))
         if good:
             drawn = self._compute([rows[index] for index in good])
             for index, result in zip(good, drawn, strict=True):

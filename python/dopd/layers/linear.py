@@ -47,10 +47,10 @@ class PlainLinear:
 
 
 class PackedLinear:
-    """oneDNN over weights reordered once: up to 2.6x in float32 and 2x in bfloat16 at 8 rows
-    (bench/linear.py).
+    """oneDNN over weights reordered once. The operators are private to torch, hence `can_pack`.
 
-    The operators are private to torch, hence the probe in `can_pack`.
+    Against torch's own at 8 rows, one thread of a Sapphire Rapids: 2.0x in float32 and 1.7x in
+    bfloat16 for 3072 x 576, 2.6x and 1.6x for 49152 x 576. At one row float32 loses a fifth.
     """
 
     def __init__(self, weight: Tensor) -> None:
