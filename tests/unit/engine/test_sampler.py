@@ -82,6 +82,8 @@ def test_min_p_is_relative_to_the_most_likely() -> None:
     logits = logits_of({1: math.log(0.5), 2: math.log(0.3), 3: math.log(0.2)})
     assert drawn_set(logits, min_p=0.5) == {1, 2}
     assert drawn_set(logits, min_p=1.0) == {1}
+    assert drawn_set(logits, min_p=0.5, top_k=3) == {1, 2}
+    assert drawn_set(logits, min_p=0.5, top_p=0.99) == {1, 2}
 
 
 def test_top_p_over_a_flat_distribution_looks_past_the_first_candidates() -> None:
