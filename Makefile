@@ -75,8 +75,12 @@ unit-test: $(STAMPS)/deps ## Tidy and unit tests of Python that need no build an
 	PYTHONPATH=python $(BIN)/pytest tests/tidy tests/unit -n $(PYTEST_JOBS) \
 	-m "not model and not slow" $(PYTEST_ARGS)
 
-rust-test: ## All Rust tests
-	cargo test --quiet --locked --workspace
+# The file of SmolLM2, for tests of its tokenizer; empty if the package is not there.
+GGUF = $(shell $(BIN)/python -c 'from dopd.cli.native import packaged_model as m; \
+	print(m("smollm2") or "")')
+
+rust-test: $(STAMPS)/deps ## All Rust tests
+	PYTHONPATH=python DOPD_TEST_GGUF="$(GGUF)" cargo test --quiet --locked --workspace
 
 python-test: build ## All Python tests, real processes and the real model included
 	$(BIN)/pytest tests -n $(PYTEST_JOBS) --dist loadfile -rs $(PYTEST_ARGS)

@@ -14,7 +14,10 @@ static LAST: Mutex<Option<(String, Timings)>> = Mutex::new(None);
 /// one token each and read `decode_context_sum` tokens of KV. Raises `ValueError` for a calibration
 /// that is neither.
 #[pyfunction]
-#[expect(clippy::needless_pass_by_value, reason = "pyo3 hands a list over by value")]
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "pyo3 hands a list over by value"
+)]
 pub(crate) fn step_time(
     timings: &str,
     prefill: Vec<(u32, u32)>,

@@ -83,7 +83,7 @@ fn dechunk(mut body: &str) -> String {
     while let Some((size, rest)) = body.split_once("\r\n") {
         let size = usize::from_str_radix(size, 16).unwrap();
         out.push_str(&rest[..size]);
-        body = &rest[size..].strip_prefix("\r\n").unwrap();
+        body = rest[size..].strip_prefix("\r\n").unwrap();
         if size == 0 {
             break;
         }

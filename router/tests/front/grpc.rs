@@ -118,6 +118,7 @@ fn events_come_in_order_without_a_gap() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table of cases")]
 fn bad_requests_name_the_field() {
     let with_sampling = |sampling: Sampling| GenerateRequest {
         sampling: Some(sampling),
