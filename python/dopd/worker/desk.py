@@ -35,6 +35,7 @@ from dopd.types import (
     Send,
     SetRole,
 )
+from dopd.worker.fair_lock import FairLock
 from dopd.worker.outbox import Outbox
 
 log = logging.getLogger(__name__)
@@ -105,7 +106,7 @@ class Desk:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         # Guards every field below, and the seats and the batcher.
-        self.changed = threading.Condition()
+        self.changed = threading.Condition(FairLock())  # type: ignore[arg-type]
         self.seats = seats
         self.batcher = batcher
         self.label = Label(role)

@@ -1,0 +1,40 @@
+"""A mutex that goes to who waits for it, not to who has just released it. Used by the desk alone.
+
+The step loop releases the desk's lock for the length of an engine step. With a small or mocked
+model that is microseconds, less than another thread needs to wake up: with an ordinary lock the
+step loop has it again before, and a link thread or a drain may wait for seconds.
+"""
+
+from __future__ import annotations
+
+import threading
+
+
+class FairLock:
+    """Not reentrant. Fit for `threading.Condition`."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        # Held while waiting for the lock: who comes later waits here.
+        self._gate = threading.Lock()
+
+    def acquire(self, blocking: bool = True) -> bool:
+        """Take the lock; without `blocking` only if it is free."""
+        if not blocking:
+            return self._lock.acquire(blocking=False)
+        with self._gate:
+            return self._lock.acquire()
+
+    def release(self) -> None:
+        """Give the lock to who waits."""
+        self._lock.release()
+
+    def has_waiter(self) -> bool:
+        """Whether a thread waits for the lock now."""
+        return self._gate.locked()
+
+    def __enter__(self) -> bool:
+        return self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
