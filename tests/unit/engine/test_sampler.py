@@ -82,8 +82,10 @@ def test_min_p_is_relative_to_the_most_likely() -> None:
     logits = logits_of({1: math.log(0.5), 2: math.log(0.3), 3: math.log(0.2)})
     assert drawn_set(logits, min_p=0.5) == {1, 2}
     assert drawn_set(logits, min_p=1.0) == {1}
-    assert drawn_set(logits, min_p=0.5, top_k=3) == {1, 2}
-    assert drawn_set(logits, min_p=0.5, top_p=0.99) == {1, 2}
+    # A vocabulary of three: what min_p has cut is all that top_k and top_p could take instead.
+    small = torch.tensor([[0.5, 0.3, 0.2]]).log()
+    assert drawn_set(small, min_p=0.5, top_k=3) == {0, 1}
+    assert drawn_set(small, min_p=0.5, top_p=0.99) == {0, 1}
 
 
 def test_top_p_over_a_flat_distribution_looks_past_the_first_candidates() -> None:
