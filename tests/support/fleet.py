@@ -16,7 +16,7 @@ from dopd.transfer.fake import FakeNetwork
 from dopd.types import Commands, Grant, Role
 from dopd.wire import AttachRequest, layout_hash
 from dopd.worker.build import make_desk
-from dopd.worker.desk import Lost, Started
+from dopd.worker.session import Lost, Started
 from dopd.worker.loop import StepLoop
 
 MAX_SEATS = 4
@@ -30,6 +30,10 @@ class FakeSession:
     def __init__(self, session: int, node: Node) -> None:
         self.id = session
         self._node = node
+
+    @property
+    def num_waiting(self) -> int:
+        return 0
 
     def report(self, message: AttachRequest) -> None:
         self._node.reports.append(message.report)

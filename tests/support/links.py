@@ -15,7 +15,7 @@ from dopd.transfer.fake import FakeNetwork
 from dopd.transfer.tcp import TcpTransport
 from dopd.types import LinkEnd, Peer
 
-WAIT_S = 10.0
+WAIT_S = 30.0
 TOKEN = "join-token"
 LAYOUT = 0x1234
 

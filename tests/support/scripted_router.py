@@ -14,7 +14,7 @@ from dopd._gen.dopd.worker.v1 import worker_pb2 as pb
 from dopd._gen.dopd.worker.v1 import worker_pb2_grpc as pb_grpc
 
 TOKEN = "token-of-the-tests"
-WAIT_S = 10.0
+WAIT_S = 30.0
 HEARTBEAT_S = 0.1
 PROMPT_HASH = 7
 

@@ -18,7 +18,8 @@ import grpc
 from dopd import wire
 from dopd.errors import ProtocolError
 from dopd.types import Commands, Refusal, Welcome, WorkerFacts
-from dopd.worker.desk import Desk, Lost, Started
+from dopd.worker.desk import Desk
+from dopd.worker.session import Lost, Started
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ WELCOME_S = 5.0
 # Until the welcome says how often.
 START_INTERVAL_S = 0.2
 # Reports that gRPC has not taken yet: 20 s of 20 ms steps. More: the router does not read.
+# The step loop waits long before (desk.REPORTS_WAITING_MAX), but not for ever.
 REPORTS_MAX = 1024
 # Merged Opens of long prompts are the largest messages: 64 prompts of 131,072 tokens.
 MESSAGE_BYTES_MAX = 64 << 20
@@ -52,7 +54,7 @@ FATAL_CODES = frozenset(
 
 
 class Stream:
-    """One try to be attached; after the welcome, a session. See `desk.Session`."""
+    """One try to be attached; after the welcome, a session. See `session.Session`."""
 
     def __init__(self, desk: Desk, facts: WorkerFacts) -> None:
         self.id = 0
@@ -80,6 +82,11 @@ class Stream:
     def heard(self) -> None:
         """Something came from the router: the lease begins anew."""
         self._heard_at = time.monotonic()
+
+    @property
+    def num_waiting(self) -> int:
+        """Reports that gRPC has not taken yet."""
+        return self._reports.qsize()
 
     def report(self, message: wire.AttachRequest) -> None:
         """Queue one report; never blocks."""

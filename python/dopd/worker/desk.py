@@ -14,7 +14,6 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 from dopd import wire
 from dopd.errors import ProtocolError
@@ -37,42 +36,18 @@ from dopd.types import (
 )
 from dopd.worker.fair_lock import FairLock
 from dopd.worker.outbox import Outbox
+from dopd.worker.session import Lost, Session, Started
 
 log = logging.getLogger(__name__)
 
 # Merged commands that wait for a step to end; then the reader waits, and the stream's flow control.
 INBOX_MAX = 1024
+# More reports than these wait for the sender: it gets this long, once a step, to catch up.
+REPORTS_WAITING_MAX = 32
+REPORTS_WAIT_S = 0.002
 # Before one was measured: between a small model on a CPU and a large one on a GPU.
 START_DECODE_STEP_S = 0.01
 STEP_WEIGHT = 0.2
-
-
-class Session(Protocol):
-    """The stream to the router, as the desk sees it."""
-
-    id: int
-
-    def report(self, message: wire.AttachRequest) -> None:
-        """Queue one report; never blocks."""
-        ...
-
-    def fail(self, reason: str) -> None:
-        """Break the stream off."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Started:
-    """A session begins."""
-
-    session: Session
-
-
-@dataclass(frozen=True, slots=True)
-class Lost:
-    """A session is over."""
-
-    session: Session
 
 
 @dataclass(slots=True)
@@ -154,6 +129,16 @@ class Desk:
         """Until there is something to do for the step loop, at most timeout_s."""
         with self.changed:
             self.changed.wait_for(self._has_work, timeout_s)
+
+    def let_reports_go(self) -> None:
+        """Wait while reports are made faster than they are sent: only a mocked step is so short."""
+        with self.changed:
+            session = self.session
+            if session is not None and session.num_waiting > REPORTS_WAITING_MAX:
+                self.changed.wait_for(
+                    lambda: self.is_stopped or session.num_waiting <= REPORTS_WAITING_MAX,
+                    REPORTS_WAIT_S,
+                )
 
     def take_commands(self) -> None:
         """Carry out what the router asked for since the last step, in order."""

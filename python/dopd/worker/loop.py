@@ -32,6 +32,7 @@ class StepLoop:
 
     def turn(self) -> None:
         """One turn; without anything to compute it still takes commands and reports."""
+        self._desk.let_reports_go()
         self._desk.take_commands()
         batch = self._desk.plan()
         results, step_us = self._compute(batch)

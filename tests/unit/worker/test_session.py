@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dopd._gen.dopd.worker.v1 import worker_pb2 as pb
-from tests.support.scripted_router import ScriptedRouter, close, open_compute
+from tests.support.scripted_router import ScriptedRouter, close, open_compute, open_import
 from tests.support.workers import expected_answer, running
 
 PROMPT = list(range(40))
@@ -15,10 +15,11 @@ def open_endless(slot: int) -> pb.Command:
 
 
 def test_a_silent_router_loses_the_worker_and_every_seat_is_closed() -> None:
+    """The seat is an import, which does not step: nothing but the lease can end this stream."""
     with ScriptedRouter(lease_ms=300) as router, running("w", router.address) as worker:
         first = router.worker("w")
-        first.send(open_endless(1))
-        router.wait_for(lambda: 1 in first.tokens, "a token")
+        first.send(open_import(1, 40, 100))
+        router.wait_for(lambda: 1 in first.opened, "opened")
         router.is_silent = True
         router.wait_for(lambda: first.is_gone, "the end of the lease")
         router.is_silent = False
@@ -26,6 +27,16 @@ def test_a_silent_router_loses_the_worker_and_every_seat_is_closed() -> None:
         assert worker.desk.seats.pages.num_free == worker.desk.seats.pages.num_pages
         second = router.worker("w")
         assert second.session != first.session
+
+
+def test_a_step_loop_that_outruns_its_sender_waits_for_it() -> None:
+    """Thousands of instant steps: the session lives, and every token is reported."""
+    with ScriptedRouter() as router, running("w", router.address):
+        w = router.worker("w")
+        w.send(open_compute(1, PROMPT, 5_000, ignore_eos=True))
+        router.wait_for(lambda: 1 in w.closed, "closed")
+        assert len(w.tokens[1]) == 5_000
+        assert len(router.attached) == 1
 
 
 def test_a_broken_stream_closes_every_seat_and_the_worker_dials_again() -> None:

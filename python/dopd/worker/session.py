@@ -1,0 +1,41 @@
+"""The stream to the router as the desk sees it. `attach` brings it, the step loop reports to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from dopd import wire
+
+
+class Session(Protocol):
+    """The stream to the router, as the desk sees it."""
+
+    id: int
+
+    @property
+    def num_waiting(self) -> int:
+        """Reports that are queued and not sent."""
+        ...
+
+    def report(self, message: wire.AttachRequest) -> None:
+        """Queue one report; never blocks."""
+        ...
+
+    def fail(self, reason: str) -> None:
+        """Break the stream off."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A session begins."""
+
+    session: Session
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """A session is over."""
+
+    session: Session
