@@ -20,8 +20,9 @@ use tokio::{
 };
 
 use crate::{
+    model::PAGE_BYTES,
     seats::{LinkId, LinkMessage, PeerKey},
-    worker::Input,
+    worker::{IN_FLIGHT_BYTES_MAX, Input},
 };
 
 /// Version of the framing.
@@ -32,9 +33,9 @@ const MESSAGE_BYTES_MAX: u32 = 1 << 20;
 const PAYLOAD_BYTES_MAX: u32 = 64 << 20;
 /// Time for connect and handshake together.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
-/// Frames that wait for a socket. Payload is bounded by the seat table; this bounds Begin, Go and
-/// End, of which there are at most a few per seat.
-pub(crate) const FRAMES_MAX: usize = 8_192;
+/// Frames that wait for a socket: every write that may be in flight as one page each, and as many
+/// again of Begin, Go and End, of which there are at most a few per seat.
+pub(crate) const FRAMES_MAX: usize = 2 * (IN_FLIGHT_BYTES_MAX / PAGE_BYTES) as usize;
 /// Frames are gathered up to this size for one write to the socket.
 const GATHER_BYTES: usize = 256 << 10;
 /// Connections of peers; more are closed at once.

@@ -13,8 +13,8 @@ fn every_flag_of_the_python_worker_is_taken() {
     let cli = parse(
         "--mock --role decode --join 127.0.0.1:50052 --name d0 --served-model-name m \
          --data-host 127.0.0.1 --dtype auto --kv-memory 1MiB --max-model-len 4096 \
-         --max-num-seqs 8 --max-batch-tokens 256 --page-size 16 --mock-timings h100-8b --threads 1 --config f \
-         --exit-on-stdin-eof --log-level debug",
+         --max-num-seqs 8 --max-batch-tokens 256 --page-size 16 --mock-timings h100-8b --threads 1 \
+         --config f --exit-on-stdin-eof --log-level debug",
     )
     .expect("all are known");
     let configs = cli.worker_configs().expect("valid");

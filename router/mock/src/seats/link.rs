@@ -1,6 +1,8 @@
 //! Link ends: up, down, what travels on them; and fences, which stand and fall with an incoming
 //! link.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 use dopd_core::units::Micros;
 use dopd_router::wire::worker::link_frame::Kind;
@@ -115,12 +117,10 @@ impl Seats {
 
     /// Fences too old: shut their links, which frees them.
     pub(super) fn tick(&mut self, now: Micros) {
-        while let Some(fence) = self
-            .fences
-            .values()
-            .find(|fence| now.since(fence.since) >= FENCE_TIMEOUT)
-        {
-            let link = fence.link;
+        let is_old = |fence: &&Fence| now.since(fence.since) >= FENCE_TIMEOUT;
+        let old = self.fences.values().filter(is_old);
+        let links: BTreeSet<u64> = old.map(|fence| fence.link).collect();
+        for link in links {
             self.abort_in(link, AbortReason::FenceTimer);
         }
     }

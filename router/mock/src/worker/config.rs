@@ -5,7 +5,7 @@ use dopd_router::wire::worker::{Hello, Role};
 use crate::{link::Identity, model, seats::SeatsConfig, step::Pace};
 
 /// Payload that may wait for a peer: a long prompt's pages of this small model.
-const IN_FLIGHT_BYTES_MAX: u32 = 1 << 20;
+pub(crate) const IN_FLIGHT_BYTES_MAX: u32 = 1 << 20;
 
 /// What a mock worker is told.
 #[derive(Clone, Debug)]

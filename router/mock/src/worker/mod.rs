@@ -19,6 +19,7 @@ use tokio::{
     time::Instant,
 };
 
+pub(crate) use config::IN_FLIGHT_BYTES_MAX;
 pub use config::{WorkerConfig, WorkerError};
 pub use input::{Input, LinkSender, Session};
 
