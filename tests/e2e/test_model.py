@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tokenizers
 
 from tests.support.processes import run
 from tests.support.server import Server, serve
@@ -66,15 +68,40 @@ def test_pages_come_back(smollm2: Server) -> None:
         assert worker["pages"]["free"] + worker["pages"]["cached"] == worker["pages"]["total"]
 
 
+def byte_tokenizer() -> str:
+    """A tokenizer.json in the form of SmolLM2's, with one token per byte."""
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {character: index for index, character in enumerate(alphabet)}
+    found = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
+    found.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    found.decoder = tokenizers.decoders.ByteLevel()
+    return str(found.to_str())
+
+
+TOKENIZER = byte_tokenizer()
+LLAMA = {"architectures": ["LlamaForCausalLM"], "vocab_size": 256, "hidden_size": 8}
+LLAMA |= {
+    "max_position_embeddings": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "intermediate_size": 8,
+}
+# A safetensors file without tensors: the length of its header, the header.
+WEIGHTS = {"model.safetensors": "\2" + 7 * "\0" + "{}"}
+WONDER = LLAMA | {"architectures": ["WonderModel"]}
+
+
 @pytest.mark.parametrize(
     ("files", "words"),
     [
         ({}, "config.json"),
-        ({"config.json": "{"}, "config.json"),
-        ({"config.json": '{"architectures": ["WonderModel"]}'}, "WonderModel"),
-        ({"config.json": '{"architectures": ["LlamaForCausalLM"]}'}, "token"),
+        ({"config.json": "{", "tokenizer.json": TOKENIZER}, "config.json"),
+        (WEIGHTS | {"config.json": json.dumps(WONDER), "tokenizer.json": TOKENIZER}, "WonderModel"),
+        ({"config.json": json.dumps(LLAMA)}, "tokenizer.json"),
+        ({"config.json": json.dumps(LLAMA), "tokenizer.json": "{}"}, "tokenizer.json"),
+        ({"config.json": json.dumps(LLAMA), "tokenizer.json": TOKENIZER}, "safetensors"),
     ],
-    ids=["empty folder", "broken config", "unknown architecture", "no tokenizer"],
+    ids=["empty", "broken config", "architecture", "no tokenizer", "tokenizer", "no weights"],
 )
 def test_a_model_that_cannot_be_served_is_refused(
     tmp_path: Path, files: dict[str, str], words: str

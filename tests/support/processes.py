@@ -79,9 +79,18 @@ def _stat(entry: Path) -> list[str]:
 
 
 class Process:
-    """One `dopd ...` whose output goes to a file, ended with everything below it."""
+    """One `dopd ...` whose output goes to a file, ended with everything below it.
 
-    def __init__(self, folder: Path, *words: str | Path, env: dict[str, str] | None = None) -> None:
+    `program` runs another program in its place.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *words: str | Path,
+        env: dict[str, str] | None = None,
+        program: Path | None = None,
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.log = folder / "stderr.txt"
         self.out = folder / "stdout.txt"
@@ -89,7 +98,7 @@ class Process:
         self.scratch.mkdir()
         with self.log.open("wb") as err, self.out.open("wb") as out:
             self.popen = subprocess.Popen(
-                [*DOPD, *map(str, words)],
+                [*([str(program)] if program else DOPD), *map(str, words)],
                 stdin=subprocess.PIPE,
                 stdout=out,
                 stderr=err,
