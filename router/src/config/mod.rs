@@ -137,6 +137,15 @@ impl Settings {
     pub fn origin(&self, path: &str) -> &Origin {
         self.origins.get(path).unwrap_or(&Origin::Default)
     }
+
+    /// Writes every setting that is not a default, with its origin, to the log.
+    pub fn log(&self) {
+        let values = serde_json::to_value(&self.config).unwrap_or_default();
+        for (path, origin) in &self.origins {
+            let (table, name) = path.split_once('.').unwrap_or_default();
+            tracing::debug!("setting {path} = {} (from {origin})", values[table][name]);
+        }
+    }
 }
 
 /// Puts the layers on each other and checks the result for a run of `scope`.

@@ -157,3 +157,65 @@ impl Drop for ReadyFile {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn worker(id: &str, role: &str, pid: u32) -> WorkerStatus {
+        WorkerStatus {
+            id: id.to_owned(),
+            role: role.to_owned(),
+            device: "cpu".to_owned(),
+            pid,
+            ..WorkerStatus::default()
+        }
+    }
+
+    fn addresses() -> Addresses {
+        let [http, grpc, workers, admin] = [
+            "0.0.0.0:8000",
+            "0.0.0.0:50051",
+            "127.0.0.1:50052",
+            "127.0.0.1:9464",
+        ]
+        .map(|address| address.parse().unwrap());
+        Addresses {
+            http,
+            grpc,
+            workers,
+            admin,
+        }
+    }
+
+    fn text(banner: &Banner<'_>) -> String {
+        banner.text().replace(env!("CARGO_PKG_VERSION"), "VERSION")
+    }
+
+    #[test]
+    fn banner_with_workers() {
+        let banner = Banner {
+            addresses: &addresses(),
+            model: "it's",
+            is_mock: true,
+            workers: &[
+                worker("prefill-0", "prefill", 12),
+                worker("decode-0", "decode", 1_234_567),
+            ],
+            token_file: Path::new("/tmp/dopd/join-token"),
+        };
+        insta::assert_snapshot!(text(&banner));
+    }
+
+    #[test]
+    fn banner_without_workers_tells_how_to_join() {
+        let banner = Banner {
+            addresses: &addresses(),
+            model: "mock",
+            is_mock: false,
+            workers: &[],
+            token_file: Path::new("/tmp/dopd/join-token"),
+        };
+        insta::assert_snapshot!(text(&banner));
+    }
+}

@@ -31,6 +31,7 @@ pub(super) fn run(launch: &Launch, plan: &ServePlan) -> Result<i32, Failure> {
     let started = Instant::now();
     let mut settings = config::load(&plan.sources, plan.scope)?;
     trace::init(&settings, plan.sources.is_set("NO_COLOR"))?;
+    settings.log();
     model::resolve(&mut settings.config, &launch.known_models, plan.scope)?;
     let config = &settings.config;
     let listeners = Listeners::bind(config)?;

@@ -56,6 +56,7 @@ enum End {
 
 /// The parts that can end a phase.
 struct Watched<'a> {
+    dispatch: &'a Dispatch,
     fronts: &'a mut Fronts,
     signals: Signals,
     supervisor: Option<Supervisor>,
@@ -86,6 +87,7 @@ impl Watch<'_> {
             Supervisor::start(&config, specs, metrics)
         });
         let mut watched = Watched {
+            dispatch: site.dispatch,
             fronts,
             signals,
             supervisor,
@@ -250,6 +252,9 @@ impl Watched<'_> {
             };
             tokio::select! {
                 name = self.signals.next() => return End::Signal(name),
+                () = self.dispatch.stopped() => {
+                    return End::Failure(Failure::new("the scheduler has stopped"));
+                }
                 problem = self.fronts.failure() => return End::Failure(Failure::new(problem)),
                 (given_up, alive) = given_up => {
                     if phase == Phase::StartUp || alive == 0 {
