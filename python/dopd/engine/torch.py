@@ -49,7 +49,7 @@ def load(
     """Load a model and make it ready to step: seconds, and the model's size in memory.
 
     model: a folder of safetensors, a folder with one GGUF file, or a .gguf file. dtype "auto" is
-    bfloat16 where that is fast, else float32. kv_memory: "512MiB", None for a default.
+    bfloat16 on a GPU, float32 on a CPU. kv_memory: "512MiB", None for a default.
     max_model_len: None for what model and pool allow. name: what the model is called, None for the
     name of its file or folder. Raises ConfigError (ModelError for the model's own faults) with
     what to do.
