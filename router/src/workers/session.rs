@@ -147,18 +147,27 @@ async fn serve<S>(
         lease_ms: workers.lease_ms,
         report_interval_ms: workers.report_interval_ms,
     });
-    let why = read(attachments, &link, requests).await;
-    tracing::warn!(
-        worker = name,
-        session = session.0,
-        why,
-        "worker's session ended"
-    );
+    let session = session.0;
+    match read(attachments, &link, requests).await {
+        End::Left => tracing::info!(worker = name, session, "worker left"),
+        End::Stopped => tracing::info!(worker = name, session, "session ended by the router"),
+        End::Broken(why) => tracing::warn!(worker = name, session, why, "worker lost"),
+    }
     drop(ended);
 }
 
-/// Reads reports until the session ends; returns why.
-async fn read<S>(attachments: &Attachments, link: &Link, mut requests: S) -> String
+/// How a session ended.
+enum End {
+    /// The worker ended its stream, as it does when it is told to stop.
+    Left,
+    /// The router ended it: a new session of the same worker, or the router stops.
+    Stopped,
+    /// Anything else, with the cause.
+    Broken(String),
+}
+
+/// Reads reports until the session ends; returns how.
+async fn read<S>(attachments: &Attachments, link: &Link, mut requests: S) -> End
 where
     S: Stream<Item = Result<AttachRequest, Status>> + Unpin,
 {
@@ -170,7 +179,7 @@ where
     loop {
         let request = tokio::select! {
             biased;
-            () = link.stop.cancelled() => return "the router ended it".to_owned(),
+            () = link.stop.cancelled() => return End::Stopped,
             request = requests.next() => request,
             _ = tick.tick() => {
                 match lease.tick() {
@@ -180,20 +189,24 @@ where
                         let session = link.identity.session;
                         link.front.outbox.to_brain(BrainInput::Suspected(session));
                     }
-                    Health::Lost => return format!("silent for {} ms", workers.lease_ms),
+                    Health::Lost => {
+                        return End::Broken(format!("silent for {} ms", workers.lease_ms));
+                    }
                 }
                 continue;
             }
         };
         lease.heard();
         let report = match request {
-            None => return "its stream ended".to_owned(),
-            Some(Err(status)) => return format!("its stream broke: {}", status.message()),
+            None => return End::Left,
+            Some(Err(status)) => {
+                return End::Broken(format!("its stream broke: {}", status.message()));
+            }
             Some(Ok(request)) => request.kind,
         };
         if let Err(why) = handle(link, report) {
             attachments.metrics.protocol_error();
-            return format!("protocol error: {why}");
+            return End::Broken(format!("protocol error: {why}"));
         }
         link.front.outbox.ready().await;
     }
