@@ -53,7 +53,8 @@ class TcpTransport:
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._links: set[TcpLink] = set()
-        self._accepted: dict[tuple[str, int], TcpLink] = {}
+        # (worker, incarnation) of the dialling side -> newest generation and its link.
+        self._accepted: dict[tuple[str, int], tuple[int, TcpLink]] = {}
         # Peers that a thread dials now -> somebody asked again meanwhile.
         self._dialling: dict[Peer, bool] = {}
         self._handshakes = threading.Semaphore(HANDSHAKES_MAX)
@@ -133,10 +134,14 @@ class TcpTransport:
         link = self._link(sock, label)
         key = (hello.worker, hello.incarnation)
         with self._lock:
-            old, self._accepted[key] = self._accepted.get(key), link
-        if old is not None:
-            # The peer's end of it is down, or it would not have dialled.
-            old.abort("peer dialled again")
+            # Two handshakes of one peer may end here in either order.
+            last, newest = self._accepted.get(key, (0, None))
+            stale = newest if generation > last else link
+            if generation > last:
+                self._accepted[key] = (generation, link)
+        if stale is not None:
+            # The peer's end of it is down, or it would not have dialled again.
+            stale.abort("peer dialled again")
         return link
 
     def _refusal(self, hello: object) -> str:
@@ -224,4 +229,4 @@ class TcpTransport:
     def _forget(self, link: TcpLink) -> None:
         with self._lock:
             self._links.discard(link)
-            self._accepted = {k: up for k, up in self._accepted.items() if up is not link}
+            self._accepted = {k: up for k, up in self._accepted.items() if up[1] is not link}

@@ -16,6 +16,8 @@ from dopd import wire
 from dopd.errors import LinkError
 from dopd.transfer import frames
 from dopd.transfer.base import PROTOCOL
+from dopd.transfer.tcp import TcpTransport
+from dopd.transfer.tcp_link import TcpLink
 from dopd.types import (
     LinkBegin,
     LinkEnd,
@@ -177,6 +179,29 @@ def test_a_peer_that_dials_again_ends_its_former_link() -> None:
         assert isinstance(first, LinkWelcome)
         assert isinstance(second, LinkWelcome)
         assert second.generation > first.generation
+        assert is_closed(old)
+        frames.send_frame(new, LinkEnd(5, ok=False), NO_PAYLOAD)
+        pair.settle(lambda: ("end", 5, False) in pair.destination.log, pair.destination)
+
+
+def test_of_two_links_the_newer_one_stays_whichever_handshake_ends_first() -> None:
+    """The first handshake is held between its welcome and its end."""
+    with Pair("tcp") as pair, stranger(pair) as old, stranger(pair) as new:
+        transport = pair.transports[1]
+        assert isinstance(transport, TcpTransport)
+        make_link, may_go_on = transport._link, threading.Event()
+        calls = iter((True, False))
+
+        def slow_link(*arguments: Any) -> TcpLink:
+            if next(calls):
+                assert may_go_on.wait(10)
+            return make_link(*arguments)
+
+        transport._link = slow_link
+        shake(old, HELLO)
+        shake(new, HELLO)
+        pair.settle(lambda: pair.destination.links, pair.destination)
+        may_go_on.set()
         assert is_closed(old)
         frames.send_frame(new, LinkEnd(5, ok=False), NO_PAYLOAD)
         pair.settle(lambda: ("end", 5, False) in pair.destination.log, pair.destination)
