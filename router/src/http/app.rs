@@ -12,6 +12,9 @@ use crate::{
     validate::Endpoint,
 };
 
+/// Longest part of an unknown path that an error repeats, in characters.
+const ECHO_CHARS_MAX: usize = 64;
+
 /// What every route of one front thread shares.
 #[derive(Debug)]
 pub(super) struct App {
@@ -73,7 +76,10 @@ impl App {
     pub(super) async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
         let method = request.method();
         let Some(route) = Route::of(request.uri().path()) else {
-            let message = "no such route; see /v1/chat/completions, /v1/completions, /v1/models";
+            let path: String = request.uri().path().chars().take(ECHO_CHARS_MAX).collect();
+            let message = format!(
+                "no route {path:?}; there are /v1/chat/completions, /v1/completions, /v1/models"
+            );
             return error::response(&Error::new(Reason::NotFound, message), None);
         };
         let expected = route.method();

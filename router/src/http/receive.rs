@@ -15,6 +15,9 @@ use crate::{
     error::{Error, Reason},
 };
 
+/// What is read and thrown away of a body that is too large, in bytes.
+const DISCARD_BYTES_MAX: usize = 64 << 20;
+
 /// Reads the whole body of a JSON request.
 ///
 /// The media type is required: a web page can send anything else to a server on loopback without
@@ -27,11 +30,7 @@ pub(super) async fn json(request: Request<Incoming>, config: &HttpConfig) -> Res
         let message = "the content-type must be application/json";
         return Err(Error::new(Reason::UnsupportedValue, message).with_field("content-type"));
     }
-    let body = request.into_body();
-    let max = config.body_bytes_max;
-    if body.size_hint().lower() > max as u64 {
-        return Err(too_large(max));
-    }
+    let (body, max) = (request.into_body(), config.body_bytes_max);
     let patience = Duration::from_millis(config.read_timeout_ms);
     tokio::time::timeout(patience, collect(body, max))
         .await
@@ -42,17 +41,13 @@ pub(super) async fn json(request: Request<Incoming>, config: &HttpConfig) -> Res
 }
 
 async fn collect(mut body: Incoming, max: usize) -> Result<Bytes, Error> {
+    if body.size_hint().lower() > max as u64 {
+        return Err(too_large(body, max).await);
+    }
     let mut whole = BytesMut::new();
-    while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| {
-            let message = format!("the body broke off: {error}");
-            Error::new(Reason::Cancelled, message)
-        })?;
-        let Ok(data) = frame.into_data() else {
-            continue;
-        };
+    while let Some(data) = data(&mut body).await? {
         if whole.len() + data.len() > max {
-            return Err(too_large(max));
+            return Err(too_large(body, max).await);
         }
         if whole.is_empty() && body.is_end_stream() {
             return Ok(data);
@@ -62,7 +57,30 @@ async fn collect(mut body: Incoming, max: usize) -> Result<Bytes, Error> {
     Ok(whole.freeze())
 }
 
-fn too_large(max: usize) -> Error {
+/// The next piece; `None` at the end.
+async fn data(body: &mut Incoming) -> Result<Option<Bytes>, Error> {
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| {
+            let message = format!("the body broke off: {error}");
+            Error::new(Reason::Cancelled, message)
+        })?;
+        // Trailers say nothing here.
+        if let Ok(data) = frame.into_data() {
+            return Ok(Some(data));
+        }
+    }
+    Ok(None)
+}
+
+/// Reads on for a while before it refuses: a connection that is closed while its client still
+/// sends is reset, and the client never sees the answer.
+async fn too_large(mut body: Incoming, max: usize) -> Error {
+    let mut discarded = 0;
+    while discarded < DISCARD_BYTES_MAX
+        && let Ok(Some(data)) = data(&mut body).await
+    {
+        discarded += data.len();
+    }
     let message = format!("the body is larger than {max} bytes");
     Error::new(Reason::BodyTooLarge, message)
 }

@@ -1,6 +1,6 @@
 //! The account of one request: counts, times, one log line and one metric at its end.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::Arrival;
 use crate::metrics::{ActiveRequest, Metrics, RequestOutcome};
@@ -66,9 +66,10 @@ impl Record {
         let ttft = self.first_token.map(|first| first - self.arrived);
         let tpot = (self.decode_tokens > 0).then(|| {
             let mean = self.decode_seconds / self.decode_tokens as f64;
-            std::time::Duration::from_secs_f64(mean)
+            Duration::from_secs_f64(mean)
         });
-        let millis = |time: Option<std::time::Duration>| time.map(|t| t.as_secs_f64() * 1e3);
+        // To the microsecond: what is below is noise.
+        let millis = |time: Option<Duration>| time.map(|t| t.as_micros() as f64 / 1e3);
         tracing::info!(
             id = %self.id,
             r#in = self.prompt_tokens,

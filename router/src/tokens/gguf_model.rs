@@ -107,8 +107,8 @@ fn pre_tokenizer(name: &str) -> Result<PreTokenizerWrapper, String> {
         }
         "gpt-2" => Ok(byte_level.into()),
         other => Err(format!(
-            "`tokenizer.ggml.pre` is `{other}`; `smollm` and `gpt-2` are supported, pass \
-             --tokenizer"
+            "`tokenizer.ggml.pre` is `{other}`; only `smollm` and `gpt-2` are supported, \
+             pass --tokenizer"
         )),
     }
 }

@@ -22,6 +22,7 @@ const ECHO_CHARS_MAX: usize = 64;
 pub fn check(params: Params, limits: &LimitsConfig, model: &ServedModel) -> Result<Spec, Error> {
     check_model(params.model.as_deref(), model)?;
     let prompt = check_prompt(params.prompt, limits, model)?;
+    check_special_tokens(params.add_special_tokens, &prompt)?;
     let max_tokens = match params.max_tokens {
         Some(wanted) => AnswerLength::Exactly(count("max_tokens", wanted, 1, i64::from(u32::MAX))?),
         None => params
@@ -122,6 +123,20 @@ fn check_prompt(
         }
     }
     Ok(prompt)
+}
+
+/// A chat template writes special tokens itself; a text gets those of the tokenizer.
+fn check_special_tokens(wanted: Option<bool>, prompt: &Prompt) -> Result<(), Error> {
+    let default = match prompt {
+        Prompt::Text(_) => true,
+        Prompt::Messages(_) => false,
+        Prompt::Tokens(_) => return Ok(()),
+    };
+    if wanted.is_none_or(|wanted| wanted == default) {
+        return Ok(());
+    }
+    let message = format!("add_special_tokens is not supported here, only {default} is");
+    Err(Error::new(Reason::UnsupportedValue, message).with_field("add_special_tokens"))
 }
 
 fn too_long(field: &'static str, bytes: usize, limits: &LimitsConfig) -> Result<(), Error> {

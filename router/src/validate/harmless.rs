@@ -78,6 +78,7 @@ const RULES: &[(&str, Harmless)] = &[
     ("prompt_logprobs", Empty),
     ("repetition_penalty", Number(1.0)),
     ("return_token_ids", False),
+    ("return_token_strs", False),
     ("skip_special_tokens", True),
     ("spaces_between_special_tokens", True),
     ("structured_outputs", Empty),

@@ -9,9 +9,12 @@ mod check;
 mod fields;
 mod harmless;
 mod messages;
+mod numbers;
 mod parse;
 mod prompt;
 mod spec;
+#[cfg(test)]
+mod tests;
 
 pub use self::{
     check::check,

@@ -1,13 +1,14 @@
 //! JSON bodies of OpenAI's routes, field by field.
 
-use serde::{Deserialize, Deserializer, de};
+use serde::Deserialize;
 use serde_json::value::RawValue;
-use std::fmt;
 
 use super::{
     check::invalid,
     fields::{self, Fields},
-    harmless, messages, prompt,
+    harmless, messages,
+    numbers::{Integer, Number, Seed},
+    prompt,
     spec::{Params, Prompt},
 };
 use crate::{
@@ -47,11 +48,6 @@ struct Draft {
     chat_logprobs: bool,
     has_stream_options: bool,
 }
-
-/// An integer, and an error message without Rust's type names.
-struct Integer(i64);
-/// A seed: any 64 bits, signed or not.
-struct Seed(u64);
 
 /// Reads a body of `endpoint`.
 pub fn parse(
@@ -105,6 +101,7 @@ fn prompt_field(
 ) -> Result<bool, Error> {
     match (name, endpoint) {
         ("model", _) => params.model = fields::read(name, raw)?,
+        ("add_special_tokens", _) => params.add_special_tokens = fields::read(name, raw)?,
         ("messages", Endpoint::Chat) => {
             let messages = messages::read(raw, limits.messages_max)?;
             params.prompt = Some(Prompt::Messages(messages));
@@ -200,7 +197,7 @@ fn integer(field: &str, raw: &RawValue) -> Result<Option<i64>, Error> {
 }
 
 fn number(field: &str, raw: &RawValue) -> Result<Option<f64>, Error> {
-    fields::read(field, raw)
+    Ok(fields::read::<Number>(field, raw)?.map(|number| number.0))
 }
 
 fn flag(field: &str, raw: &RawValue) -> Result<bool, Error> {
@@ -235,49 +232,4 @@ fn stream_options(raw: &RawValue, draft: &mut Draft) -> Result<(), Error> {
     draft.has_stream_options = true;
     draft.out.include_usage = options.include_usage.unwrap_or(false);
     Ok(())
-}
-
-impl<'de> Deserialize<'de> for Integer {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Wanted;
-        impl de::Visitor<'_> for Wanted {
-            type Value = Integer;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an integer")
-            }
-
-            fn visit_i64<E>(self, value: i64) -> Result<Integer, E> {
-                Ok(Integer(value))
-            }
-
-            fn visit_u64<E>(self, value: u64) -> Result<Integer, E> {
-                // Above every limit either way; the check names the limit.
-                Ok(Integer(i64::try_from(value).unwrap_or(i64::MAX)))
-            }
-        }
-        deserializer.deserialize_i64(Wanted)
-    }
-}
-
-impl<'de> Deserialize<'de> for Seed {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Wanted;
-        impl de::Visitor<'_> for Wanted {
-            type Value = Seed;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an integer of 64 bits")
-            }
-
-            fn visit_i64<E>(self, value: i64) -> Result<Seed, E> {
-                Ok(Seed(value.cast_unsigned()))
-            }
-
-            fn visit_u64<E>(self, value: u64) -> Result<Seed, E> {
-                Ok(Seed(value))
-            }
-        }
-        deserializer.deserialize_u64(Wanted)
-    }
 }

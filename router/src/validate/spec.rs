@@ -25,6 +25,8 @@ pub struct Params {
     pub model: Option<String>,
     /// What to continue.
     pub prompt: Option<Prompt>,
+    /// Whether the tokenizer puts its own tokens around the prompt (bos, say).
+    pub add_special_tokens: Option<bool>,
     /// Most tokens of each answer.
     pub max_tokens: Option<i64>,
     /// Most tokens if `max_tokens` is absent; `None`: what the context leaves.

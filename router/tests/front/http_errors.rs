@@ -76,7 +76,7 @@ fn bad_bodies() {
         400 invalid_json -: the body is not a valid JSON object: field `prompt` comes twice at line 1 column 22
         400 invalid_json -: the body is not a valid JSON object: expected value at line 1 column 29
         400 invalid_value temperature: temperature: number out of range
-        400 invalid_value temperature: temperature: invalid type: string "hot", expected f64
+        400 invalid_value temperature: temperature: invalid type: string "hot", expected a number
         400 invalid_value temperature: temperature is -0.5, it must be from 0 to 2
         400 invalid_value top_p: top_p is 0, it must be above 0
         400 invalid_value max_tokens: max_tokens is 0, it must be from 1 to 4294967295
@@ -164,7 +164,7 @@ fn routes_and_methods() {
         lines += &line(&ask(address, "DELETE", "/v1/models").await);
         lines += &line(&ask(address, "GET", "/v1/models/else").await);
         insta::assert_snapshot!(lines, @r##"
-        404 not_found -: no such route; see /v1/chat/completions, /v1/completions, /v1/models
+        404 not_found -: no route "/v1/nothing"; there are /v1/chat/completions, /v1/completions, /v1/models
         405 method_not_allowed -: this route takes POST
         405 method_not_allowed -: this route takes GET
         404 model_not_found -: only model "mock" is served here

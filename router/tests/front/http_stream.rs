@@ -181,7 +181,7 @@ fn a_client_that_leaves_cancels_its_request() {
 }
 
 #[test]
-fn a_slow_reader_gets_the_same_text_and_a_stalled_one_is_cut() {
+fn a_small_buffer_does_not_change_the_text() {
     let mut script: Vec<Step> = Vec::new();
     let line = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
     script.resize(8, Step::Text(line));

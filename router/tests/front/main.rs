@@ -1,15 +1,16 @@
 //! Both fronts through real sockets, with a player of canned tokens in dispatch's place.
-
 #![expect(
     clippy::unwrap_used,
     clippy::print_stderr,
-    reason = "a test's helpers fail and skip as its functions do"
+    reason = "a test that cannot go on panics, one that is skipped says so"
 )]
 
 mod client;
+mod connections;
 mod fake;
 mod grpc;
 mod http_errors;
 mod http_shapes;
 mod http_stream;
+mod service;
 mod smollm2;

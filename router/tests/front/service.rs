@@ -1,0 +1,195 @@
+//! The service without a socket: who is told what, when nobody polls.
+
+use std::{
+    future::{Future, poll_fn},
+    sync::{Arc, atomic::Ordering},
+    task::Poll,
+    time::{Duration, Instant},
+};
+
+use dopd_router::{
+    config::records::LimitsConfig,
+    error::{Error, Reason},
+    service::{Answer, Delta, Next, Render, Service, Usage, Wake, Wanted},
+    streams::sink::FinishReason,
+    validate::{Params, Prompt, check},
+};
+
+use crate::fake::{Fake, Step, service};
+
+/// Everything that a front would write.
+#[derive(Debug, Default)]
+struct Written {
+    text: String,
+    pings: usize,
+    finish: Option<FinishReason>,
+    usage: Option<Usage>,
+    error: Option<Error>,
+}
+
+impl Render for Written {
+    fn delta(&mut self, delta: Delta<'_>) {
+        self.text.push_str(delta.text);
+        self.finish = delta.finish;
+    }
+
+    fn ping(&mut self) {
+        self.pings += 1;
+    }
+
+    fn done(&mut self, usage: Usage) {
+        self.usage = Some(usage);
+    }
+
+    fn failed(&mut self, error: Error) {
+        self.error = Some(error);
+    }
+}
+
+fn run<F: Future<Output = ()>>(
+    fake: &Fake,
+    limits: LimitsConfig,
+    test: impl FnOnce(Arc<Service>) -> F,
+) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(test(service(fake.clone(), limits)));
+}
+
+async fn submit(service: &Service, params: Params) -> Result<Answer, Error> {
+    let spec = check(params, service.limits(), service.model())?;
+    let wanted = Wanted {
+        wake: Wake::Each,
+        token_ids: false,
+    };
+    service.submit(service.arrive()?, spec, wanted).await
+}
+
+fn text(prompt: &str) -> Params {
+    Params {
+        prompt: Some(Prompt::Text(prompt.to_owned())),
+        ..Params::default()
+    }
+}
+
+/// One fetch if there is something, as hyper would do it.
+async fn fetch(answer: &mut Answer, written: &mut Written) -> Option<Next> {
+    poll_fn(|cx| match answer.poll(cx, written) {
+        Poll::Ready(next) => Poll::Ready(Some(next)),
+        Poll::Pending => Poll::Ready(None),
+    })
+    .await
+}
+
+#[test]
+fn a_reader_that_does_not_come_is_cut_and_its_seat_is_closed() {
+    let fake = Fake::new(vec![Step::Text("a"), Step::Gate, Step::Text("b")]);
+    run(&fake, LimitsConfig::default(), |service| async move {
+        let mut answer = submit(&service, text("x")).await.unwrap();
+        answer.first().await.unwrap();
+        service.sweep(Instant::now() + Duration::from_secs(29));
+        service.sweep(Instant::now() + Duration::from_secs(31));
+        let mut written = Written::default();
+        assert_eq!(fetch(&mut answer, &mut written).await, Some(Next::End));
+        assert_eq!(written.error.unwrap().reason, Reason::ClientTooSlow);
+        assert_eq!(written.text, "", "what waited is dropped");
+        let page = service.metrics().render();
+        assert!(page.contains(r#"code="client_too_slow"} 1"#), "{page}");
+    });
+    fake.gate.add_permits(1);
+}
+
+#[test]
+fn an_overdue_request_ends_and_a_silent_one_is_pinged() {
+    let fake = Fake::new(vec![Step::Gate]);
+    run(&fake, LimitsConfig::default(), |service| async move {
+        let mut answer = submit(&service, text("x")).await.unwrap();
+        let mut written = Written::default();
+        service.sweep(Instant::now() + Duration::from_secs(16));
+        assert_eq!(fetch(&mut answer, &mut written).await, Some(Next::More));
+        assert_eq!((written.pings, written.error.is_none()), (1, true));
+        service.sweep(Instant::now() + Duration::from_secs(601));
+        assert_eq!(fetch(&mut answer, &mut written).await, Some(Next::End));
+        assert_eq!(written.error.unwrap().reason, Reason::DeadlineExceeded);
+    });
+}
+
+#[test]
+fn a_dropped_answer_cancels_its_request_once() {
+    let fake = Fake::new(vec![Step::Text("a"), Step::Gate]);
+    run(&fake, LimitsConfig::default(), |service| async move {
+        let mut answer = submit(&service, text("x")).await.unwrap();
+        answer.first().await.unwrap();
+        drop(answer);
+        let page = service.metrics().render();
+        assert!(page.contains(r#"code="cancelled"} 1"#), "{page}");
+    });
+    assert_eq!(fake.cancelled.load(Ordering::Relaxed), 1);
+}
+
+/// Whatever waits merges; a backlog of ids gives the same text, stop string included.
+#[test]
+fn a_late_reader_gets_the_same_answer() {
+    let script = vec![
+        Step::Text("0123456789"),
+        Step::Text("caf\u{e9} "),
+        Step::Text("and then ST"),
+        Step::Text("OP nothing"),
+    ];
+    for bytes_max in [1, 12, 1 << 20] {
+        let fake = Fake::new(script.clone());
+        let stopped = Arc::clone(&fake.stopped);
+        let limits = LimitsConfig {
+            slow_reader_bytes_max: bytes_max,
+            ..LimitsConfig::default()
+        };
+        run(&fake, limits, |service| async move {
+            let params = Params {
+                stop: vec!["STOP".to_owned()],
+                ..text("x")
+            };
+            let mut answer = submit(&service, params).await.unwrap();
+            while stopped.load(Ordering::Relaxed) == 0 {
+                tokio::task::yield_now().await;
+            }
+            let mut written = Written::default();
+            while answer.next(&mut written).await == Next::More {}
+            assert_eq!(written.text, "0123456789caf\u{e9} and then ");
+            assert_eq!(written.finish, Some(FinishReason::Stop));
+            // "STOP" ends with the second byte of the last report.
+            assert_eq!(written.usage.unwrap().completion_tokens, 10 + 6 + 11 + 2);
+        });
+    }
+}
+
+#[test]
+fn a_hopeless_prompt_is_refused_before_it_is_tokenized() {
+    let fake = Fake::new(vec![]);
+    run(&fake, LimitsConfig::default(), |service| async move {
+        // The longest token of the mock has 12 bytes, its context 1,024 tokens.
+        let error = submit(&service, text(&"x".repeat(12 * 1_024)))
+            .await
+            .unwrap_err();
+        assert_eq!(error.reason, Reason::ContextLengthExceeded);
+        assert!(error.message.contains("at least 1024 tokens"), "{error}");
+        let error = submit(&service, text(&"x".repeat(12 * 1_023)))
+            .await
+            .unwrap_err();
+        assert!(error.message.contains("12276 tokens"), "{error}");
+    });
+    assert!(fake.seen.lock().is_empty());
+}
+
+#[test]
+fn a_request_without_seed_gets_one() {
+    let fake = Fake::new(vec![Step::Gate]);
+    run(&fake, LimitsConfig::default(), |service| async move {
+        let first = submit(&service, text("x")).await.unwrap();
+        let second = submit(&service, text("x")).await.unwrap();
+        assert_ne!(first.id(), second.id());
+    });
+    let seen = fake.seen.lock();
+    assert_ne!(seen[0].seed, seen[1].seed);
+}
