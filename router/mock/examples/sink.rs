@@ -6,8 +6,8 @@
 //! ```
 //!
 //! Keeps SEQS sequences open at every worker that dials in, and after SECONDS prints one JSON line:
-//! tokens, reports, and the CPU time of the workers' process. Tokens per CPU second depend less than
-//! tokens per second on what else the machine does.
+//! tokens, reports, and the CPU time of the workers' process. Tokens per CPU second depend less
+//! than tokens per second on what else the machine does.
 
 #![expect(
     clippy::print_stdout,

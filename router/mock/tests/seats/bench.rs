@@ -40,7 +40,7 @@ pub(crate) fn config(name: &str, pages: u32, seed: u64) -> SeatsConfig {
         incarnation: seed,
         data_address: format!("{name}:1"),
         pages_total: pages,
-        num_seqs_max: 8,
+        num_seqs_max: 4,
         batch_tokens_max: 16,
         model_len_max: 1_024,
         in_flight_bytes_max: 2 * model::PAGE_BYTES,

@@ -3,7 +3,7 @@
 
 use dopd_core::units::Micros;
 use dopd_mock::seats::{Event, LinkId};
-use dopd_router::wire::worker::{self as wire, Close, Command, command};
+use dopd_router::wire::worker::{self as wire, Close, Command, command, open};
 
 use crate::bench::{Bench, LINK_IN, LINK_OUT, POOL, SESSION, SLOT, STATES, compute, grant, import};
 
@@ -254,6 +254,21 @@ fn open_without_room_is_refused_and_impossible_open_is_an_error() {
     let command::Kind::Open(good) = compute(SLOT, 9) else {
         panic!("an open");
     };
+    let mut bench = Bench::empty();
+    for slot in 0..5 {
+        bench.command(command::Kind::Open(wire::Open {
+            slot,
+            pages: 1,
+            prompt_tokens: 10,
+            kind: Some(open::Kind::Import(wire::Import { have: 0 })),
+            ..good.clone()
+        }));
+    }
+    let outcome = bench.outcome();
+    assert_eq!(
+        outcome, "reserved opened opened opened opened refused",
+        "4 sequences"
+    );
     for spoil in [
         |open: &mut wire::Open| open.pages = 2,
         |open: &mut wire::Open| open.prompt_tokens = 0,
