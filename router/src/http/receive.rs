@@ -17,6 +17,8 @@ use crate::{
 
 /// What is read and thrown away of a body that is too large, in bytes.
 const DISCARD_BYTES_MAX: usize = 64 << 20;
+/// Silence of the client that ends it.
+const DISCARD_PAUSE: Duration = Duration::from_millis(200);
 
 /// Reads the whole body of a JSON request.
 ///
@@ -72,12 +74,13 @@ async fn data(body: &mut Incoming) -> Result<Option<Bytes>, Error> {
     Ok(None)
 }
 
-/// Reads on for a while before it refuses: a connection that is closed while its client still
-/// sends is reset, and the client never sees the answer.
+/// Reads on while the client goes on sending, before it refuses: a connection that is closed under
+/// a client that still sends is reset, and the client never sees the answer. One that waits for the
+/// answer first gets it after [`DISCARD_PAUSE`].
 async fn too_large(mut body: Incoming, max: usize) -> Error {
     let mut discarded = 0;
     while discarded < DISCARD_BYTES_MAX
-        && let Ok(Some(data)) = data(&mut body).await
+        && let Ok(Ok(Some(data))) = tokio::time::timeout(DISCARD_PAUSE, data(&mut body)).await
     {
         discarded += data.len();
     }
