@@ -16,8 +16,8 @@ from dopd.transfer.fake import FakeNetwork
 from dopd.types import Commands, Grant, Role
 from dopd.wire import AttachRequest, layout_hash
 from dopd.worker.build import make_desk
-from dopd.worker.session import Lost, Started
 from dopd.worker.loop import StepLoop
+from dopd.worker.session import Lost, Started
 
 MAX_SEATS = 4
 # Small, so that prompts take several steps.
