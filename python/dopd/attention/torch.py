@@ -155,10 +155,7 @@ class TorchAttention:
         return _PrefillRow(row.start, row.end, self._index(row.pages), tiles)
 
     def _mask(self, start: int, end: int) -> Tensor:
-        """Queries at positions start ..
-
-        end over keys 0 .. end: 0 for a key that is seen, else -inf.
-        """
+        """Mask of queries [start, end) over keys [0, end): 0 for a key that is seen, else -inf."""
         mask = torch.full((end - start, end), float("-inf"), dtype=self._pool.dtype)
         return mask.triu_(diagonal=start + 1).to(self._pool.device)
 
@@ -181,10 +178,7 @@ class TorchAttention:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """A row of the batch: its tokens start ..
-
-    end on the ragged axis, its pages, its length after this step.
-    """
+    """A row of the batch: its tokens [start, end) on the ragged axis, pages, length afterwards."""
 
     start: int
     end: int
@@ -194,9 +188,9 @@ class _Row:
 
 @dataclass(frozen=True, slots=True)
 class _DecodeTable:
-    """Decode rows start ..
+    """Decode rows [start, end), computed together.
 
-    end, computed together. index: [layers, 2 * rows * width], see `_index`.
+    index: [layers, 2 * rows * width], see `_index`.
     """
 
     start: int
@@ -207,10 +201,7 @@ class _DecodeTable:
 
 @dataclass(frozen=True, slots=True)
 class _Tile:
-    """Queries start ..
-
-    end of a prefill row over its first `context` keys; no mask means the causal one.
-    """
+    """Queries [start, end) of a prefill row over its first `context` keys; no mask: causal."""
 
     start: int
     end: int

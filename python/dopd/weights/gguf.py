@@ -151,10 +151,7 @@ def _our_name(name: str) -> str:
 
 
 def _undo_interleave(weight: Tensor, num_heads: int) -> Tensor:
-    """Rows of q and k from llama.cpp's pairs (0, 1), (2, 3), ...
-
-    back to halves, as our rope turns them.
-    """
+    """Rows of q and k from llama.cpp's interleaved pairs back to halves, as our rope turns them."""
     rows, columns = weight.shape
     return (
         weight.view(num_heads, rows // num_heads // 2, 2, columns)

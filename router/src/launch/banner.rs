@@ -90,7 +90,8 @@ impl Banner<'_> {
         let body = serde_json::json!({
             "model": self.model,
             "stream": true,
-            "messages": [{"role": "user", "content": "Hello"}],
+            "temperature": 0,
+            "messages": [{"role": "user", "content": "What is the capital of France?"}],
         });
         writeln!(out, "    -d '{}'", body.to_string().replace('\'', "'\\''"))?;
         write!(out, "\nCtrl-C stops")
