@@ -254,7 +254,9 @@ impl Worker {
     /// Drained and empty, or out of time.
     fn is_done(&self) -> bool {
         let is_over = self.drain_ends.is_some_and(|end| end <= Instant::now());
-        is_over || (self.seats.label().drain && self.seats.live() == 0 && !self.seats.is_dirty())
+        // Without a session there is nobody to report to.
+        let is_told = self.session.is_none() || !self.seats.is_dirty();
+        is_over || (self.seats.label().drain && self.seats.live() == 0 && is_told)
     }
 
     fn take(&mut self, inputs: &mut Vec<Input>) {

@@ -268,6 +268,27 @@ async fn wrong_join_token_is_refused_for_good() {
 }
 
 #[tokio::test]
+async fn drain_without_a_router_ends_at_once() {
+    let mut fleet = Fleet::start().await;
+    let mut config = fleet.config("alone", Pace::instant());
+    // A port on which nobody listens: bound, and given back at once.
+    let free = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    config.join = free.local_addr().expect("address").to_string();
+    drop(free);
+    fleet
+        .workers
+        .spawn(worker::run(config, fleet.wish.subscribe()));
+    fleet.wish.send_replace(Wish::Drain);
+    let ended = timeout(PATIENCE, fleet.workers.join_next())
+        .await
+        .expect("ends");
+    ended
+        .expect("one worker")
+        .expect("no panic")
+        .expect("drained");
+}
+
+#[tokio::test]
 async fn drain_refuses_new_work_and_ends_when_empty() {
     let mut fleet = Fleet::start().await;
     let mut mixed = fleet.attach("mixed", paced()).await;
