@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,6 +41,17 @@ def test_the_capital_of_france(smollm2: Server) -> None:
     }
     found = smollm2.call("POST", "/v1/chat/completions", body).json()
     assert "Paris" in found["choices"][0]["message"]["content"]
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="no curl")
+def test_the_banner_has_a_line_that_streams_paris(smollm2: Server) -> None:
+    banner = smollm2.process.out.read_text()
+    line = banner[banner.index("curl ") :].split("\n\n", 1)[0]
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
+    events = [json.loads(e[6:]) for e in done.stdout.splitlines() if e.startswith("data: {")]
+    text = "".join(e["choices"][0]["delta"].get("content") or "" for e in events if e["choices"])
+    assert "Paris" in text
+    assert len(events) > 3
 
 
 def test_streamed_text_equals_whole_text(smollm2: Server) -> None:
