@@ -28,6 +28,8 @@ BACKOFF_MIN_S, BACKOFF_MAX_S = 0.05, 2.0
 # Two threads each: far more peers than one worker has neighbours.
 LINKS_MAX = 256
 HANDSHAKES_MAX = 64
+# After a failed accept: long enough not to spin while descriptors are out.
+ACCEPT_RETRY_S = 0.1
 # The kernel gives what it allows; a bandwidth-delay product of 10 Gbit/s x 3 ms.
 BUFFER_BYTES = 4 << 20
 # A peer that does not acknowledge, or does not read, for so long is gone.
@@ -97,9 +99,11 @@ class TcpTransport:
             try:
                 sock, _ = self._listener.accept()
             except OSError as error:
-                if not self._closed.is_set():
-                    log.error("data listener failed: %s", error)
-                return
+                # Out of descriptors, or a peer that left in the queue: both pass. Every grant
+                # points here, so the listener outlives them.
+                if not self._closed.wait(ACCEPT_RETRY_S):
+                    log.error("data link not accepted: %s", error)
+                continue
             if not self._handshakes.acquire(blocking=False):
                 log.warning("more than %d handshakes at once: connection refused", HANDSHAKES_MAX)
                 sock.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import threading
 from collections.abc import Iterator
@@ -205,6 +206,31 @@ def test_of_two_links_the_newer_one_stays_whichever_handshake_ends_first() -> No
         assert is_closed(old)
         frames.send_frame(new, LinkEnd(5, ok=False), NO_PAYLOAD)
         pair.settle(lambda: ("end", 5, False) in pair.destination.log, pair.destination)
+
+
+def test_a_failed_accept_does_not_end_the_listener() -> None:
+    """Out of descriptors for a moment: the next peer is taken in all the same."""
+    with Pair("tcp") as pair:
+        transport = pair.transports[1]
+        assert isinstance(transport, TcpTransport)
+        listener = transport._listener
+        failures = iter((OSError(errno.EMFILE, "Too many open files"),))
+
+        class Failing:
+            def accept(self) -> object:
+                for failure in failures:
+                    raise failure
+                return listener.accept()
+
+            def __getattr__(self, name: str) -> object:
+                return getattr(listener, name)
+
+        transport._listener = Failing()
+        for _ in range(2):
+            # The first is taken by the accept that waits already.
+            with stranger(pair) as sock:
+                assert isinstance(shake(sock, HELLO), LinkWelcome)
+        assert next(failures, None) is None
 
 
 def test_dialling_goes_on_until_the_destination_listens() -> None:
