@@ -38,6 +38,9 @@ class FakeSession:
     def report(self, message: AttachRequest) -> None:
         self._node.reports.append(message.report)
 
+    def check_lease(self) -> bool:
+        return True
+
     def fail(self, reason: str) -> None:
         raise AssertionError(f"protocol error: {reason}")
 

@@ -82,6 +82,8 @@ class ScriptedRouter(pb_grpc.WorkerServiceServicer):
         self.num_refused = 0
         # No heartbeats: leases run out.
         self.is_silent = False
+        # Reports are not read either, as by a process that was stopped.
+        self.is_deaf = False
         self._changed = threading.Condition()
         self._server = grpc.server(futures.ThreadPoolExecutor(16))
         pb_grpc.add_WorkerServiceServicer_to_server(self, self._server)
@@ -156,6 +158,8 @@ class ScriptedRouter(pb_grpc.WorkerServiceServicer):
                 with self._changed:
                     one.add(request.report)
                     self._changed.notify_all()
+                    while self.is_deaf:
+                        self._changed.wait(HEARTBEAT_S)
         except grpc.RpcError:
             pass
         with self._changed:

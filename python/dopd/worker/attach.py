@@ -1,7 +1,8 @@
 """The stream to the router: dial, hello, session, lease, and dial again.
 
 Owns two threads: ours reads commands, gRPC's own draws reports from `Stream.requests`. That second
-one also sends the heartbeats, so that they go on while a step runs, and watches the lease.
+one also sends the heartbeats, so that they go on while a step runs, and watches the lease. The step
+loop watches it too: gRPC asks for no report while the router does not read.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ class Stream:
         # Silence that we bear. Written by the reader thread, read by the sender thread.
         self._lease_s = WELCOME_S
         self._heard_at = time.monotonic()
+        self._is_failed = False
         self._is_ended = threading.Event()
 
     def open(self, channel: grpc.Channel, token: str) -> Iterable[wire.AttachResponse]:
@@ -97,9 +99,20 @@ class Stream:
 
     def fail(self, reason: str) -> None:
         """Break the stream off; the reader thread then ends the session."""
+        if self._is_failed:
+            return
+        self._is_failed = True
         log.warning("stream to the router is broken off: %s", reason)
         if self._call is not None:
             self._call.cancel()  # type: ignore[no-untyped-call]
+
+    def check_lease(self) -> bool:
+        """Whether the router was heard in time; if not, the stream is broken off."""
+        silent_s = time.monotonic() - self._heard_at
+        if silent_s <= self._lease_s:
+            return True
+        self.fail(f"no word from the router for {silent_s:.1f} s, lease is over")
+        return False
 
     def finish(self) -> bool:
         """Send what waits, then end our half. False: the router did not take it in time."""
@@ -120,11 +133,7 @@ class Stream:
                 message = self._reports.get(timeout=self._interval_s)
             except queue.Empty:
                 message = self._desk.heartbeat(self.id) if self.id else wire.AttachRequest()
-            if message is None:
-                return
-            silent_s = time.monotonic() - self._heard_at
-            if silent_s > self._lease_s:
-                self.fail(f"no word from the router for {silent_s:.1f} s, lease is over")
+            if message is None or not self.check_lease():
                 return
             if self.id:
                 yield message

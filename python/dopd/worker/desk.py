@@ -145,6 +145,8 @@ class Desk:
         with self.changed:
             while self._inbox:
                 self._take(self._inbox.popleft())
+            if self.session is not None:
+                self.session.check_lease()
             self.changed.notify_all()
             self._overdue()
 

@@ -22,6 +22,10 @@ class Session(Protocol):
         """Queue one report; never blocks."""
         ...
 
+    def check_lease(self) -> bool:
+        """Whether the router was heard in time; if not, the stream is broken off."""
+        ...
+
     def fail(self, reason: str) -> None:
         """Break the stream off."""
         ...

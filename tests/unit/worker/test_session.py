@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 from dopd._gen.dopd.worker.v1 import worker_pb2 as pb
 from tests.support.scripted_router import ScriptedRouter, close, open_compute, open_import
-from tests.support.workers import expected_answer, running
+from tests.support.workers import POLL_S, expected_answer, running
 
 PROMPT = list(range(40))
 
@@ -27,6 +29,25 @@ def test_a_silent_router_loses_the_worker_and_every_seat_is_closed() -> None:
         assert worker.desk.seats.pages.num_free == worker.desk.seats.pages.num_pages
         second = router.worker("w")
         assert second.session != first.session
+
+
+def test_a_router_that_does_not_even_read_loses_the_worker_too() -> None:
+    """Reports fill the stream's window until gRPC asks for no more, and then no step makes any."""
+    with ScriptedRouter(lease_ms=2000) as router, running("w", router.address) as worker:
+        first = router.worker("w")
+        first.send(open_import(1, 40, 100))
+        router.wait_for(lambda: 1 in first.opened, "opened")
+        router.is_deaf = router.is_silent = True
+        stream = worker.attach._stream
+        assert stream is not None
+        large = pb.AttachRequest(report=pb.Report(logprobs=pb.Logprobs(chosen=[0.5] * 25_000)))
+        while stream.num_waiting < 8:
+            stream.report(large)
+            time.sleep(POLL_S)
+        worker.wait_for(lambda: not worker.desk.seats.by_slot, "empty table")
+        router.is_deaf = router.is_silent = False
+        router.wait_for(lambda: first.is_gone, "the end of the stream")
+        assert router.worker("w").session != first.session
 
 
 def test_a_step_loop_that_outruns_its_sender_waits_for_it() -> None:
