@@ -49,9 +49,10 @@ class TcpTransport:
         self._identity = identity
         self._pool = pool
         self._events = events
-        self._listener = socket.create_server((host, 0), backlog=HANDSHAKES_MAX)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._listener = socket.create_server((host, 0), family=family, backlog=HANDSHAKES_MAX)
         host, port = self._listener.getsockname()[:2]
-        self.address = f"{host}:{port}"
+        self.address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._links: set[TcpLink] = set()
@@ -201,7 +202,7 @@ class TcpTransport:
         if not port.isdecimal():
             raise LinkRefusedError(f"address {peer.address!r} of the grant is not host:port")
         own = self._identity
-        sock = socket.create_connection((host, int(port)), timeout=CONNECT_S)
+        sock = socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S)
         try:
             sock.settimeout(HANDSHAKE_S)
             hello = LinkHello(

@@ -27,10 +27,10 @@ def main(argv: Sequence[str]) -> int:
         lifecycle.set_up_logs(config.name, config.log_level)
         log.info("loading %s", config.model or "the mock model")
         engine = make_engine(config)
+        worker = make_worker(config, engine)
     except ConfigError as error:
         sys.stderr.write(f"error: {error}\n")
         return EXIT_USAGE
-    worker = make_worker(config, engine)
     lifecycle.drain_on_terminate(worker.desk)
     if config.exit_on_stdin_eof:
         lifecycle.stop_on_stdin_eof(worker.desk)

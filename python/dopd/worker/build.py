@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from dopd import __version__, wire
 from dopd.engine.base import Engine
+from dopd.errors import ConfigError
 from dopd.sched.batch import Batcher
 from dopd.sched.pages import PageAllocator
 from dopd.sched.seats import SeatLimits, Seats
@@ -49,7 +50,12 @@ def make_engine(config: WorkerConfig) -> Engine:
             page_size=config.page_size,
             max_model_len=min(config.max_model_len or MAX_MODEL_LEN, MAX_MODEL_LEN),
         )
-    from dopd.engine import torch as torch_engine
+    try:
+        from dopd.engine import torch as torch_engine
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"a real model needs the package {error.name}: pip install 'dopd[worker]'"
+        ) from error
 
     assert config.model is not None
     return torch_engine.load(
@@ -88,7 +94,7 @@ def make_desk(
 
 
 def make_worker(config: WorkerConfig, engine: Engine) -> Worker:
-    """A worker around an engine."""
+    """A worker around an engine. Raises ConfigError if the data host cannot be listened on."""
     incarnation = secrets.randbits(64)
     max_batch_tokens = config.batch_tokens(engine.device)
     # The address is known only when the transport listens, and the transport needs the desk.
@@ -102,7 +108,10 @@ def make_worker(config: WorkerConfig, engine: Engine) -> Worker:
     identity = LinkIdentity(
         config.name, incarnation, wire.layout_hash(engine.geometry), config.join_token
     )
-    transport = TcpTransport(config.data_host, identity, engine.pool, desk)
+    try:
+        transport = TcpTransport(config.data_host, identity, engine.pool, desk)
+    except OSError as error:
+        raise ConfigError(f"data host {config.data_host}: cannot listen: {error}") from error
     desk.set_transport(transport)
     facts = WorkerFacts(
         worker=config.name,

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from dopd import wire
 from dopd.errors import LinkError
+from dopd.kv.bytes_pool import BytesPool
 from dopd.transfer import frames
-from dopd.transfer.base import PROTOCOL
+from dopd.transfer.base import PROTOCOL, LinkIdentity
 from dopd.transfer.tcp import TcpTransport
 from dopd.transfer.tcp_link import TcpLink
 from dopd.types import (
@@ -231,6 +232,19 @@ def test_a_failed_accept_does_not_end_the_listener() -> None:
             with stranger(pair) as sock:
                 assert isinstance(shake(sock, HELLO), LinkWelcome)
         assert next(failures, None) is None
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="no IPv6 here")
+def test_it_listens_and_dials_over_ipv6() -> None:
+    with Pair("tcp") as pair:
+        identity = LinkIdentity("six", 6, LAYOUT, TOKEN)
+        six = TcpTransport("::1", identity, BytesPool(1, 16), pair.destination)
+        six.start()
+        try:
+            pair.transports[0].dial(Peer("six", 6, six.address))
+            pair.settle(lambda: pair.source.links, pair.source)
+        finally:
+            six.close()
 
 
 def test_dialling_goes_on_until_the_destination_listens() -> None:

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 import pytest
 
 from dopd._gen.dopd.worker.v1 import worker_pb2 as pb
+from dopd.worker import lifecycle
+from dopd.worker.__main__ import main
 from tests.support.scripted_router import TOKEN, ScriptedRouter, open_compute
 
 WAIT_S = 30
@@ -91,6 +93,18 @@ def test_wrong_usage_is_exit_2(arguments: list[str], error: str) -> None:
         _, errors = worker.communicate(timeout=WAIT_S)
         assert worker.returncode == 2
         assert error in errors
+
+
+def test_a_real_model_without_torch_is_exit_2_with_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DOPD_JOIN_TOKEN", TOKEN)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "dopd.engine.torch", raising=False)
+    monkeypatch.delattr("dopd.engine.torch", raising=False)
+    monkeypatch.setattr(lifecycle, "ignore_interrupts", lambda: None)
+    assert main(["--model", "x", "--role", "mixed", "--join", "127.0.0.1:1"]) == 2
+    assert "needs the package torch: pip install 'dopd[worker]'" in capsys.readouterr().err
 
 
 def test_importing_the_worker_is_cheap() -> None:
