@@ -4,6 +4,7 @@
 //! [`stall`] cuts it when its client stops reading. Called by `http` and `grpc`, which bring the
 //! handler of a request.
 
+pub(crate) mod greeting;
 mod stall;
 
 use std::{
@@ -69,7 +70,7 @@ pub(crate) struct Bounds {
     pub(crate) connections_max: usize,
     /// Concurrent requests of one HTTP/2 connection.
     pub(crate) streams_max: u32,
-    /// Time for the head of a request to arrive.
+    /// Time for the first bytes of a connection and for the head of a request to arrive.
     pub(crate) head_timeout: Duration,
     /// Time without a byte going out after which a connection is cut.
     pub(crate) stall_timeout: Duration,
@@ -126,8 +127,8 @@ pub(crate) async fn serve(
                 tracing::warn!(open, "connection refused: too many are open");
             }
             Ok((stream, _)) => {
-                let io = StallGuard::new(TokioIo::new(stream), bounds.stall_timeout);
-                let run = connection(io, Rc::clone(&builder), handler.clone(), stop.clone());
+                let (builder, handler) = (Rc::clone(&builder), handler.clone());
+                let run = connection(stream, bounds, builder, handler, stop.clone());
                 connections.spawn_local(run);
             }
             Err(error) => {
@@ -173,16 +174,25 @@ fn builder(bounds: Bounds) -> auto::Builder<LocalExecutor> {
 }
 
 async fn connection(
-    io: StallGuard<TokioIo<TcpStream>>,
+    stream: TcpStream,
+    bounds: Bounds,
     builder: Rc<auto::Builder<LocalExecutor>>,
     handler: impl Handler,
     stop: CancellationToken,
 ) {
     // Tokens are small writes that must leave at once.
-    if let Err(error) = io.inner().inner().set_nodelay(true) {
+    if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "a connection ended before it began");
         return;
     }
+    let greeted = tokio::select! {
+        () = stop.cancelled() => false,
+        greeted = greeting::arrives(&stream, bounds.head_timeout) => greeted,
+    };
+    if !greeted {
+        return;
+    }
+    let io = StallGuard::new(TokioIo::new(stream), bounds.stall_timeout);
     let service = service_fn(move |request| {
         let answer = handler.clone().answer(request);
         async move { Ok::<_, Infallible>(answer.await) }

@@ -29,10 +29,6 @@ impl<T> StallGuard<T> {
         }
     }
 
-    pub(super) fn inner(&self) -> &T {
-        &self.inner
-    }
-
     fn watch<R>(
         &mut self,
         cx: &mut Context<'_>,

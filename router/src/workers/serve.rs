@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     error::{Error, Reason},
+    listen::greeting,
     streams::front::Front,
     wire::worker::worker_service_server::WorkerServiceServer,
     workers::{Attachments, service::Service},
@@ -29,6 +30,8 @@ const WINDOW_BYTES: u32 = 1 << 20;
 const STREAMS_MAX: u32 = 4;
 /// Bytes of a call's headers; a token and a few names.
 const HEADER_BYTES_MAX: u32 = 16 << 10;
+/// Time for the first bytes of a connection, which hyper waits for without limit.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 /// A silent connection is asked whether it lives this often, and has as long to answer.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 /// Wait after a failed accept: the usual cause, no file descriptors, does not pass at once.
@@ -106,6 +109,10 @@ pub async fn serve(
 async fn connection(socket: TcpStream, service: Service, stop: CancellationToken) {
     if let Err(error) = socket.set_nodelay(true) {
         tracing::debug!(%error, "setting TCP_NODELAY failed");
+    }
+    if !greeting::arrives(&socket, GREETING_TIMEOUT).await {
+        tracing::debug!("a connection to the worker port did not greet in time");
+        return;
     }
     let service = WorkerServiceServer::new(service)
         .max_decoding_message_size(MESSAGE_BYTES_MAX)

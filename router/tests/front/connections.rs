@@ -138,3 +138,24 @@ fn a_head_that_does_not_come_is_cut() {
         },
     );
 }
+
+#[test]
+fn a_connection_that_does_not_greet_is_cut() {
+    let config = HttpConfig {
+        read_timeout_ms: 50,
+        ..HttpConfig::default()
+    };
+    with_http(
+        Fake::new(vec![]),
+        config,
+        LimitsConfig::default(),
+        |address| async move {
+            for start in ["", "P", "PRI * HTTP/2.0\r\n"] {
+                let mut stream = TcpStream::connect(address).await.unwrap();
+                stream.write_all(start.as_bytes()).await.unwrap();
+                let cut = tokio::time::timeout(Duration::from_secs(10), rest(stream)).await;
+                assert_eq!(cut.as_deref(), Ok(""), "{start:?}");
+            }
+        },
+    );
+}
