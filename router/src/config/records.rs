@@ -143,8 +143,8 @@ settings! {
         prompt_bytes_max: usize = 8 << 20, within 1..=1 << 30;
         /// Messages of a chat.
         messages_max: usize = 2_048, within 1..=1_000_000;
-        /// Choices per request.
-        choices_max: u32 = 16, within 1..=1_024;
+        /// Choices per request; they are numbered in a byte.
+        choices_max: u32 = 16, within 1..=255;
         /// Stop strings per request.
         stop_strings_max: usize = 16, within 0..=1_024;
         /// Bytes of one stop string.

@@ -179,6 +179,15 @@ fn refusals_name_place_value_and_limit() {
 }
 
 #[test]
+fn choices_fit_the_byte_that_numbers_them() {
+    let refusal = Case::new("[limits]\nchoices_max = 256\n").refusal();
+    assert!(
+        refusal.contains("256") && refusal.contains("255"),
+        "{refusal}"
+    );
+}
+
+#[test]
 fn contradictions_are_refused() {
     let texts = [
         Case::new("[workers]\nlease_ms = 800\n").refusal(),
