@@ -24,7 +24,10 @@ pub fn check(params: Params, limits: &LimitsConfig, model: &ServedModel) -> Resu
     let prompt = check_prompt(params.prompt, limits, model)?;
     check_special_tokens(params.add_special_tokens, &prompt)?;
     let max_tokens = match params.max_tokens {
-        Some(wanted) => AnswerLength::Exactly(count("max_tokens", wanted, 1, i64::from(u32::MAX))?),
+        Some(wanted) => {
+            let name = params.max_tokens_name.unwrap_or("max_tokens");
+            AnswerLength::Exactly(count(name, wanted, 1, i64::from(u32::MAX))?)
+        }
         None => params
             .max_tokens_default
             .map_or(AnswerLength::Rest, AnswerLength::AtMost),
@@ -38,6 +41,7 @@ pub fn check(params: Params, limits: &LimitsConfig, model: &ServedModel) -> Resu
     };
     let choices_max = i64::from(limits.choices_max);
     let top_max = i64::from(limits.top_logprobs_max);
+    let top_name = params.top_logprobs_name.unwrap_or("top_logprobs");
     let priority = params.priority.unwrap_or(0);
     Ok(Spec {
         prompt,
@@ -55,7 +59,7 @@ pub fn check(params: Params, limits: &LimitsConfig, model: &ServedModel) -> Resu
         ignore_eos: params.ignore_eos,
         top_logprobs: params
             .top_logprobs
-            .map(|top| count("top_logprobs", top, 0, top_max))
+            .map(|top| count(top_name, top, 0, top_max))
             .transpose()?,
         priority: i32::try_from(priority)
             .ok()

@@ -137,7 +137,10 @@ fn answer_field(
         "stream" => draft.out.stream = flag(name, raw)?,
         "stream_options" => stream_options(raw, draft)?,
         "logprobs" if endpoint == Endpoint::Chat => draft.chat_logprobs = flag(name, raw)?,
-        "logprobs" => params.top_logprobs = integer(name, raw)?,
+        "logprobs" => {
+            params.top_logprobs = integer(name, raw)?;
+            params.top_logprobs_name = Some("logprobs");
+        }
         "top_logprobs" if endpoint == Endpoint::Chat => {
             params.top_logprobs = integer(name, raw)?;
         }
@@ -163,7 +166,10 @@ impl Draft {
     fn finish(self, endpoint: Endpoint) -> Result<ChatOrText, Error> {
         let mut out = self.out;
         let params = &mut out.params;
-        params.max_tokens = self.max_completion_tokens.or(params.max_tokens);
+        if self.max_completion_tokens.is_some() {
+            params.max_tokens = self.max_completion_tokens;
+            params.max_tokens_name = Some("max_completion_tokens");
+        }
         if params.prompt.is_none() {
             let field = match endpoint {
                 Endpoint::Chat => "messages",

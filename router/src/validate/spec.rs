@@ -29,6 +29,8 @@ pub struct Params {
     pub add_special_tokens: Option<bool>,
     /// Most tokens of each answer.
     pub max_tokens: Option<i64>,
+    /// The client's own name of `max_tokens`, if it is another.
+    pub max_tokens_name: Option<&'static str>,
     /// Most tokens if `max_tokens` is absent; `None`: what the context leaves.
     pub max_tokens_default: Option<u32>,
     /// Least tokens of each answer.
@@ -53,6 +55,8 @@ pub struct Params {
     pub ignore_eos: bool,
     /// Log probabilities of this many alternatives.
     pub top_logprobs: Option<i64>,
+    /// The client's own name of `top_logprobs`, if it is another.
+    pub top_logprobs_name: Option<&'static str>,
     /// Higher goes first.
     pub priority: Option<i64>,
     /// Fields that were read past: unknown ones, and known ones that change nothing.

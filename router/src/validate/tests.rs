@@ -196,6 +196,28 @@ fn max_completion_tokens_goes_before_max_tokens() {
 }
 
 #[test]
+fn a_refusal_names_the_field_as_the_client_wrote_it() {
+    for (body, field) in [
+        (
+            r#"{"prompt":"x","max_completion_tokens":0}"#,
+            "max_completion_tokens",
+        ),
+        (r#"{"prompt":"x","max_tokens":0}"#, "max_tokens"),
+        (r#"{"prompt":"x","logprobs":21}"#, "logprobs"),
+    ] {
+        let error = read(Endpoint::Completions, body.as_bytes()).unwrap_err();
+        assert_eq!(error.field.as_deref(), Some(field));
+        assert!(
+            error.message.starts_with(&format!("{field} is ")),
+            "{error}"
+        );
+    }
+    let chat = r#"{"messages":[{"role":"user","content":"x"}],"logprobs":true,"top_logprobs":21}"#;
+    let error = read(Endpoint::Chat, chat.as_bytes()).unwrap_err();
+    assert_eq!(error.field.as_deref(), Some("top_logprobs"));
+}
+
+#[test]
 fn a_prompt_that_fills_the_context_is_refused() {
     let spec = read(Endpoint::Completions, br#"{"prompt":"x"}"#).unwrap();
     assert_eq!(spec.fit(99, 100), Ok(1));

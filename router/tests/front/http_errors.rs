@@ -87,7 +87,7 @@ fn bad_bodies() {
         400 invalid_value n: n is 17, it must be from 1 to 16
         400 invalid_value stop: a stop string is empty
         400 invalid_value stop_token_ids: token id 258 is not in the vocabulary of 258 tokens
-        400 invalid_value top_logprobs: top_logprobs is 21, it must be from 0 to 20
+        400 invalid_value logprobs: logprobs is 21, it must be from 0 to 20
         400 invalid_value stream_options: stream_options needs stream to be true
         400 unsupported_value logit_bias: logit_bias is not supported, only an empty value is
         400 unsupported_value echo: echo is not supported, only false is
