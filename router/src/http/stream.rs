@@ -2,6 +2,7 @@
 
 use std::{
     convert::Infallible,
+    fmt::Write as _,
     mem,
     pin::Pin,
     task::{Context, Poll, ready},
@@ -172,9 +173,8 @@ impl EventWriter {
         let prefix = mem::take(&mut self.prefix);
         self.write(&prefix);
         self.prefix = prefix;
-        self.write("{\"index\":");
-        // Choices are few: one digit, as a rule.
-        self.write(&choice.to_string());
+        // Into a BytesMut, which grows: writing cannot fail.
+        let _ = write!(self.out, "{{\"index\":{choice}");
     }
 
     fn close(&mut self, finish: Option<FinishReason>) {
@@ -198,6 +198,10 @@ impl EventWriter {
     }
 
     fn logprobs(&mut self, delta: &Delta<'_>) {
+        if delta.logprobs.is_empty() {
+            self.write(",\"logprobs\":null");
+            return;
+        }
         let mut none = 0;
         let rendered = logprobs::render(
             self.endpoint,
