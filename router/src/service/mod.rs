@@ -88,7 +88,7 @@ pub struct Service {
     backend: Box<dyn Backend>,
     metrics: Metrics,
     /// One permit per core: long prompts queue here instead of filling the blocking pool.
-    tokenizing: Semaphore,
+    tokenizing: Arc<Semaphore>,
     live: Arc<Live>,
     started: Instant,
 }
@@ -107,7 +107,7 @@ impl Service {
             limits,
             backend: Box::new(backend),
             metrics,
-            tokenizing: Semaphore::new(cores),
+            tokenizing: Arc::new(Semaphore::new(cores)),
             live: Arc::default(),
             started: Instant::now(),
         })
@@ -193,8 +193,13 @@ impl Service {
             return tokenizer.encode(&text, framing);
         }
         let stopped = |_| Error::new(Reason::Draining, "the server is shutting down");
-        let _permit = self.tokenizing.acquire().await.map_err(stopped)?;
-        let encode = tokio::task::spawn_blocking(move || tokenizer.encode(&text, framing));
+        let permit = Arc::clone(&self.tokenizing).acquire_owned();
+        let permit = permit.await.map_err(stopped)?;
+        let encode = tokio::task::spawn_blocking(move || {
+            // Held until the work is done: a client that leaves does not end it.
+            let _permit = permit;
+            tokenizer.encode(&text, framing)
+        });
         encode
             .await
             .map_err(|_| Error::new(Reason::Internal, "the tokenizer ended early"))?

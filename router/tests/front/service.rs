@@ -2,18 +2,28 @@
 
 use std::{
     future::{Future, poll_fn},
-    sync::{Arc, atomic::Ordering},
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    },
     task::Poll,
+    thread,
     time::{Duration, Instant},
 };
 
 use dopd_router::{
-    config::records::LimitsConfig,
+    config::records::{LimitsConfig, ModelConfig},
     error::{Error, Reason},
+    metrics::Metrics,
     service::{Answer, Delta, Next, Render, Service, Usage, Wake, Wanted},
     streams::sink::FinishReason,
+    tokens::{ByteTokenizer, Framing, ServedModel, Tokenizer, Vocabulary},
     validate::{Params, Prompt, check},
 };
+
+use parking_lot::Mutex;
 
 use crate::fake::{Fake, Step, service};
 
@@ -192,4 +202,47 @@ fn a_request_without_seed_gets_one() {
     });
     let seen = fake.seen.lock();
     assert_ne!(seen[0].seed, seen[1].seed);
+}
+
+/// Tokenizes once the other end of `gate` is gone.
+#[derive(Debug)]
+struct Slow {
+    bytes: ByteTokenizer,
+    gate: Mutex<mpsc::Receiver<()>>,
+    begun: AtomicUsize,
+}
+
+impl Tokenizer for Slow {
+    fn encode(&self, text: &str, framing: Framing) -> Result<Vec<u32>, Error> {
+        self.begun.fetch_add(1, Ordering::SeqCst);
+        assert!(self.gate.lock().recv().is_err());
+        self.bytes.encode(text, framing)
+    }
+
+    fn vocabulary(&self) -> &Vocabulary {
+        self.bytes.vocabulary()
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_makes_no_room_for_another_tokenization() {
+    let (closed, gate) = mpsc::channel();
+    let slow = Arc::new(Slow {
+        bytes: ByteTokenizer::new(),
+        gate: Mutex::new(gate),
+        begun: AtomicUsize::new(0),
+    });
+    let mut model = ServedModel::mock(&ModelConfig::default()).unwrap();
+    model.tokenizer = Arc::clone(&slow) as Arc<dyn Tokenizer>;
+    let (fake, metrics) = (Fake::new(vec![]), Metrics::new("mock"));
+    let service = Service::new(Arc::new(model), LimitsConfig::default(), fake, metrics);
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let long = Prompt::Text("x".repeat(64 << 10));
+    for _ in 0..cores + 4 {
+        let mut left = pin!(service.tokenize(&long));
+        poll_fn(|cx| Poll::Ready(left.as_mut().poll(cx).is_pending())).await;
+    }
+    drop(closed);
+    assert_eq!(service.tokenize(&long).await.unwrap().len(), 64 << 10);
+    assert!(slow.begun.load(Ordering::SeqCst) <= cores + 1);
 }
