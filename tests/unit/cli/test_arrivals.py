@@ -64,6 +64,13 @@ def test_a_broken_trace_names_the_columns(tmp_path: Path, text: str) -> None:
     assert "prompt_tokens" in (caught.value.fix or "")
 
 
+def test_a_trace_that_is_cut_off_is_a_usage_error(tmp_path: Path) -> None:
+    trace = tmp_path / "t.csv.gz"
+    trace.write_bytes(gzip.compress(b"arrival_s,prompt_tokens,output_tokens\n0,1,1\n")[:-12])
+    with pytest.raises(CommandError, match="cannot be read"):
+        list(from_trace(trace, 1.0))
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import statistics
+from pathlib import Path
 
 import pytest
 
 from dopd.cli.bench import parse, report
 from dopd.cli.bench.arrivals import Arrival
 from dopd.cli.bench.load import Result, Sample
+from dopd.cli.console import CommandError
 
 
 def sample(due_s: float, first_s: float, last_s: float, tokens: int) -> Sample:
-    return Sample(Arrival(due_s, 10, tokens), due_s, due_s + 0.001, first_s, last_s, 0.0, tokens)
+    return Sample(
+        Arrival(due_s, 10, tokens),
+        due_s,
+        due_s + 0.001,
+        first_s,
+        last_s,
+        tokens=tokens,
+        is_complete=True,
+    )
 
 
 RESULT = Result(
@@ -68,3 +78,23 @@ def test_the_report_for_people_has_the_errors() -> None:
     text = report.render(build("--slo-ttft-ms", "200"))
     assert "1 x status 503: queue full" in text
     assert "goodput 0.25 requests/s: 33.3%" in text
+
+
+def test_a_request_that_was_interrupted_is_neither_complete_nor_good() -> None:
+    cut = sample(0.5, 0.6, 0.9, 0)
+    cut.is_complete, cut.tokens = False, None
+    result = Result([RESULT.samples[0], cut], 0.0, 1.2)
+    args = parse(["--model", "m", "--slo-ttft-ms", "200"])
+    found = report.document(args, [s.arrival for s in result.samples], result)
+    assert (found["sent"], found["completed"], found["failed"]) == (2, 1, 0)
+    assert found["goodput"]["share"] == 0.5
+    assert [one["is_complete"] for one in report.requests(result)] == [True, False]
+
+
+@pytest.mark.parametrize("option", ["--json", "--png"])
+def test_a_report_that_cannot_be_written_is_refused_before_the_run(
+    option: str, tmp_path: Path
+) -> None:
+    for path in (tmp_path, tmp_path / "missing" / "out"):
+        with pytest.raises(CommandError, match="folder"):
+            report.check_outputs(parse([option, str(path)]))

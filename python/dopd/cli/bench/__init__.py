@@ -23,6 +23,7 @@ def run(argv: list[str]) -> int:
     args = parse(argv[1:])
     from dopd.cli.bench import arrivals, load, report
 
+    report.check_outputs(args)
     plan = arrivals.plan(args)
     http.connect(args.url, http.TIMEOUT_S).close()
     result = load.run(args, plan)
@@ -31,7 +32,8 @@ def run(argv: list[str]) -> int:
     if args.png:
         report.draw(args.png, args, result)
     if args.json:
-        args.json.write_text(json.dumps(document, indent=1) + "\n")
+        whole = document | {"requests": report.requests(result)}
+        args.json.write_text(json.dumps(whole, indent=1) + "\n")
     console.say(json.dumps(document))
     return console.OK if document["failed"] == 0 else console.FAILED
 

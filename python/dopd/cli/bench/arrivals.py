@@ -9,6 +9,7 @@ import io
 import itertools
 import json
 import random
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ def from_trace(path: Path, speed: float) -> Iterator[Arrival]:
         text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode()
         rows = spread(jsonl_rows(text)) if is_jsonl else csv_rows(text)
         arrivals = sorted(rows, key=lambda row: row.at_s)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
         form = "timestamp, input_length, output_length" if is_jsonl else ", ".join(CSV_COLUMNS)
         message = f"trace {path} cannot be read: {type(error).__name__}: {error}"
         raise CommandError(message, fix=f"columns are {form}", code=USAGE) from error

@@ -35,6 +35,8 @@ class Sample:
     gap_max_s: float = 0.0
     tokens: int | None = None
     error: str | None = None
+    # The answer came to its end; neither this nor an error: Ctrl-C came first.
+    is_complete: bool = False
 
 
 @dataclass(slots=True)
@@ -92,8 +94,6 @@ class Connection(asyncio.Protocol):
     def _complete(self, sample: Sample) -> None:
         response = self._response
         sample.tokens = response.completion_tokens()
-        if not response.can_reuse:
-            self.close()
         if response.status != 200:
             text = http.error_message(bytes(response.body))
             self._finish(f"status {response.status}: {text}")
@@ -101,10 +101,13 @@ class Connection(asyncio.Protocol):
             self._finish(f"the stream ended early: {response.error()}")
         else:
             self._finish(None)
+        if not response.can_reuse:
+            self.close()
 
     def _finish(self, error: str | None) -> None:
-        if self._sample is not None and error is not None:
+        if self._sample is not None:
             self._sample.error = error
+            self._sample.is_complete = error is None
         self._sample = None
         if self._done is not None and not self._done.done():
             self._done.set_result(None)
@@ -120,8 +123,9 @@ class Connection(asyncio.Protocol):
         await self._done
 
     def close(self) -> None:
-        """Drop the connection."""
+        """Drop the connection; its request, if there is one, has its error already."""
         self.is_open = False
+        self._sample = None
         if self._transport is not None:
             self._transport.abort()
 
@@ -153,6 +157,10 @@ class Client:
                 sample.error = f"no answer within {self._timeout_s:g} s"
                 if connection is not None:
                     connection.close()
+            except asyncio.CancelledError:
+                if connection is not None:
+                    connection.close()
+                raise
             except OSError as error:
                 sample.error = f"cannot connect: {error.strerror or error}"
             if connection is not None and connection.is_open:
@@ -204,8 +212,11 @@ async def _warm_up(client: Client, prompts: Prompts, like: Arrival, requests: in
     for index in range(requests):
         sample = Sample(like, time.perf_counter())
         body = prompts.body(index, like.prompt_tokens, like.output_tokens)
-        async with asyncio.timeout(WARMUP_TIMEOUT_S):
-            await client.send(sample, body)
+        try:
+            async with asyncio.timeout(WARMUP_TIMEOUT_S):
+                await client.send(sample, body)
+        except TimeoutError:
+            sample.error = f"no answer within {WARMUP_TIMEOUT_S:g} s"
         if sample.error:
             raise console.CommandError(f"the first request failed: {sample.error}")
 

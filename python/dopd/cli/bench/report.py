@@ -7,6 +7,7 @@ import collections
 import math
 import platform
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def tpot_ms(sample: Sample) -> float | None:
 
 def document(args: argparse.Namespace, plan: list[Arrival], result: Result) -> dict[str, Any]:
     """The report as one JSON document; times in milliseconds, rates per second."""
-    done = [sample for sample in result.samples if sample.last_s and not sample.error]
+    done = [sample for sample in result.samples if sample.is_complete]
     errors = collections.Counter(sample.error for sample in result.samples if sample.error)
     span_s = max(1e-9, result.end_s - result.start_s)
     tokens = sum(sample.tokens or 0 for sample in done)
@@ -165,15 +166,45 @@ def render(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def requests(result: Result) -> list[dict[str, Any]]:
+    """What became of each request; seconds since the start of the run."""
+
+    def since_start(at_s: float | None) -> float | None:
+        return None if at_s is None else round(at_s - result.start_s, 6)
+
+    return [
+        {
+            "due_s": since_start(sample.due_s),
+            "sent_s": since_start(sample.sent_s),
+            "first_s": since_start(sample.first_s),
+            "last_s": since_start(sample.last_s),
+            "gap_max_s": round(sample.gap_max_s, 6),
+            "prompt_tokens": sample.arrival.prompt_tokens,
+            "output_tokens": sample.tokens,
+            "is_complete": sample.is_complete,
+            "error": sample.error,
+        }
+        for sample in result.samples
+    ]
+
+
+def check_outputs(args: argparse.Namespace) -> None:
+    """Refuse before the run what would lose its report after it. Raises CommandError."""
+    for path in filter(None, (args.json, args.png)):
+        if path.is_dir() or not path.parent.is_dir():
+            message = f"{path} cannot be written: {path.parent} is no folder"
+            if path.is_dir():
+                message = f"{path} is a folder"
+            raise console.CommandError(message, code=console.USAGE)
+    if args.png and find_spec("matplotlib") is None:
+        raise console.CommandError("--png needs matplotlib", fix="pip install 'dopd[bench]'")
+
+
 def draw(path: Path, args: argparse.Namespace, result: Result) -> None:
     """TTFT and TPOT over the time of arrival, and their distributions."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise console.CommandError(
-            "--png needs matplotlib", fix="pip install 'dopd[bench]'"
-        ) from error
-    done = [sample for sample in result.samples if sample.last_s and not sample.error]
+    from matplotlib.figure import Figure
+
+    done = [sample for sample in result.samples if sample.is_complete]
     figure = Figure(figsize=(10, 6), layout="constrained")
     panels = figure.subplots(2, 2)
     shown = (("TTFT", ttft_ms, args.slo_ttft_ms), ("TPOT", tpot_ms, args.slo_tpot_ms))
