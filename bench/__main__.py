@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 from pathlib import Path
 
 SHARED = ("__init__", "__main__", "common", "peers")
@@ -18,8 +19,21 @@ def main(names: list[str]) -> int:
     codes = []
     for name in names or known:
         print(f"== {name}", flush=True)
-        codes.append(importlib.import_module(f"bench.{name}").main([]))
+        codes.append(run(name))
     return max(codes, default=0)
+
+
+def run(name: str) -> int:
+    """One bench; its exit code, 1 if it failed."""
+    try:
+        code: int = importlib.import_module(f"bench.{name}").main([])
+    except ModuleNotFoundError as error:
+        print(f"{name} skipped: package {error.name} is not installed", flush=True)
+        return 0
+    except Exception:  # noqa: BLE001  # whatever it was, the other benches go on
+        traceback.print_exc()
+        return 1
+    return code
 
 
 if __name__ == "__main__":

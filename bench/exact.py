@@ -28,11 +28,11 @@ TOLERANCE = 1e-3
 WAYS = {"alone": None, "batched": stepping.UNBOUNDED, "chunked": 16}
 
 
-def main() -> int:
+def main(argv: list[str]) -> int:
     """Compare, print, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--record", action="store_true", help="write the answers for the tests")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     torch.set_num_threads(1)
     path = smollm2.gguf_path()
     if path is None:
@@ -93,4 +93,4 @@ def compare(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
