@@ -4,14 +4,15 @@ use std::{
     io,
     net::TcpListener,
     num::NonZero,
+    pin::pin,
     sync::Arc,
-    thread::{self, JoinHandle},
+    thread,
     time::{Duration, Instant},
 };
 
 use tokio::{
     sync::mpsc,
-    task::{LocalSet, spawn_local},
+    task::{JoinError, JoinHandle, LocalSet, spawn_local},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -71,7 +72,7 @@ struct Sockets {
 
 /// The running front threads.
 pub(super) struct Fronts {
-    threads: Vec<JoinHandle<()>>,
+    threads: Vec<thread::JoinHandle<()>>,
     failed: mpsc::Receiver<String>,
     pub(super) stop: FrontStop,
 }
@@ -183,7 +184,57 @@ async fn serve(
     );
     let grpc = grpc::serve(listen(sockets.grpc)?, service, served.grpc, stop_requests);
     let workers = workers::serve(listen(sockets.workers)?, served.attachments, stop.workers);
-    let ((), (), workers) = tokio::join!(http, grpc, workers);
-    workers.map_err(|error| error.to_string())?;
-    streams.await.map_err(|error| error.to_string())
+    let served = async {
+        let ((), (), workers) = tokio::join!(http, grpc, workers);
+        workers.map_err(|error| error.to_string())
+    };
+    both(streams, served).await
+}
+
+/// Waits for the end of both, but not for `served` if the streams' loop fails: without it every
+/// request of this thread would wait for its deadline.
+async fn both(
+    mut streams: JoinHandle<()>,
+    served: impl Future<Output = Result<(), String>>,
+) -> Result<(), String> {
+    let failed = |error: JoinError| format!("the loop of its streams: {error}");
+    let mut served = pin!(served);
+    tokio::select! {
+        result = &mut served => {
+            result?;
+            streams.await.map_err(failed)
+        }
+        ended = &mut streams => {
+            ended.map_err(failed)?;
+            served.await
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_loop_that_fails_ends_its_thread() {
+        let (gone, waits) = tokio::sync::oneshot::channel::<()>();
+        let streams = tokio::spawn(async { waits.await.unwrap() });
+        drop(gone);
+        let problem = both(streams, pending()).await.unwrap_err();
+        assert!(problem.contains("panicked"), "{problem}");
+    }
+
+    #[tokio::test]
+    async fn a_loop_that_ends_well_leaves_connections_their_time() {
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let streams = tokio::spawn(ready(()));
+        let served = async move { stopped.await.map_err(|_| "cut off".to_owned()) };
+        let ended = tokio::spawn(both(streams, served));
+        tokio::task::yield_now().await;
+        assert!(!ended.is_finished());
+        stop.send(()).unwrap();
+        assert_eq!(ended.await.unwrap(), Ok(()));
+    }
 }
