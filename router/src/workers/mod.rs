@@ -22,7 +22,7 @@ mod session;
 
 pub use serve::serve;
 
-use std::sync::Arc;
+use std::{fmt, sync::Arc};
 
 use crate::{
     config::records::WorkersConfig,
@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// What workers must show to join.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct AttachConfig {
     /// Listener, lease and bounds.
     pub workers: WorkersConfig,
@@ -43,6 +43,16 @@ pub struct AttachConfig {
     pub model_hash: Option<[u8; 32]>,
     /// Size of the router's vocabulary; `None`: the first worker decides.
     pub vocab_size: Option<u32>,
+}
+
+impl fmt::Debug for AttachConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Without the join token: whoever has it can join.
+        f.debug_struct("AttachConfig")
+            .field("workers", &self.workers)
+            .field("model_name", &self.model_name)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What all front threads share about attached workers: the configuration and who is there.
@@ -68,5 +78,23 @@ impl Attachments {
             registry: registry::Registry::new(random),
             router: format!("router-{random:08x}"),
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_join_token_is_not_shown() {
+        let config = AttachConfig {
+            workers: WorkersConfig::default(),
+            join_token: "tell-nobody".to_owned(),
+            model_name: "mock".to_owned(),
+            model_hash: None,
+            vocab_size: None,
+        };
+        let attachments = Attachments::new(config, Metrics::new("mock")).unwrap();
+        assert!(!format!("{attachments:?}").contains("tell-nobody"));
     }
 }
