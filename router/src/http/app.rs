@@ -62,6 +62,29 @@ impl<'a> Route<'a> {
     }
 }
 
+/// A segment of a path without its percent escapes: clients write the slash of `org/model` as one.
+/// What is no escape stays as it is.
+fn plain(segment: &str) -> String {
+    let mut bytes = Vec::with_capacity(segment.len());
+    let mut rest = segment.as_bytes();
+    while let [first, after @ ..] = rest {
+        let escaped = match rest {
+            [b'%', high, low, ..] if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() => {
+                let digits = [*high, *low];
+                (std::str::from_utf8(&digits).ok()).and_then(|hex| u8::from_str_radix(hex, 16).ok())
+            }
+            _ => None,
+        };
+        bytes.push(escaped.unwrap_or(*first));
+        rest = if escaped.is_some() {
+            rest.get(3..).unwrap_or_default()
+        } else {
+            after
+        };
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
 impl App {
     pub(super) fn new(service: Arc<Service>, config: HttpConfig) -> Self {
         let fingerprint = pages::fingerprint(service.model());
@@ -93,12 +116,31 @@ impl App {
             Route::Generate(endpoint) => generate::respond(self, endpoint, request).await,
             Route::Tokenize => tokenize::respond(self, request).await,
             Route::Models => pages::models(self),
-            Route::Model(name) => pages::model(self, name),
+            Route::Model(name) => pages::model(self, &plain(name)),
             Route::Health => pages::health(),
             Route::Ready => pages::ready(self),
             Route::Metrics => pages::metrics(self).await,
             Route::Status => pages::status(self).await,
             Route::Version => pages::version(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn escapes_of_a_path_are_undone() {
+        for (written, meant) in [
+            ("org%2Fmodel", "org/model"),
+            ("a%20b%c3%A9", "a b\u{e9}"),
+            ("100%", "100%"),
+            ("%2", "%2"),
+            ("%+1%zz", "%+1%zz"),
+            ("%ff", "\u{fffd}"),
+        ] {
+            assert_eq!(plain(written), meant);
         }
     }
 }

@@ -96,6 +96,8 @@ fn pages() {
         insta::assert_snapshot!(stable(&models.body), @r##"{"object":"list","data":[{"id":"mock","object":"model","created":#,"owned_by":"dopd","max_model_len":1024,"status":"ready"}]}"##);
         let model = ask(address, "GET", "/v1/models/mock").await;
         assert_eq!(model.status, 200);
+        let escaped = ask(address, "GET", "/v1/models/%6Dock").await;
+        assert_eq!(escaped.body, model.body);
         let health = ask(address, "GET", "/health").await;
         assert_eq!(
             (health.status, health.body.as_str()),
