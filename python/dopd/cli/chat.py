@@ -51,7 +51,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def served_model(url: str) -> str:
     """Name of the first model that the server lists."""
-    models = http.get_json(url, "/v1/models")["data"]
+    models = http.get_json(url, "/v1/models", "data")["data"]
     if not models:
         raise console.CommandError(f"the server at {url} serves no model", code=console.UNHEALTHY)
     return str(models[0]["id"])

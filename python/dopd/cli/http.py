@@ -56,8 +56,8 @@ def connect(url: str, timeout_s: float) -> http.client.HTTPConnection:
     return connection
 
 
-def get_json(url: str, path: str) -> Any:
-    """The JSON document at `path`."""
+def get_json(url: str, path: str, needed: str) -> Any:
+    """The JSON object at `path`; it must have the field `needed`, or this is no dopd server."""
     connection = connect(url, TIMEOUT_S)
     try:
         connection.request("GET", path)
@@ -70,10 +70,13 @@ def get_json(url: str, path: str) -> Any:
     if response.status != 200:
         raise HttpError(response.status, error_message(body))
     try:
-        return json.loads(body)
+        found = json.loads(body)
     except ValueError as error:
         message = f"the answer to GET {path} is not JSON; is {url} a dopd server"
         raise CommandError(message) from error
+    if not isinstance(found, dict) or needed not in found:
+        raise CommandError(f"the answer to GET {path} has no {needed!r}; is {url} a dopd server")
+    return found
 
 
 def post_events(url: str, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -26,7 +26,7 @@ def run(argv: list[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="the server's answer as it is")
     args = parser.parse_args(argv[1:])
-    status = http.get_json(args.url, "/status")
+    status = http.get_json(args.url, "/status", "workers")
     console.say(json.dumps(status) if args.json else render(status))
     ready = any(worker["state"] == "ready" for worker in status["workers"])
     return console.OK if ready else console.UNHEALTHY

@@ -249,7 +249,7 @@ async def _send_all(
 
 
 def _served_model(url: str) -> str:
-    models = http.get_json(url, "/v1/models")["data"]
+    models = http.get_json(url, "/v1/models", "data")["data"]
     if not models:
         raise console.CommandError(f"the server at {url} serves no model", code=console.UNHEALTHY)
     return str(models[0]["id"])

@@ -1,0 +1,48 @@
+"""The commands' HTTP client before a server that is not ours."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from dopd.cli import app, console
+
+
+@contextmanager
+def stranger(body: bytes) -> Iterator[str]:
+    """A server that answers every GET with `body`; yields its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Not to stderr, which the tests read."""
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield f"127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.mark.parametrize("body", [b'{"a":1}', b"[]", b"hello"])
+@pytest.mark.parametrize("command", ["status", "bench", "chat"])
+def test_a_server_that_is_not_dopd_is_named(
+    command: str, body: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with stranger(body) as address:
+        assert app.run([command, "--url", address]) == console.FAILED
+        said = capsys.readouterr().err
+    assert said.startswith("error: the answer to GET /")
+    assert said.endswith(f"is {address} a dopd server\n")
