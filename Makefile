@@ -19,9 +19,10 @@ BIN := $(VENV)/bin
 UV := $(CURDIR)/.cache/uv/bin/uv
 STAMPS := $(VENV)/.dopd
 TARGET := $(or $(CARGO_TARGET_DIR),$(CURDIR)/target)
-# One selection of packages for every release build: another one would change the features of
-# shared dependencies and compile them again.
-RELEASE := --release --locked -p dopd-router-py -p dopd-router -p dopd-mock
+# One selection of packages for every build: another one would change the features of shared
+# dependencies and compile them again.
+PACKAGES := --locked -p dopd-router-py -p dopd-router -p dopd-mock
+PROFILE ?= local
 RUST_SOURCES := Cargo.toml Cargo.lock \
 	$(shell find router -type f -not -path '*/tests/*' -not -name '*.md')
 
@@ -86,7 +87,7 @@ python-test: build ## All Python tests, real processes and the real model includ
 	$(BIN)/pytest tests -n $(PYTEST_JOBS) --dist loadfile -rs $(PYTEST_ARGS)
 
 ##@ Change
-.PHONY: fmt proto lock bench clean
+.PHONY: fmt proto lock bench wheel clean
 fmt: $(STAMPS)/deps ## Format Rust and Python, apply safe fixes
 	cargo fmt --all
 	$(BIN)/ruff check --fix --quiet .
@@ -101,7 +102,11 @@ lock: $(UV) ## Resolve requirements.lock again (UPGRADE=1 takes the newest versi
 	--quiet -o requirements.lock
 
 bench: build ## Run the benches; results go to bench/results (ARGS=name for one)
+	cargo build --release $(PACKAGES) --bins
 	$(BIN)/python -m bench $(ARGS)
+
+wheel: $(STAMPS)/deps ## Build the wheel to give away, optimized, into dist/
+	$(BIN)/maturin build --release --locked --out dist
 
 clean: ## Remove what `make build` made, the uv cache of the user excepted
 	rm -rf $(VENV) .cache target python/dopd/_router*.so
@@ -123,9 +128,9 @@ $(STAMPS)/deps: requirements.lock | $(UV) $(BIN)/python
 	@mkdir -p $(@D) && touch $@
 
 $(STAMPS)/extension: $(STAMPS)/deps pyproject.toml $(RUST_SOURCES)
-	$(BIN)/maturin develop --quiet --release --locked --uv
+	$(BIN)/maturin develop --quiet --profile $(PROFILE) --locked --uv
 	@touch $@
 
 $(STAMPS)/binaries: $(STAMPS)/deps $(RUST_SOURCES)
-	cargo build $(RELEASE) --bins
+	cargo build --profile $(PROFILE) $(PACKAGES) --bins
 	@touch $@

@@ -13,7 +13,7 @@ from tests.support.sources import REPO
 def binary(name: str) -> Path:
     """The newest build of `name`; skips the test if there is none."""
     target = Path(os.environ.get("CARGO_TARGET_DIR") or REPO / "target")
-    found = [target / profile / name for profile in ("release", "debug")]
+    found = [target / profile / name for profile in ("release", "local", "debug")]
     built = [path for path in found if path.is_file()]
     if not built:
         pytest.skip(f"{name} is not built; make build")
