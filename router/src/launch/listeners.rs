@@ -8,6 +8,11 @@ use std::{
 use super::{banner::Addresses, console::Failure};
 use crate::config::Config;
 
+/// Connections that may wait to be accepted; the system may allow fewer. std asks for 128, and past
+/// that a client's first packet is dropped, which costs it a second or more: a burst of clients is
+/// no error.
+const BACKLOG: i32 = 4_096;
+
 /// One socket and its address.
 #[derive(Debug)]
 pub(super) struct Listener {
@@ -33,6 +38,8 @@ impl Listener {
         };
         // Plain bind, no SO_REUSEPORT: that would hide a port in use.
         let socket = TcpListener::bind(wanted).map_err(failed)?;
+        // On a socket that listens already this only changes the number.
+        rustix::net::listen(&socket, BACKLOG).map_err(|errno| failed(errno.into()))?;
         socket.set_nonblocking(true).map_err(failed)?;
         let address = socket.local_addr().map_err(failed)?;
         Ok(Self { socket, address })
@@ -91,7 +98,10 @@ impl Listeners {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
+    use std::{
+        net::{Ipv4Addr, TcpStream},
+        time::Duration,
+    };
 
     use super::*;
 
@@ -108,5 +118,14 @@ mod tests {
              (os error 98)\n  fix: another --port, or --port 0 for a free port; `ss -ltnp` shows \
              who has it"
         );
+    }
+    #[test]
+    fn a_burst_of_clients_waits_to_be_accepted() {
+        let localhost = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let listener = Listener::bind(localhost, 0, "a test", "--test").unwrap();
+        // Twice what std would let wait.
+        let client = || TcpStream::connect_timeout(&listener.address, Duration::from_secs(5));
+        let burst: Vec<TcpStream> = (0..256).map_while(|_| client().ok()).collect();
+        assert_eq!(burst.len(), 256);
     }
 }
