@@ -1,0 +1,120 @@
+"""What a person at a terminal sees: chat with Ctrl-C, the progress bar of bench."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pty
+import re
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.processes import DOPD, wait_for
+from tests.support.server import Server, serve
+
+CTRL_C, CTRL_D = b"\x03", b"\x04"
+
+
+@pytest.fixture(scope="module")
+def slow() -> Iterator[Server]:
+    with serve("--mock", "--mock-timings", "h100-8b") as server:
+        yield server
+
+
+class Terminal:
+    """A command on a terminal of its own."""
+
+    def __init__(self, *words: str) -> None:
+        master, slave = pty.openpty()
+        self._master = master
+        os.set_blocking(master, False)
+        self.process = subprocess.Popen(
+            [*DOPD, *words],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env=os.environ | {"TERM": "xterm", "COLUMNS": "100"},
+            start_new_session=True,
+            # The terminal becomes the one that Ctrl-C belongs to.
+            preexec_fn=lambda: os.close(os.open(os.ttyname(0), os.O_RDWR)),
+        )
+        os.close(slave)
+        self.seen = ""
+
+    def type(self, keys: bytes) -> None:
+        """Press keys."""
+        os.write(self._master, keys)
+
+    def look(self) -> str:
+        """Everything shown so far."""
+        with contextlib.suppress(BlockingIOError, OSError):
+            while data := os.read(self._master, 65_536):
+                self.seen += data.decode(errors="replace")
+        return self.seen
+
+    def wait_for(self, pattern: str) -> None:
+        """Wait until `pattern` is on the screen."""
+        try:
+            wait_for(lambda: re.search(pattern, self.look()), f"{pattern!r} on the terminal")
+        except AssertionError as error:
+            raise AssertionError(f"{error}; it shows {self.seen!r}") from None
+
+    def ended(self) -> int:
+        """The exit code, once it has ended."""
+        return wait_for(
+            lambda: self.process.poll() is not None and (self.process.returncode,),
+            "the command ends",
+        )[0]
+
+    def close(self) -> None:
+        """End it if it still runs."""
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        os.close(self._master)
+
+
+def test_ctrl_c_ends_the_answer_and_not_the_talk(slow: Server) -> None:
+    terminal = Terminal("chat", "--url", slow.url, "--max-tokens", "100000")
+    with contextlib.closing(terminal):
+        terminal.wait_for(r"> $")
+        terminal.type(b"hello\r")
+        wait_for(lambda: slow.status()["sequences_running"] == 1, "the answer is being written")
+        terminal.type(CTRL_C)
+        terminal.wait_for(r"\(ended\)")
+        slow.wait_idle()
+        terminal.wait_for(r"> $")
+        terminal.type(CTRL_D)
+        assert terminal.ended() == 0
+
+
+def test_ctrl_c_at_the_prompt_ends_the_talk(slow: Server) -> None:
+    terminal = Terminal("chat", "--url", slow.url)
+    with contextlib.closing(terminal):
+        terminal.wait_for(r"> $")
+        terminal.type(CTRL_C)
+        assert terminal.ended() == 130
+        assert "Traceback" not in terminal.look()
+
+
+def test_bench_shows_a_bar_and_its_report(slow: Server) -> None:
+    words = ("--requests", "20", "--rate", "40", "--output-tokens", "3")
+    terminal = Terminal("bench", "--url", slow.url, *words)
+    with contextlib.closing(terminal):
+        assert terminal.ended() == 0
+        assert "20/20" in terminal.look()
+        assert "TTFT" in terminal.look()
+
+
+def test_ctrl_c_ends_a_load_with_a_report_of_what_was_measured(slow: Server) -> None:
+    words = ("--duration", "600", "--rate", "40", "--output-tokens", "3")
+    terminal = Terminal("bench", "--url", slow.url, *words)
+    with contextlib.closing(terminal):
+        terminal.wait_for(r"[1-9]\d*/\d+")
+        terminal.type(CTRL_C)
+        terminal.ended()
+        assert '"completed"' in terminal.look()
+        assert "Traceback" not in terminal.look()
+    slow.wait_idle()
