@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import platform
+import random
 import socket
 import subprocess
 import sys
@@ -59,10 +60,14 @@ def skip(name: str, reason: str) -> int:
 
 
 def free_port() -> int:
-    """A port that was free a moment ago."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port: int = server.getsockname()[1]
-        return port
+    """A port that was free a moment ago, below those that clients get.
+
+    A client that dials a free port of its own range over and over may at last connect to itself.
+    """
+    for port in random.sample(range(20_000, 30_000), k=100):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise RuntimeError("no free port between 20000 and 30000")
 
 
 def cpu_ns(pid: int) -> int:
