@@ -7,31 +7,19 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from mmap import mmap
 
 import torch
 
 from dopd.errors import ConfigError, DopdError
 from dopd.kv.layout import pages_for
+from dopd.kv.size import parse_memory
 
 DEFAULT_CPU_MEMORY = 512 << 20
 # Of what the weights leave free; the rest is for activations and the workspace of kernels.
 DEFAULT_CUDA_SHARE = 0.85
 MAX_MACHINE_SHARE = 0.9
 MIN_PAGES = 2
-
-_UNITS = {
-    "": 1,
-    "B": 1,
-    "KIB": 1 << 10,
-    "MIB": 1 << 20,
-    "GIB": 1 << 30,
-    "KB": 10**3,
-    "MB": 10**6,
-    "GB": 10**9,
-}
-_MEMORY = re.compile(r"(\d{1,15}(?:\.\d{1,6})?)\s*([A-Za-z]*)", re.ASCII)
 
 
 class KvPool:
@@ -76,14 +64,6 @@ class KvPool:
                 f"pages on {self.tensor.device} have no address here; use a device transport"
             )
         return self._bytes[index * self.page_bytes : (index + 1) * self.page_bytes]
-
-
-def parse_memory(text: str) -> int:
-    """Bytes of "512MiB", "1.5GiB", "2GB" or a plain number of bytes. Raises ConfigError."""
-    match = _MEMORY.fullmatch(text.strip())
-    if match is None or match[2].upper() not in _UNITS:
-        raise ConfigError(f"kv-memory {text!r} is no size; write for example 512MiB or 4GiB")
-    return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
 def memory_for(asked: str | None, device: torch.device) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from dopd import __version__, wire
 from dopd.engine.base import Engine
 from dopd.errors import ConfigError
+from dopd.kv.size import parse_memory
 from dopd.sched.batch import Batcher
 from dopd.sched.pages import PageAllocator
 from dopd.sched.seats import SeatLimits, Seats
@@ -19,7 +20,7 @@ from dopd.transfer.base import LinkIdentity
 from dopd.transfer.tcp import TcpTransport
 from dopd.types import Grant, Role, WorkerFacts
 from dopd.worker.attach import Attach
-from dopd.worker.config import WorkerConfig, parse_bytes
+from dopd.worker.config import WorkerConfig
 from dopd.worker.desk import Desk
 from dopd.worker.loop import StepLoop
 from dopd.worker.progress import Progress
@@ -42,7 +43,7 @@ def make_engine(config: WorkerConfig) -> Engine:
     if config.mock:
         from dopd.engine.mock import ENTRY_BYTES, MAX_MODEL_LEN, MockEngine
 
-        memory_bytes = parse_bytes(config.kv_memory or MOCK_KV_MEMORY)
+        memory_bytes = parse_memory(config.kv_memory or MOCK_KV_MEMORY)
         return MockEngine(
             max(memory_bytes // (ENTRY_BYTES * config.page_size), 1),
             config.mock_timings,

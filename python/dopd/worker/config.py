@@ -7,23 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dopd.errors import ConfigError
+from dopd.kv.size import parse_memory
 from dopd.types import Role
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 # The link's join token travels in the clear.
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
-_UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
-_UNITS |= {"kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12}
-
-
-def parse_bytes(text: str) -> int:
-    """`512MiB` -> 536870912."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([a-zA-Z]*)", text.strip())
-    unit = _UNITS.get(match[2].lower()) if match else None
-    if match is None or unit is None or float(match[1]) <= 0:
-        raise ConfigError(f"{text!r} is no size: write a number and KiB, MiB or GiB")
-    return int(float(match[1]) * unit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +53,7 @@ class WorkerConfig:
                 )
         self._check_numbers()
         if self.kv_memory is not None:
-            parse_bytes(self.kv_memory)
+            parse_memory(self.kv_memory)
         if not self.join_token:
             raise ConfigError("no join token: set DOPD_JOIN_TOKEN or give --join-token-file")
         if self.log_level not in LOG_LEVELS:

@@ -5,7 +5,8 @@ import torch
 
 from dopd.errors import ConfigError
 from dopd.kv.layout import page_bytes
-from dopd.kv.pool import KvPool, memory_for, pages_in, parse_memory
+from dopd.kv.pool import KvPool, memory_for, pages_in
+from dopd.kv.size import parse_memory
 
 SHAPE = (3, 4, 2, 8)
 CPU = torch.device("cpu")

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from dopd.errors import ConfigError
+from dopd.kv.size import parse_memory
 from dopd.types import Role
 from dopd.worker.args import _parser, parse
-from dopd.worker.config import WorkerConfig, parse_bytes
+from dopd.worker.config import WorkerConfig
 
 BASE = ["--mock", "--role", "decode", "--join", "127.0.0.1:50052"]
 
@@ -80,6 +81,7 @@ def test_a_wrong_file_is_refused(tmp_path: Path, text: str, error: str) -> None:
         (["--model", "m"], "either --model PATH or --mock"),
         (["--kv-memory", "much"], "'much' is no size"),
         (["--kv-memory", "0"], "'0' is no size"),
+        (["--kv-memory", "9" * 400], "is no size"),
         (["--max-num-seqs", "0"], "max_num_seqs is 0"),
         (["--max-batch-tokens", "100"], "max_batch_tokens is 100, but every one of"),
         (["--max-model-len", "1"], "max_model_len is 1"),
@@ -105,9 +107,9 @@ def test_role_and_join_are_needed(missing: str) -> None:
 
 
 def test_sizes() -> None:
-    assert parse_bytes("512MiB") == 512 << 20
-    assert parse_bytes("1.5 GB") == 1_500_000_000
-    assert parse_bytes("77") == 77
+    assert parse_memory("512MiB") == 512 << 20
+    assert parse_memory("1.5 GB") == 1_500_000_000
+    assert parse_memory("77") == 77
 
 
 def test_every_option_is_a_field_and_every_field_an_option() -> None:
