@@ -14,6 +14,7 @@
 //! for, and without the brain.
 
 pub mod admin;
+pub mod auth;
 pub mod cluster;
 pub mod config;
 pub mod dispatch;

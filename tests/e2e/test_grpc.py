@@ -29,8 +29,10 @@ def channel(mock: Server) -> Iterator[grpc.Channel]:
 def request(**fields: object) -> inference_pb2.GenerateRequest:
     ids = inference_pb2.TokenIds(ids=[7, 77, 177])
     sampling = inference_pb2.Sampling(temperature=0)
-    base = {"token_ids": ids, "max_tokens": 40, "ignore_eos": True, "sampling": sampling}
-    return inference_pb2.GenerateRequest(**(base | fields))
+    base = {"max_tokens": 40, "ignore_eos": True, "sampling": sampling}
+    prompt = {name: fields.pop(name) for name in ("model", "text", "token_ids") if name in fields}
+    options = inference_pb2.AnswerOptions(**(base | fields))
+    return inference_pb2.GenerateRequest(**({"token_ids": ids} | prompt), options=options)
 
 
 def generate(channel: grpc.Channel, **fields: object) -> list[inference_pb2.GenerateResponse]:

@@ -77,6 +77,7 @@ fn open(slot: u32) -> Command {
         kind: Some(open::Kind::Compute(Compute {
             prompt,
             answer: Vec::new(),
+            prompt_group: 0,
         })),
         ..Open::default()
     });

@@ -95,6 +95,7 @@ fn serve(prompt: &[u32], sampling: Sampling) -> Answer {
         kind: Some(open::Kind::Compute(Compute {
             prompt: prompt.to_vec(),
             answer: Vec::new(),
+            prompt_group: 0,
         })),
         ..Open::default()
     });

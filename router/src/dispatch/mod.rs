@@ -188,7 +188,11 @@ impl Dispatch {
             prompt: submission.prompt,
             sampling: submission.sampling,
             limits: submission.limits,
+            adjustments: submission.adjustments,
+            prompt_logprobs: submission.prompt_logprobs,
+            traceparent: submission.traceparent,
             priority: submission.priority,
+            choices: submission.sinks.len(),
             active: ActiveGuard::new(Arc::clone(&self.shared.active)),
         });
         let streams = (0_u8..).zip(submission.sinks).map(|(choice, sink)| {

@@ -14,7 +14,15 @@ pub struct Submission {
     pub sampling: crate::wire::worker::Sampling,
     /// When the answer ends.
     pub limits: crate::wire::worker::Limits,
-    /// Higher goes first.
+    /// Changes to the logits; `None`: none.
+    pub adjustments: Option<crate::wire::worker::LogitAdjustments>,
+    /// Log probabilities of the prompt's tokens and of this many alternatives.
+    pub prompt_logprobs: Option<u32>,
+    /// W3C trace context for the workers; empty: none.
+    pub traceparent: String,
+    /// Who pays for it; bounded by the configuration.
+    pub tenant: Arc<str>,
+    /// Lower goes first.
     pub priority: i32,
     /// When the client stops waiting.
     pub deadline: Instant,

@@ -6,10 +6,11 @@ use tonic::{Request, Response, Status, async_trait};
 
 use super::{params, status, stream::GenerateStream, timeout};
 use crate::{
+    auth::Caller,
     error::Error,
     service::{Arrival, Service, Wake, Wanted},
     validate,
-    wire::v1::{GenerateRequest, inference_service_server::InferenceService},
+    wire::v1::{self, GenerateRequest, inference_service_server::InferenceService},
 };
 
 /// The service behind `dopd.v1.InferenceService`.
@@ -63,12 +64,44 @@ impl InferenceService for Inference {
         &self,
         request: Request<GenerateRequest>,
     ) -> Result<Response<GenerateStream>, Status> {
-        let arrival = self.service.arrive();
+        let arrival = self.service.arrive(Caller::default(), String::new());
         let arrival = arrival.map_err(|error| status::of(&error, None))?;
         let id = arrival.id.clone();
         let started = self.start(arrival, request).await;
         started
             .map(Response::new)
             .map_err(|error| status::of(&error, Some(&id)))
+    }
+
+    type ChatStream = tokio_stream::Empty<Result<v1::ChatResponse, Status>>;
+    async fn chat(
+        &self,
+        _: Request<v1::ChatRequest>,
+    ) -> Result<Response<Self::ChatStream>, Status> {
+        Err(Status::unimplemented("chat"))
+    }
+    async fn tokenize(
+        &self,
+        _: Request<v1::TokenizeRequest>,
+    ) -> Result<Response<v1::TokenizeResponse>, Status> {
+        Err(Status::unimplemented("tokenize"))
+    }
+    async fn detokenize(
+        &self,
+        _: Request<v1::DetokenizeRequest>,
+    ) -> Result<Response<v1::DetokenizeResponse>, Status> {
+        Err(Status::unimplemented("detokenize"))
+    }
+    async fn list_models(
+        &self,
+        _: Request<v1::ListModelsRequest>,
+    ) -> Result<Response<v1::ListModelsResponse>, Status> {
+        Err(Status::unimplemented("list_models"))
+    }
+    async fn get_model(
+        &self,
+        _: Request<v1::GetModelRequest>,
+    ) -> Result<Response<v1::GetModelResponse>, Status> {
+        Err(Status::unimplemented("get_model"))
     }
 }

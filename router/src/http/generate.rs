@@ -16,6 +16,7 @@ use super::{
     whole::Collector,
 };
 use crate::{
+    auth::Caller,
     error::{Error, Reason},
     service::{Answer, Arrival, Next, Wake, Wanted},
     validate::{self, ChatOrText, Endpoint, Spec},
@@ -42,7 +43,7 @@ pub(super) async fn respond(
     endpoint: Endpoint,
     request: Request<Incoming>,
 ) -> Response<Body> {
-    let arrival = match app.service.arrive() {
+    let arrival = match app.service.arrive(Caller::default(), String::new()) {
         Ok(arrival) => arrival,
         Err(error) => return error::response(&error, None),
     };

@@ -38,6 +38,7 @@ use self::{
     text::AnswerText,
 };
 use crate::{
+    auth::Caller,
     config::records::LimitsConfig,
     dispatch::Submission,
     error::{Error, Reason},
@@ -78,6 +79,10 @@ pub struct Arrival {
     pub id: String,
     /// When its head was read.
     pub at: Instant,
+    /// Who sent it.
+    pub caller: Caller,
+    /// W3C trace context that came with it; empty: none.
+    pub traceparent: String,
 }
 
 /// One served model behind both fronts. Shared by all front threads.
@@ -149,10 +154,12 @@ impl Service {
     }
 
     /// Names a request; call it when its head has been read.
-    pub fn arrive(&self) -> Result<Arrival, Error> {
+    pub fn arrive(&self, caller: Caller, traceparent: String) -> Result<Arrival, Error> {
         Ok(Arrival {
             id: ids::request_id()?,
             at: Instant::now(),
+            caller,
+            traceparent,
         })
     }
 
@@ -274,6 +281,10 @@ impl Service {
                 stop_token_ids: spec.stop_token_ids.clone(),
                 ignore_eos: spec.ignore_eos,
             },
+            adjustments: None,
+            prompt_logprobs: None,
+            traceparent: arrival.traceparent.clone(),
+            tenant: Arc::clone(&arrival.caller.tenant),
             priority: spec.priority,
             deadline,
             sinks,

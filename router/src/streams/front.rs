@@ -249,12 +249,42 @@ fn open_message(
         sampling: Some(sampling),
         limits: Some(request.limits.clone()),
         request_id: request.label.clone(),
+        adjustments: request.adjustments.clone(),
+        // The choices share the prompt: one of them tells.
+        prompt_logprobs: request.prompt_logprobs.filter(|_| sequence.choice == 0),
+        traceparent: request.traceparent.clone(),
         kind: Some(match kind {
             OpenKind::Compute => open::Kind::Compute(Compute {
                 prompt: request.prompt.to_vec(),
                 answer: parts.answer,
+                prompt_group: prompt_group(&request),
             }),
-            OpenKind::Import => open::Kind::Import(Import { have: parts.have }),
+            OpenKind::Import => open::Kind::Import(Import {
+                have: parts.have,
+                prompt: penalized_prompt(&request),
+            }),
         }),
+    }
+}
+
+/// The number that the seats of one request's choices share; 0 for a request of one choice.
+fn prompt_group(request: &super::request::RequestShared) -> u64 {
+    if request.choices > 1 {
+        request.id.0.wrapping_add(1).max(1)
+    } else {
+        0
+    }
+}
+
+/// The prompt, if a seat that gets its KV from elsewhere needs it all the same.
+fn penalized_prompt(request: &super::request::RequestShared) -> Vec<u32> {
+    let penalized = request
+        .adjustments
+        .as_ref()
+        .is_some_and(|adjustments| (adjustments.repetition_penalty - 1.0).abs() > f32::EPSILON);
+    if penalized {
+        request.prompt.to_vec()
+    } else {
+        Vec::new()
     }
 }

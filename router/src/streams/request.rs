@@ -8,7 +8,7 @@ use std::sync::{
 use dopd_core::ids::RequestId;
 use sha2::{Digest, Sha256};
 
-use crate::wire::worker::{Limits, Sampling};
+use crate::wire::worker::{Limits, LogitAdjustments, Sampling};
 
 /// The part of a request that every Open carries.
 #[derive(Debug)]
@@ -25,7 +25,15 @@ pub struct RequestShared {
     pub sampling: Sampling,
     /// When the answer ends.
     pub limits: Limits,
-    /// Higher goes first.
+    /// Changes to the logits; `None`: none.
+    pub adjustments: Option<LogitAdjustments>,
+    /// Log probabilities of the prompt's tokens and of this many alternatives.
+    pub prompt_logprobs: Option<u32>,
+    /// W3C trace context for the workers; empty: none.
+    pub traceparent: String,
+    /// Choices: sequences with the same prompt.
+    pub choices: usize,
+    /// Lower goes first.
     pub priority: i32,
     /// Counts itself among the requests that have not ended.
     pub active: ActiveGuard,

@@ -48,6 +48,9 @@ pub enum FinishReason {
 pub trait Sink: Send {
     /// More tokens of the answer.
     fn tokens(&mut self, chunk: TokenChunk<'_>) -> Flow;
+    /// Log probabilities of the prompt's tokens at positions `start` and on, if they were asked for:
+    /// in order, but a replay tells them again from the start.
+    fn prompt_logprobs(&mut self, _start: u32, _logprobs: &[TokenLogprobs]) {}
     /// The worker ended the answer; the last token came with the `tokens` call before.
     fn finish(&mut self, reason: FinishReason);
     /// The request failed. Tokens may have been delivered before.

@@ -66,6 +66,10 @@ fn request(top_logprobs: Option<u32>) -> Arc<RequestShared> {
             max_tokens: 4,
             ..Limits::default()
         },
+        adjustments: None,
+        prompt_logprobs: None,
+        traceparent: String::new(),
+        choices: 1,
         priority: 0,
         active: ActiveGuard::new(Arc::new(AtomicUsize::new(0))),
     })

@@ -224,6 +224,7 @@ mod tests {
             let compute = Compute {
                 prompt: vec![u32::MAX; 200_000],
                 answer: Vec::new(),
+                prompt_group: 0,
             };
             outgoing.push(command::Kind::Open(Open {
                 slot,

@@ -7,8 +7,9 @@ use dopd_router::{
     error::{Error, Reason},
     streams::sink::{FinishReason, TokenLogprobs},
     wire::v1::{
-        self, GenerateRequest, GenerateResponse, Sampling, TokenIds, generate_request::Prompt,
-        generate_response::Event, inference_service_client::InferenceServiceClient,
+        self, AnswerOptions, GenerateRequest, GenerateResponse, Sampling, TokenIds,
+        generate_request::Prompt, generate_response::Event,
+        inference_service_client::InferenceServiceClient,
     },
 };
 use tokio::{net::TcpListener, task::LocalSet};
@@ -76,7 +77,7 @@ fn events_come_in_order_without_a_gap() {
         GrpcConfig::default(),
         |channel| async move {
             let mut request = text("hi");
-            request.n = Some(2);
+            request.options.get_or_insert_default().n = Some(2);
             let events = call(channel, request).await.unwrap();
             let numbers: Vec<u64> = events.iter().map(|event| event.sequence_number).collect();
             let expected: Vec<u64> = (0..events.len() as u64).collect();
@@ -119,10 +120,13 @@ fn events_come_in_order_without_a_gap() {
 
 fn with_sampling(temperature: f32, min_p: f32) -> GenerateRequest {
     GenerateRequest {
-        sampling: Some(Sampling {
-            temperature: Some(temperature),
-            min_p: Some(min_p),
-            ..Sampling::default()
+        options: Some(AnswerOptions {
+            sampling: Some(Sampling {
+                temperature: Some(temperature),
+                min_p: Some(min_p),
+                ..Sampling::default()
+            }),
+            ..AnswerOptions::default()
         }),
         ..text("x")
     }
@@ -142,7 +146,10 @@ fn bad_requests_name_the_field() {
         ..text("x")
     };
     let many_logprobs = GenerateRequest {
-        top_logprobs: Some(21),
+        options: Some(AnswerOptions {
+            top_logprobs: Some(21),
+            ..AnswerOptions::default()
+        }),
         ..text("x")
     };
     let cases = [
@@ -151,17 +158,17 @@ fn bad_requests_name_the_field() {
         (
             with_sampling(f32::NAN, 0.0),
             "invalid_value",
-            "sampling.temperature",
+            "options.sampling.temperature",
         ),
         (
             with_sampling(1.0, f32::INFINITY),
             "invalid_value",
-            "sampling.min_p",
+            "options.sampling.min_p",
         ),
         (ids(vec![1, 258]), "invalid_value", "prompt"),
         (ids(vec![1; 1_024]), "context_length_exceeded", "prompt"),
         (another_model, "model_not_found", "model"),
-        (many_logprobs, "invalid_value", "top_logprobs"),
+        (many_logprobs, "invalid_value", "options.top_logprobs"),
     ];
     serve(
         Fake::new(vec![]),

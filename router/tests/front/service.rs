@@ -14,6 +14,7 @@ use std::{
 };
 
 use dopd_router::{
+    auth::Caller,
     config::records::{LimitsConfig, ModelConfig},
     error::{Error, Reason},
     metrics::Metrics,
@@ -74,7 +75,13 @@ async fn submit(service: &Service, params: Params) -> Result<Answer, Error> {
         wake: Wake::Each,
         token_ids: false,
     };
-    service.submit(service.arrive()?, spec, wanted).await
+    service
+        .submit(
+            service.arrive(Caller::default(), String::new())?,
+            spec,
+            wanted,
+        )
+        .await
 }
 
 fn text(prompt: &str) -> Params {

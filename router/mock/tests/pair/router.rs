@@ -255,12 +255,19 @@ impl Ask {
             open::Kind::Compute(wire::Compute {
                 prompt: self.prompt.clone(),
                 answer: answer.to_vec(),
+                prompt_group: 0,
             }),
         )
     }
 
     pub(crate) fn import(&self, slot: u32, have: u32) -> command::Kind {
-        self.open(slot, open::Kind::Import(wire::Import { have }))
+        self.open(
+            slot,
+            open::Kind::Import(wire::Import {
+                have,
+                ..Default::default()
+            }),
+        )
     }
 
     /// The answer that every way of serving it must give.

@@ -83,12 +83,20 @@ pub(crate) fn compute(slot: u32, max_tokens: u32) -> command::Kind {
     let kind = open::Kind::Compute(wire::Compute {
         prompt: prompt(PROMPT),
         answer: Vec::new(),
+        prompt_group: 0,
     });
     open(slot, max_tokens, kind)
 }
 
 pub(crate) fn import(slot: u32, have: u32) -> command::Kind {
-    open(slot, 9, open::Kind::Import(wire::Import { have }))
+    open(
+        slot,
+        9,
+        open::Kind::Import(wire::Import {
+            have,
+            ..Default::default()
+        }),
+    )
 }
 
 impl Bench {

@@ -260,7 +260,10 @@ fn open_without_room_is_refused_and_impossible_open_is_an_error() {
             slot,
             pages: 1,
             prompt_tokens: 10,
-            kind: Some(open::Kind::Import(wire::Import { have: 0 })),
+            kind: Some(open::Kind::Import(wire::Import {
+                have: 0,
+                ..Default::default()
+            })),
             ..good.clone()
         }));
     }

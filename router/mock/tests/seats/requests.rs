@@ -165,13 +165,17 @@ impl Requests {
         let kind = open::Kind::Compute(wire::Compute {
             prompt: it.prompt.clone(),
             answer: it.got.clone(),
+            prompt_group: 0,
         });
         self.asks[ask].current = Some(self.open(ask, worker, kind));
     }
 
     fn open_import(&mut self, ask: usize, worker: usize) {
         let have = u32::try_from(self.asks[ask].got.len()).expect("short");
-        let kind = open::Kind::Import(wire::Import { have });
+        let kind = open::Kind::Import(wire::Import {
+            have,
+            ..Default::default()
+        });
         self.asks[ask].next = Some(self.open(ask, worker, kind));
     }
 

@@ -156,29 +156,8 @@ pub struct GenerateRequest {
     /// Model to use; empty means the only one served.
     #[prost(string, tag = "1")]
     pub model: ::prost::alloc::string::String,
-    /// Most tokens to generate per choice. Absent: what the context leaves.
-    #[prost(uint32, optional, tag = "4")]
-    pub max_tokens: ::core::option::Option<u32>,
-    /// Independent choices, 1 to 16. Absent: 1.
-    #[prost(uint32, optional, tag = "5")]
-    pub n: ::core::option::Option<u32>,
-    #[prost(message, optional, tag = "6")]
-    pub sampling: ::core::option::Option<Sampling>,
-    /// Ends of the answer: at most 16 strings of 1 to 256 bytes. The matching text is not part of the answer.
-    #[prost(string, repeated, tag = "7")]
-    pub stop: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
-    /// Ends of the answer, as token ids; at most 64.
-    #[prost(uint32, repeated, tag = "8")]
-    pub stop_token_ids: ::prost::alloc::vec::Vec<u32>,
-    /// Go on after the end-of-sequence token.
-    #[prost(bool, tag = "9")]
-    pub ignore_eos: bool,
-    /// Log probabilities: of the chosen token and of this many alternatives, 0 to 20. Absent: none.
-    #[prost(uint32, optional, tag = "10")]
-    pub top_logprobs: ::core::option::Option<u32>,
-    /// Higher goes first, -100 to 100. Absent: 0.
-    #[prost(int32, optional, tag = "11")]
-    pub priority: ::core::option::Option<i32>,
+    #[prost(message, optional, tag = "4")]
+    pub options: ::core::option::Option<AnswerOptions>,
     #[prost(oneof = "generate_request::Prompt", tags = "2, 3")]
     pub prompt: ::core::option::Option<generate_request::Prompt>,
 }
@@ -194,6 +173,57 @@ pub mod generate_request {
         TokenIds(super::TokenIds),
     }
 }
+/// One chat to answer.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ChatRequest {
+    /// Model to use; empty means the only one served.
+    #[prost(string, tag = "1")]
+    pub model: ::prost::alloc::string::String,
+    /// In order; at least one, at most 2,048.
+    #[prost(message, repeated, tag = "2")]
+    pub messages: ::prost::alloc::vec::Vec<ChatMessage>,
+    #[prost(message, optional, tag = "3")]
+    pub options: ::core::option::Option<AnswerOptions>,
+}
+/// One message of a chat.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ChatMessage {
+    /// What the model's template knows: "system", "developer", "user", "assistant", "tool".
+    #[prost(string, tag = "1")]
+    pub role: ::prost::alloc::string::String,
+    #[prost(string, tag = "2")]
+    pub content: ::prost::alloc::string::String,
+}
+/// What an answer shall be like, and where it ends.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AnswerOptions {
+    /// Most tokens to generate per choice. Absent: what the context leaves.
+    #[prost(uint32, optional, tag = "1")]
+    pub max_tokens: ::core::option::Option<u32>,
+    /// Fewest tokens per choice before a stop may end it. Absent: 0.
+    #[prost(uint32, optional, tag = "2")]
+    pub min_tokens: ::core::option::Option<u32>,
+    /// Independent choices, 1 to 16. Absent: 1.
+    #[prost(uint32, optional, tag = "3")]
+    pub n: ::core::option::Option<u32>,
+    #[prost(message, optional, tag = "4")]
+    pub sampling: ::core::option::Option<Sampling>,
+    /// Ends of the answer: at most 16 strings of 1 to 256 bytes. The matching text is not part of the answer.
+    #[prost(string, repeated, tag = "5")]
+    pub stop: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
+    /// Ends of the answer, as token ids; at most 64.
+    #[prost(uint32, repeated, tag = "6")]
+    pub stop_token_ids: ::prost::alloc::vec::Vec<u32>,
+    /// Go on after the end-of-sequence token.
+    #[prost(bool, tag = "7")]
+    pub ignore_eos: bool,
+    /// Log probabilities: of the chosen token and of this many alternatives, 0 to 20. Absent: none.
+    #[prost(uint32, optional, tag = "8")]
+    pub top_logprobs: ::core::option::Option<u32>,
+    /// Lower goes first, -100 to 100. Absent: 0.
+    #[prost(int32, optional, tag = "9")]
+    pub priority: ::core::option::Option<i32>,
+}
 /// Token ids of the model's vocabulary.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TokenIds {
@@ -201,7 +231,7 @@ pub struct TokenIds {
     pub ids: ::prost::alloc::vec::Vec<u32>,
 }
 /// How the next token is drawn. `temperature` 0 takes the most likely token.
-#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Sampling {
     /// 0 to 2. Absent: 1.
     #[prost(float, optional, tag = "1")]
@@ -218,6 +248,18 @@ pub struct Sampling {
     /// 0 to 1. Absent: 0.
     #[prost(float, optional, tag = "5")]
     pub min_p: ::core::option::Option<f32>,
+    /// Subtracted once from the logit of each token that the answer holds; -2 to 2. Absent: 0.
+    #[prost(float, optional, tag = "6")]
+    pub presence_penalty: ::core::option::Option<f32>,
+    /// Subtracted for each time that the answer holds the token; -2 to 2. Absent: 0.
+    #[prost(float, optional, tag = "7")]
+    pub frequency_penalty: ::core::option::Option<f32>,
+    /// Above 0, at most 2. Divides logits above 0, multiplies those below, of tokens that prompt or answer hold. Absent: 1.
+    #[prost(float, optional, tag = "8")]
+    pub repetition_penalty: ::core::option::Option<f32>,
+    /// Added to the logits of these tokens; at most 1,024 of them, -100 to 100.
+    #[prost(map = "uint32, float", tag = "9")]
+    pub logit_bias: ::std::collections::HashMap<u32, f32>,
 }
 /// One event of the answer.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -229,6 +271,28 @@ pub struct GenerateResponse {
 }
 /// Nested message and enum types in `GenerateResponse`.
 pub mod generate_response {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Event {
+        #[prost(message, tag = "2")]
+        Started(super::Started),
+        #[prost(message, tag = "3")]
+        Delta(super::Delta),
+        #[prost(message, tag = "4")]
+        Finished(super::Finished),
+        #[prost(message, tag = "5")]
+        Done(super::Done),
+    }
+}
+/// One event of the answer.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ChatResponse {
+    #[prost(uint64, tag = "1")]
+    pub sequence_number: u64,
+    #[prost(oneof = "chat_response::Event", tags = "2, 3, 4, 5")]
+    pub event: ::core::option::Option<chat_response::Event>,
+}
+/// Nested message and enum types in `ChatResponse`.
+pub mod chat_response {
     #[derive(Clone, PartialEq, ::prost::Oneof)]
     pub enum Event {
         #[prost(message, tag = "2")]
@@ -301,6 +365,88 @@ pub struct Done {
     #[prost(message, optional, tag = "1")]
     pub usage: ::core::option::Option<Usage>,
 }
+/// What to tokenize.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct TokenizeRequest {
+    /// Model to use; empty means the only one served.
+    #[prost(string, tag = "1")]
+    pub model: ::prost::alloc::string::String,
+    #[prost(oneof = "tokenize_request::Input", tags = "2, 3")]
+    pub input: ::core::option::Option<tokenize_request::Input>,
+}
+/// Nested message and enum types in `TokenizeRequest`.
+pub mod tokenize_request {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Input {
+        /// Without a chat template.
+        #[prost(string, tag = "2")]
+        Text(::prost::alloc::string::String),
+        /// Rendered by the model's template.
+        #[prost(message, tag = "3")]
+        Chat(super::ChatMessages),
+    }
+}
+/// Messages of a chat, in order.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ChatMessages {
+    #[prost(message, repeated, tag = "1")]
+    pub messages: ::prost::alloc::vec::Vec<ChatMessage>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TokenizeResponse {
+    #[prost(uint32, repeated, tag = "1")]
+    pub token_ids: ::prost::alloc::vec::Vec<u32>,
+    /// Longest prompt plus answer in tokens.
+    #[prost(uint32, tag = "2")]
+    pub max_model_len: u32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DetokenizeRequest {
+    /// Model to use; empty means the only one served.
+    #[prost(string, tag = "1")]
+    pub model: ::prost::alloc::string::String,
+    #[prost(uint32, repeated, tag = "2")]
+    pub token_ids: ::prost::alloc::vec::Vec<u32>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DetokenizeResponse {
+    #[prost(string, tag = "1")]
+    pub text: ::prost::alloc::string::String,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListModelsRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListModelsResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub models: ::prost::alloc::vec::Vec<Model>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetModelRequest {
+    #[prost(string, tag = "1")]
+    pub model: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct GetModelResponse {
+    #[prost(message, optional, tag = "1")]
+    pub model: ::core::option::Option<Model>,
+}
+/// A model that is served here.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Model {
+    #[prost(string, tag = "1")]
+    pub name: ::prost::alloc::string::String,
+    /// Seconds since 1970 at which it was loaded.
+    #[prost(int64, tag = "2")]
+    pub created_s: i64,
+    #[prost(string, tag = "3")]
+    pub owned_by: ::prost::alloc::string::String,
+    /// Longest prompt plus answer in tokens.
+    #[prost(uint32, tag = "4")]
+    pub max_model_len: u32,
+    /// Whether workers are attached that can serve it now.
+    #[prost(bool, tag = "5")]
+    pub ready: bool,
+}
 /// Generated client implementations.
 pub mod inference_service_client {
     #![allow(
@@ -313,6 +459,11 @@ pub mod inference_service_client {
     use tonic::codegen::*;
     use tonic::codegen::http::Uri;
     /// Generates text. Health (`grpc.health.v1`) and reflection are served on the same port.
+    ///
+    /// Where keys are configured, every call carries the metadata `authorization: Bearer KEY`. A `grpc-timeout` covers the whole
+    /// call, streams included; without one the server's own limit holds. A failure is a status whose details carry
+    /// `google.rpc.ErrorInfo` (domain `dopd`, reason: see ErrorReason), `google.rpc.BadRequest` where a field is at fault and
+    /// `google.rpc.RetryInfo` where it is worth trying again.
     #[derive(Debug, Clone)]
     pub struct InferenceServiceClient<T> {
         inner: tonic::client::Grpc<T>,
@@ -396,9 +547,7 @@ pub mod inference_service_client {
         /// Continues a prompt.
         ///
         /// Order: one `started`, then `delta` and `finished` of the choices, interleaved; exactly one `finished` per choice;
-        /// last one `done`. `sequence_number` starts at 0 and has no gaps. A failure ends the stream with a status that carries
-        /// `google.rpc.ErrorInfo` (domain `dopd`, reason: see ErrorReason) and, where a field is at fault,
-        /// `google.rpc.BadRequest`. Ending the call cancels the request. A `grpc-timeout` covers the whole stream.
+        /// last one `done`. `sequence_number` starts at 0 and has no gaps. Ending the call cancels the request.
         pub async fn generate(
             &mut self,
             request: impl tonic::IntoRequest<super::GenerateRequest>,
@@ -422,6 +571,131 @@ pub mod inference_service_client {
             req.extensions_mut()
                 .insert(GrpcMethod::new("dopd.v1.InferenceService", "Generate"));
             self.inner.server_streaming(req, path, codec).await
+        }
+        /// Answers a chat, rendered by the model's template. Events as those of Generate.
+        pub async fn chat(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ChatRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::ChatResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/dopd.v1.InferenceService/Chat",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("dopd.v1.InferenceService", "Chat"));
+            self.inner.server_streaming(req, path, codec).await
+        }
+        /// Token ids of a text or of a chat, as Generate and Chat would use them.
+        pub async fn tokenize(
+            &mut self,
+            request: impl tonic::IntoRequest<super::TokenizeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::TokenizeResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/dopd.v1.InferenceService/Tokenize",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("dopd.v1.InferenceService", "Tokenize"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Text of token ids. Bytes that are not valid UTF-8 come back as U+FFFD.
+        pub async fn detokenize(
+            &mut self,
+            request: impl tonic::IntoRequest<super::DetokenizeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DetokenizeResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/dopd.v1.InferenceService/Detokenize",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("dopd.v1.InferenceService", "Detokenize"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// The models served here.
+        pub async fn list_models(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListModelsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListModelsResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/dopd.v1.InferenceService/ListModels",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("dopd.v1.InferenceService", "ListModels"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// One model.
+        pub async fn get_model(
+            &mut self,
+            request: impl tonic::IntoRequest<super::GetModelRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetModelResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/dopd.v1.InferenceService/GetModel",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("dopd.v1.InferenceService", "GetModel"));
+            self.inner.unary(req, path, codec).await
         }
     }
 }
@@ -447,15 +721,61 @@ pub mod inference_service_server {
         /// Continues a prompt.
         ///
         /// Order: one `started`, then `delta` and `finished` of the choices, interleaved; exactly one `finished` per choice;
-        /// last one `done`. `sequence_number` starts at 0 and has no gaps. A failure ends the stream with a status that carries
-        /// `google.rpc.ErrorInfo` (domain `dopd`, reason: see ErrorReason) and, where a field is at fault,
-        /// `google.rpc.BadRequest`. Ending the call cancels the request. A `grpc-timeout` covers the whole stream.
+        /// last one `done`. `sequence_number` starts at 0 and has no gaps. Ending the call cancels the request.
         async fn generate(
             &self,
             request: tonic::Request<super::GenerateRequest>,
         ) -> std::result::Result<tonic::Response<Self::GenerateStream>, tonic::Status>;
+        /// Server streaming response type for the Chat method.
+        type ChatStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<super::ChatResponse, tonic::Status>,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Answers a chat, rendered by the model's template. Events as those of Generate.
+        async fn chat(
+            &self,
+            request: tonic::Request<super::ChatRequest>,
+        ) -> std::result::Result<tonic::Response<Self::ChatStream>, tonic::Status>;
+        /// Token ids of a text or of a chat, as Generate and Chat would use them.
+        async fn tokenize(
+            &self,
+            request: tonic::Request<super::TokenizeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::TokenizeResponse>,
+            tonic::Status,
+        >;
+        /// Text of token ids. Bytes that are not valid UTF-8 come back as U+FFFD.
+        async fn detokenize(
+            &self,
+            request: tonic::Request<super::DetokenizeRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::DetokenizeResponse>,
+            tonic::Status,
+        >;
+        /// The models served here.
+        async fn list_models(
+            &self,
+            request: tonic::Request<super::ListModelsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListModelsResponse>,
+            tonic::Status,
+        >;
+        /// One model.
+        async fn get_model(
+            &self,
+            request: tonic::Request<super::GetModelRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::GetModelResponse>,
+            tonic::Status,
+        >;
     }
     /// Generates text. Health (`grpc.health.v1`) and reflection are served on the same port.
+    ///
+    /// Where keys are configured, every call carries the metadata `authorization: Bearer KEY`. A `grpc-timeout` covers the whole
+    /// call, streams included; without one the server's own limit holds. A failure is a status whose details carry
+    /// `google.rpc.ErrorInfo` (domain `dopd`, reason: see ErrorReason), `google.rpc.BadRequest` where a field is at fault and
+    /// `google.rpc.RetryInfo` where it is worth trying again.
     #[derive(Debug)]
     pub struct InferenceServiceServer<T> {
         inner: Arc<T>,
@@ -574,6 +894,232 @@ pub mod inference_service_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/dopd.v1.InferenceService/Chat" => {
+                    #[allow(non_camel_case_types)]
+                    struct ChatSvc<T: InferenceService>(pub Arc<T>);
+                    impl<
+                        T: InferenceService,
+                    > tonic::server::ServerStreamingService<super::ChatRequest>
+                    for ChatSvc<T> {
+                        type Response = super::ChatResponse;
+                        type ResponseStream = T::ChatStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ChatRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as InferenceService>::chat(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ChatSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/dopd.v1.InferenceService/Tokenize" => {
+                    #[allow(non_camel_case_types)]
+                    struct TokenizeSvc<T: InferenceService>(pub Arc<T>);
+                    impl<
+                        T: InferenceService,
+                    > tonic::server::UnaryService<super::TokenizeRequest>
+                    for TokenizeSvc<T> {
+                        type Response = super::TokenizeResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::TokenizeRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as InferenceService>::tokenize(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = TokenizeSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/dopd.v1.InferenceService/Detokenize" => {
+                    #[allow(non_camel_case_types)]
+                    struct DetokenizeSvc<T: InferenceService>(pub Arc<T>);
+                    impl<
+                        T: InferenceService,
+                    > tonic::server::UnaryService<super::DetokenizeRequest>
+                    for DetokenizeSvc<T> {
+                        type Response = super::DetokenizeResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::DetokenizeRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as InferenceService>::detokenize(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = DetokenizeSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/dopd.v1.InferenceService/ListModels" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListModelsSvc<T: InferenceService>(pub Arc<T>);
+                    impl<
+                        T: InferenceService,
+                    > tonic::server::UnaryService<super::ListModelsRequest>
+                    for ListModelsSvc<T> {
+                        type Response = super::ListModelsResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListModelsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as InferenceService>::list_models(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListModelsSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/dopd.v1.InferenceService/GetModel" => {
+                    #[allow(non_camel_case_types)]
+                    struct GetModelSvc<T: InferenceService>(pub Arc<T>);
+                    impl<
+                        T: InferenceService,
+                    > tonic::server::UnaryService<super::GetModelRequest>
+                    for GetModelSvc<T> {
+                        type Response = super::GetModelResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::GetModelRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as InferenceService>::get_model(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = GetModelSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)

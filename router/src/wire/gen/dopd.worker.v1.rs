@@ -165,6 +165,7 @@ pub struct Open {
     /// Pages to reserve: enough for prompt and all tokens of the answer.
     #[prost(uint32, tag = "2")]
     pub pages: u32,
+    /// Lower goes first.
     #[prost(int32, tag = "3")]
     pub priority: i32,
     #[prost(uint32, tag = "4")]
@@ -179,6 +180,16 @@ pub struct Open {
     /// Opaque label for logs of both sides.
     #[prost(string, tag = "10")]
     pub request_id: ::prost::alloc::string::String,
+    /// Absent: logits are drawn from as they are.
+    #[prost(message, optional, tag = "11")]
+    pub adjustments: ::core::option::Option<LogitAdjustments>,
+    /// Absent: none. Else log probabilities of the prompt's own tokens and of this many others at each position, in
+    /// `Report.prompt_logprobs`. A `compute` seat only.
+    #[prost(uint32, optional, tag = "12")]
+    pub prompt_logprobs: ::core::option::Option<u32>,
+    /// W3C trace context of the request, for spans and logs of the worker; empty: none.
+    #[prost(string, tag = "13")]
+    pub traceparent: ::prost::alloc::string::String,
     #[prost(oneof = "open::Kind", tags = "8, 9")]
     pub kind: ::core::option::Option<open::Kind>,
 }
@@ -199,13 +210,38 @@ pub struct Compute {
     pub prompt: ::prost::alloc::vec::Vec<u32>,
     #[prost(uint32, repeated, tag = "2")]
     pub answer: ::prost::alloc::vec::Vec<u32>,
+    /// Seats of one session with the same number have the same prompt (the choices of one request): a worker may compute
+    /// it once and share its full pages. A hint; 0: none.
+    #[prost(fixed64, tag = "3")]
+    pub prompt_group: u64,
 }
 /// The KV will come from another worker. Answered by `opened` with a grant.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Import {
     /// Answer tokens that the router holds.
     #[prost(uint32, tag = "1")]
     pub have: u32,
+    /// The prompt; sent only if `adjustments.repetition_penalty` needs it, since the KV comes from the other worker.
+    #[prost(uint32, repeated, tag = "2")]
+    pub prompt: ::prost::alloc::vec::Vec<u32>,
+}
+/// Changes to the logits before a draw, in this order: bias, then penalties. Log probabilities are of the raw logits.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct LogitAdjustments {
+    /// Subtracted once from each token that the answer holds; -2 to 2. 0: off.
+    #[prost(float, tag = "1")]
+    pub presence_penalty: f32,
+    /// Subtracted for each time that the answer holds the token; -2 to 2. 0: off.
+    #[prost(float, tag = "2")]
+    pub frequency_penalty: f32,
+    /// Divides logits above 0 and multiplies those below of each token that prompt or answer hold. 1: off.
+    #[prost(float, tag = "3")]
+    pub repetition_penalty: f32,
+    /// Added to the logit of a token; -100 to 100. Entry i of one column belongs to entry i of the other.
+    #[prost(uint32, repeated, tag = "4")]
+    pub bias_tokens: ::prost::alloc::vec::Vec<u32>,
+    #[prost(float, repeated, tag = "5")]
+    pub bias_values: ::prost::alloc::vec::Vec<f32>,
 }
 #[derive(Clone, Copy, PartialEq, ::prost::Message)]
 pub struct Sampling {
@@ -350,6 +386,31 @@ pub struct Report {
     /// Log probabilities of this report's tokens whose seats asked for them.
     #[prost(message, optional, tag = "33")]
     pub logprobs: ::core::option::Option<Logprobs>,
+    /// Of the prompt tokens that this step computed, for seats that asked.
+    #[prost(message, optional, tag = "34")]
+    pub prompt_logprobs: ::core::option::Option<PromptLogprobs>,
+}
+/// Columns over runs of prompt positions, then over positions. The first token of a prompt has no log probability: runs
+/// begin at position 1 or later.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PromptLogprobs {
+    /// One entry per run: slot, position of its first token in the prompt, positions.
+    #[prost(uint32, repeated, tag = "1")]
+    pub slots: ::prost::alloc::vec::Vec<u32>,
+    #[prost(uint32, repeated, tag = "2")]
+    pub starts: ::prost::alloc::vec::Vec<u32>,
+    #[prost(uint32, repeated, tag = "3")]
+    pub lens: ::prost::alloc::vec::Vec<u32>,
+    /// One entry per position, all runs one after another: of the prompt's own token.
+    #[prost(float, repeated, tag = "4")]
+    pub chosen: ::prost::alloc::vec::Vec<f32>,
+    /// Alternatives per position; `top_tokens` and `top_logprobs` hold them one after another, most likely first.
+    #[prost(uint32, repeated, tag = "5")]
+    pub top_lens: ::prost::alloc::vec::Vec<u32>,
+    #[prost(uint32, repeated, tag = "6")]
+    pub top_tokens: ::prost::alloc::vec::Vec<u32>,
+    #[prost(float, repeated, tag = "7")]
+    pub top_logprobs: ::prost::alloc::vec::Vec<f32>,
 }
 /// Columns over those tokens of the report whose seat asked for log probabilities, in the order of `tokens`.
 #[derive(Clone, PartialEq, ::prost::Message)]

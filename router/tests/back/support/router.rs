@@ -176,6 +176,10 @@ impl Router {
                 max_tokens: request.max_tokens,
                 ..Limits::default()
             },
+            adjustments: None,
+            prompt_logprobs: None,
+            traceparent: String::new(),
+            tenant: "default".into(),
             priority: 0,
             deadline: Instant::now() + request.timeout,
             sinks,

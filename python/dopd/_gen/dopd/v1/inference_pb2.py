@@ -25,33 +25,65 @@ _sym_db = _symbol_database.Default()
 from dopd._gen.dopd.v1 import types_pb2 as dopd_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x64opd/v1/inference.proto\x12\x07\x64opd.v1\x1a\x13\x64opd/v1/types.proto\"\xcf\x02\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12&\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x11.dopd.v1.TokenIdsH\x00\x12\x17\n\nmax_tokens\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x0e\n\x01n\x18\x05 \x01(\rH\x02\x88\x01\x01\x12#\n\x08sampling\x18\x06 \x01(\x0b\x32\x11.dopd.v1.Sampling\x12\x0c\n\x04stop\x18\x07 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x08 \x03(\r\x12\x12\n\nignore_eos\x18\t \x01(\x08\x12\x19\n\x0ctop_logprobs\x18\n \x01(\rH\x03\x88\x01\x01\x12\x15\n\x08priority\x18\x0b \x01(\x05H\x04\x88\x01\x01\x42\x08\n\x06promptB\r\n\x0b_max_tokensB\x04\n\x02_nB\x0f\n\r_top_logprobsB\x0b\n\t_priority\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xaa\x01\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x03\x88\x01\x01\x12\x12\n\x05min_p\x18\x05 \x01(\x02H\x04\x88\x01\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seedB\x08\n\x06_min_p\"\xc0\x01\n\x10GenerateResponse\x12\x17\n\x0fsequence_number\x18\x01 \x01(\x04\x12#\n\x07started\x18\x02 \x01(\x0b\x32\x10.dopd.v1.StartedH\x00\x12\x1f\n\x05\x64\x65lta\x18\x03 \x01(\x0b\x32\x0e.dopd.v1.DeltaH\x00\x12%\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x11.dopd.v1.FinishedH\x00\x12\x1d\n\x04\x64one\x18\x05 \x01(\x0b\x32\r.dopd.v1.DoneH\x00\x42\x07\n\x05\x65vent\"C\n\x07Started\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\"b\n\x05\x44\x65lta\x12\x0e\n\x06\x63hoice\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12(\n\x08logprobs\x18\x04 \x03(\x0b\x32\x16.dopd.v1.TokenLogprobs\"Z\n\rTokenLogprobs\x12%\n\x06\x63hosen\x18\x01 \x01(\x0b\x32\x15.dopd.v1.TokenLogprob\x12\"\n\x03top\x18\x02 \x03(\x0b\x32\x15.dopd.v1.TokenLogprob\"F\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x13\n\x0btoken_bytes\x18\x02 \x01(\x0c\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\"A\n\x08\x46inished\x12\x0e\n\x06\x63hoice\x18\x01 \x01(\r\x12%\n\x06reason\x18\x02 \x01(\x0e\x32\x15.dopd.v1.FinishReason\"%\n\x04\x44one\x12\x1d\n\x05usage\x18\x01 \x01(\x0b\x32\x0e.dopd.v1.Usage2U\n\x10InferenceService\x12\x41\n\x08Generate\x12\x18.dopd.v1.GenerateRequest\x1a\x19.dopd.v1.GenerateResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x64opd/v1/inference.proto\x12\x07\x64opd.v1\x1a\x13\x64opd/v1/types.proto\"\x8b\x01\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12&\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x11.dopd.v1.TokenIdsH\x00\x12\'\n\x07options\x18\x04 \x01(\x0b\x32\x16.dopd.v1.AnswerOptionsB\x08\n\x06prompt\"m\n\x0b\x43hatRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12&\n\x08messages\x18\x02 \x03(\x0b\x32\x14.dopd.v1.ChatMessage\x12\'\n\x07options\x18\x03 \x01(\x0b\x32\x16.dopd.v1.AnswerOptions\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\xa4\x02\n\rAnswerOptions\x12\x17\n\nmax_tokens\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x17\n\nmin_tokens\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x0e\n\x01n\x18\x03 \x01(\rH\x02\x88\x01\x01\x12#\n\x08sampling\x18\x04 \x01(\x0b\x32\x11.dopd.v1.Sampling\x12\x0c\n\x04stop\x18\x05 \x03(\t\x12\x16\n\x0estop_token_ids\x18\x06 \x03(\r\x12\x12\n\nignore_eos\x18\x07 \x01(\x08\x12\x19\n\x0ctop_logprobs\x18\x08 \x01(\rH\x03\x88\x01\x01\x12\x15\n\x08priority\x18\t \x01(\x05H\x04\x88\x01\x01\x42\r\n\x0b_max_tokensB\r\n\x0b_min_tokensB\x04\n\x02_nB\x0f\n\r_top_logprobsB\x0b\n\t_priority\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xb4\x03\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x02H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\x05top_k\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x11\n\x04seed\x18\x04 \x01(\x04H\x03\x88\x01\x01\x12\x12\n\x05min_p\x18\x05 \x01(\x02H\x04\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x06 \x01(\x02H\x05\x88\x01\x01\x12\x1e\n\x11\x66requency_penalty\x18\x07 \x01(\x02H\x06\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x08 \x01(\x02H\x07\x88\x01\x01\x12\x34\n\nlogit_bias\x18\t \x03(\x0b\x32 .dopd.v1.Sampling.LogitBiasEntry\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\x42\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x07\n\x05_seedB\x08\n\x06_min_pB\x13\n\x11_presence_penaltyB\x14\n\x12_frequency_penaltyB\x15\n\x13_repetition_penalty\"\xc0\x01\n\x10GenerateResponse\x12\x17\n\x0fsequence_number\x18\x01 \x01(\x04\x12#\n\x07started\x18\x02 \x01(\x0b\x32\x10.dopd.v1.StartedH\x00\x12\x1f\n\x05\x64\x65lta\x18\x03 \x01(\x0b\x32\x0e.dopd.v1.DeltaH\x00\x12%\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x11.dopd.v1.FinishedH\x00\x12\x1d\n\x04\x64one\x18\x05 \x01(\x0b\x32\r.dopd.v1.DoneH\x00\x42\x07\n\x05\x65vent\"\xbc\x01\n\x0c\x43hatResponse\x12\x17\n\x0fsequence_number\x18\x01 \x01(\x04\x12#\n\x07started\x18\x02 \x01(\x0b\x32\x10.dopd.v1.StartedH\x00\x12\x1f\n\x05\x64\x65lta\x18\x03 \x01(\x0b\x32\x0e.dopd.v1.DeltaH\x00\x12%\n\x08\x66inished\x18\x04 \x01(\x0b\x32\x11.dopd.v1.FinishedH\x00\x12\x1d\n\x04\x64one\x18\x05 \x01(\x0b\x32\r.dopd.v1.DoneH\x00\x42\x07\n\x05\x65vent\"C\n\x07Started\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\"b\n\x05\x44\x65lta\x12\x0e\n\x06\x63hoice\x18\x01 \x01(\r\x12\x0c\n\x04text\x18\x02 \x01(\t\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12(\n\x08logprobs\x18\x04 \x03(\x0b\x32\x16.dopd.v1.TokenLogprobs\"Z\n\rTokenLogprobs\x12%\n\x06\x63hosen\x18\x01 \x01(\x0b\x32\x15.dopd.v1.TokenLogprob\x12\"\n\x03top\x18\x02 \x03(\x0b\x32\x15.dopd.v1.TokenLogprob\"F\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x13\n\x0btoken_bytes\x18\x02 \x01(\x0c\x12\x0f\n\x07logprob\x18\x03 \x01(\x02\"A\n\x08\x46inished\x12\x0e\n\x06\x63hoice\x18\x01 \x01(\r\x12%\n\x06reason\x18\x02 \x01(\x0e\x32\x15.dopd.v1.FinishReason\"%\n\x04\x44one\x12\x1d\n\x05usage\x18\x01 \x01(\x0b\x32\x0e.dopd.v1.Usage\"`\n\x0fTokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12%\n\x04\x63hat\x18\x03 \x01(\x0b\x32\x15.dopd.v1.ChatMessagesH\x00\x42\x07\n\x05input\"6\n\x0c\x43hatMessages\x12&\n\x08messages\x18\x01 \x03(\x0b\x32\x14.dopd.v1.ChatMessage\"<\n\x10TokenizeResponse\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\"5\n\x11\x44\x65tokenizeRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"\"\n\x12\x44\x65tokenizeResponse\x12\x0c\n\x04text\x18\x01 \x01(\t\"\x13\n\x11ListModelsRequest\"4\n\x12ListModelsResponse\x12\x1e\n\x06models\x18\x01 \x03(\x0b\x32\x0e.dopd.v1.Model\" \n\x0fGetModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\"1\n\x10GetModelResponse\x12\x1d\n\x05model\x18\x01 \x01(\x0b\x32\x0e.dopd.v1.Model\"`\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\tcreated_s\x18\x02 \x01(\x03\x12\x10\n\x08owned_by\x18\x03 \x01(\t\x12\x15\n\rmax_model_len\x18\x04 \x01(\r\x12\r\n\x05ready\x18\x05 \x01(\x08\x32\x9c\x03\n\x10InferenceService\x12\x41\n\x08Generate\x12\x18.dopd.v1.GenerateRequest\x1a\x19.dopd.v1.GenerateResponse0\x01\x12\x35\n\x04\x43hat\x12\x14.dopd.v1.ChatRequest\x1a\x15.dopd.v1.ChatResponse0\x01\x12?\n\x08Tokenize\x12\x18.dopd.v1.TokenizeRequest\x1a\x19.dopd.v1.TokenizeResponse\x12\x45\n\nDetokenize\x12\x1a.dopd.v1.DetokenizeRequest\x1a\x1b.dopd.v1.DetokenizeResponse\x12\x45\n\nListModels\x12\x1a.dopd.v1.ListModelsRequest\x1a\x1b.dopd.v1.ListModelsResponse\x12?\n\x08GetModel\x12\x18.dopd.v1.GetModelRequest\x1a\x19.dopd.v1.GetModelResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'dopd.v1.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_SAMPLING_LOGITBIASENTRY']._loaded_options = None
+  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_options = b'8\001'
   _globals['_GENERATEREQUEST']._serialized_start=58
-  _globals['_GENERATEREQUEST']._serialized_end=393
-  _globals['_TOKENIDS']._serialized_start=395
-  _globals['_TOKENIDS']._serialized_end=418
-  _globals['_SAMPLING']._serialized_start=421
-  _globals['_SAMPLING']._serialized_end=591
-  _globals['_GENERATERESPONSE']._serialized_start=594
-  _globals['_GENERATERESPONSE']._serialized_end=786
-  _globals['_STARTED']._serialized_start=788
-  _globals['_STARTED']._serialized_end=855
-  _globals['_DELTA']._serialized_start=857
-  _globals['_DELTA']._serialized_end=955
-  _globals['_TOKENLOGPROBS']._serialized_start=957
-  _globals['_TOKENLOGPROBS']._serialized_end=1047
-  _globals['_TOKENLOGPROB']._serialized_start=1049
-  _globals['_TOKENLOGPROB']._serialized_end=1119
-  _globals['_FINISHED']._serialized_start=1121
-  _globals['_FINISHED']._serialized_end=1186
-  _globals['_DONE']._serialized_start=1188
-  _globals['_DONE']._serialized_end=1225
-  _globals['_INFERENCESERVICE']._serialized_start=1227
-  _globals['_INFERENCESERVICE']._serialized_end=1312
+  _globals['_GENERATEREQUEST']._serialized_end=197
+  _globals['_CHATREQUEST']._serialized_start=199
+  _globals['_CHATREQUEST']._serialized_end=308
+  _globals['_CHATMESSAGE']._serialized_start=310
+  _globals['_CHATMESSAGE']._serialized_end=354
+  _globals['_ANSWEROPTIONS']._serialized_start=357
+  _globals['_ANSWEROPTIONS']._serialized_end=649
+  _globals['_TOKENIDS']._serialized_start=651
+  _globals['_TOKENIDS']._serialized_end=674
+  _globals['_SAMPLING']._serialized_start=677
+  _globals['_SAMPLING']._serialized_end=1113
+  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_start=944
+  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_end=992
+  _globals['_GENERATERESPONSE']._serialized_start=1116
+  _globals['_GENERATERESPONSE']._serialized_end=1308
+  _globals['_CHATRESPONSE']._serialized_start=1311
+  _globals['_CHATRESPONSE']._serialized_end=1499
+  _globals['_STARTED']._serialized_start=1501
+  _globals['_STARTED']._serialized_end=1568
+  _globals['_DELTA']._serialized_start=1570
+  _globals['_DELTA']._serialized_end=1668
+  _globals['_TOKENLOGPROBS']._serialized_start=1670
+  _globals['_TOKENLOGPROBS']._serialized_end=1760
+  _globals['_TOKENLOGPROB']._serialized_start=1762
+  _globals['_TOKENLOGPROB']._serialized_end=1832
+  _globals['_FINISHED']._serialized_start=1834
+  _globals['_FINISHED']._serialized_end=1899
+  _globals['_DONE']._serialized_start=1901
+  _globals['_DONE']._serialized_end=1938
+  _globals['_TOKENIZEREQUEST']._serialized_start=1940
+  _globals['_TOKENIZEREQUEST']._serialized_end=2036
+  _globals['_CHATMESSAGES']._serialized_start=2038
+  _globals['_CHATMESSAGES']._serialized_end=2092
+  _globals['_TOKENIZERESPONSE']._serialized_start=2094
+  _globals['_TOKENIZERESPONSE']._serialized_end=2154
+  _globals['_DETOKENIZEREQUEST']._serialized_start=2156
+  _globals['_DETOKENIZEREQUEST']._serialized_end=2209
+  _globals['_DETOKENIZERESPONSE']._serialized_start=2211
+  _globals['_DETOKENIZERESPONSE']._serialized_end=2245
+  _globals['_LISTMODELSREQUEST']._serialized_start=2247
+  _globals['_LISTMODELSREQUEST']._serialized_end=2266
+  _globals['_LISTMODELSRESPONSE']._serialized_start=2268
+  _globals['_LISTMODELSRESPONSE']._serialized_end=2320
+  _globals['_GETMODELREQUEST']._serialized_start=2322
+  _globals['_GETMODELREQUEST']._serialized_end=2354
+  _globals['_GETMODELRESPONSE']._serialized_start=2356
+  _globals['_GETMODELRESPONSE']._serialized_end=2405
+  _globals['_MODEL']._serialized_start=2407
+  _globals['_MODEL']._serialized_end=2503
+  _globals['_INFERENCESERVICE']._serialized_start=2506
+  _globals['_INFERENCESERVICE']._serialized_end=2918
 # @@protoc_insertion_point(module_scope)

@@ -27,6 +27,11 @@ if _version_not_supported:
 
 class InferenceServiceStub:
     """Generates text. Health (`grpc.health.v1`) and reflection are served on the same port.
+
+    Where keys are configured, every call carries the metadata `authorization: Bearer KEY`. A `grpc-timeout` covers the whole
+    call, streams included; without one the server's own limit holds. A failure is a status whose details carry
+    `google.rpc.ErrorInfo` (domain `dopd`, reason: see ErrorReason), `google.rpc.BadRequest` where a field is at fault and
+    `google.rpc.RetryInfo` where it is worth trying again.
     """
 
     def __init__(self, channel):
@@ -40,19 +45,82 @@ class InferenceServiceStub:
                 request_serializer=dopd_dot_v1_dot_inference__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=dopd_dot_v1_dot_inference__pb2.GenerateResponse.FromString,
                 _registered_method=True)
+        self.Chat = channel.unary_stream(
+                '/dopd.v1.InferenceService/Chat',
+                request_serializer=dopd_dot_v1_dot_inference__pb2.ChatRequest.SerializeToString,
+                response_deserializer=dopd_dot_v1_dot_inference__pb2.ChatResponse.FromString,
+                _registered_method=True)
+        self.Tokenize = channel.unary_unary(
+                '/dopd.v1.InferenceService/Tokenize',
+                request_serializer=dopd_dot_v1_dot_inference__pb2.TokenizeRequest.SerializeToString,
+                response_deserializer=dopd_dot_v1_dot_inference__pb2.TokenizeResponse.FromString,
+                _registered_method=True)
+        self.Detokenize = channel.unary_unary(
+                '/dopd.v1.InferenceService/Detokenize',
+                request_serializer=dopd_dot_v1_dot_inference__pb2.DetokenizeRequest.SerializeToString,
+                response_deserializer=dopd_dot_v1_dot_inference__pb2.DetokenizeResponse.FromString,
+                _registered_method=True)
+        self.ListModels = channel.unary_unary(
+                '/dopd.v1.InferenceService/ListModels',
+                request_serializer=dopd_dot_v1_dot_inference__pb2.ListModelsRequest.SerializeToString,
+                response_deserializer=dopd_dot_v1_dot_inference__pb2.ListModelsResponse.FromString,
+                _registered_method=True)
+        self.GetModel = channel.unary_unary(
+                '/dopd.v1.InferenceService/GetModel',
+                request_serializer=dopd_dot_v1_dot_inference__pb2.GetModelRequest.SerializeToString,
+                response_deserializer=dopd_dot_v1_dot_inference__pb2.GetModelResponse.FromString,
+                _registered_method=True)
 
 
 class InferenceServiceServicer:
     """Generates text. Health (`grpc.health.v1`) and reflection are served on the same port.
+
+    Where keys are configured, every call carries the metadata `authorization: Bearer KEY`. A `grpc-timeout` covers the whole
+    call, streams included; without one the server's own limit holds. A failure is a status whose details carry
+    `google.rpc.ErrorInfo` (domain `dopd`, reason: see ErrorReason), `google.rpc.BadRequest` where a field is at fault and
+    `google.rpc.RetryInfo` where it is worth trying again.
     """
 
     def Generate(self, request, context):
         """Continues a prompt.
 
         Order: one `started`, then `delta` and `finished` of the choices, interleaved; exactly one `finished` per choice;
-        last one `done`. `sequence_number` starts at 0 and has no gaps. A failure ends the stream with a status that carries
-        `google.rpc.ErrorInfo` (domain `dopd`, reason: see ErrorReason) and, where a field is at fault,
-        `google.rpc.BadRequest`. Ending the call cancels the request. A `grpc-timeout` covers the whole stream.
+        last one `done`. `sequence_number` starts at 0 and has no gaps. Ending the call cancels the request.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Chat(self, request, context):
+        """Answers a chat, rendered by the model's template. Events as those of Generate.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Tokenize(self, request, context):
+        """Token ids of a text or of a chat, as Generate and Chat would use them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Detokenize(self, request, context):
+        """Text of token ids. Bytes that are not valid UTF-8 come back as U+FFFD.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListModels(self, request, context):
+        """The models served here.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetModel(self, request, context):
+        """One model.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -66,6 +134,31 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     request_deserializer=dopd_dot_v1_dot_inference__pb2.GenerateRequest.FromString,
                     response_serializer=dopd_dot_v1_dot_inference__pb2.GenerateResponse.SerializeToString,
             ),
+            'Chat': grpc.unary_stream_rpc_method_handler(
+                    servicer.Chat,
+                    request_deserializer=dopd_dot_v1_dot_inference__pb2.ChatRequest.FromString,
+                    response_serializer=dopd_dot_v1_dot_inference__pb2.ChatResponse.SerializeToString,
+            ),
+            'Tokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Tokenize,
+                    request_deserializer=dopd_dot_v1_dot_inference__pb2.TokenizeRequest.FromString,
+                    response_serializer=dopd_dot_v1_dot_inference__pb2.TokenizeResponse.SerializeToString,
+            ),
+            'Detokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Detokenize,
+                    request_deserializer=dopd_dot_v1_dot_inference__pb2.DetokenizeRequest.FromString,
+                    response_serializer=dopd_dot_v1_dot_inference__pb2.DetokenizeResponse.SerializeToString,
+            ),
+            'ListModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListModels,
+                    request_deserializer=dopd_dot_v1_dot_inference__pb2.ListModelsRequest.FromString,
+                    response_serializer=dopd_dot_v1_dot_inference__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'GetModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetModel,
+                    request_deserializer=dopd_dot_v1_dot_inference__pb2.GetModelRequest.FromString,
+                    response_serializer=dopd_dot_v1_dot_inference__pb2.GetModelResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'dopd.v1.InferenceService', rpc_method_handlers)
@@ -76,6 +169,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class InferenceService:
     """Generates text. Health (`grpc.health.v1`) and reflection are served on the same port.
+
+    Where keys are configured, every call carries the metadata `authorization: Bearer KEY`. A `grpc-timeout` covers the whole
+    call, streams included; without one the server's own limit holds. A failure is a status whose details carry
+    `google.rpc.ErrorInfo` (domain `dopd`, reason: see ErrorReason), `google.rpc.BadRequest` where a field is at fault and
+    `google.rpc.RetryInfo` where it is worth trying again.
     """
 
     @staticmethod
@@ -95,6 +193,141 @@ class InferenceService:
             '/dopd.v1.InferenceService/Generate',
             dopd_dot_v1_dot_inference__pb2.GenerateRequest.SerializeToString,
             dopd_dot_v1_dot_inference__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Chat(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/dopd.v1.InferenceService/Chat',
+            dopd_dot_v1_dot_inference__pb2.ChatRequest.SerializeToString,
+            dopd_dot_v1_dot_inference__pb2.ChatResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Tokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dopd.v1.InferenceService/Tokenize',
+            dopd_dot_v1_dot_inference__pb2.TokenizeRequest.SerializeToString,
+            dopd_dot_v1_dot_inference__pb2.TokenizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Detokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dopd.v1.InferenceService/Detokenize',
+            dopd_dot_v1_dot_inference__pb2.DetokenizeRequest.SerializeToString,
+            dopd_dot_v1_dot_inference__pb2.DetokenizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dopd.v1.InferenceService/ListModels',
+            dopd_dot_v1_dot_inference__pb2.ListModelsRequest.SerializeToString,
+            dopd_dot_v1_dot_inference__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/dopd.v1.InferenceService/GetModel',
+            dopd_dot_v1_dot_inference__pb2.GetModelRequest.SerializeToString,
+            dopd_dot_v1_dot_inference__pb2.GetModelResponse.FromString,
             options,
             channel_credentials,
             insecure,

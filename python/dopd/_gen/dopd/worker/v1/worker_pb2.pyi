@@ -398,22 +398,36 @@ class Open(_message.Message):
     COMPUTE_FIELD_NUMBER: _builtins.int
     IMPORT_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    ADJUSTMENTS_FIELD_NUMBER: _builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     slot: _builtins.int
     """Small number chosen by the router; free on this session."""
     pages: _builtins.int
     """Pages to reserve: enough for prompt and all tokens of the answer."""
     priority: _builtins.int
+    """Lower goes first."""
     prompt_tokens: _builtins.int
     prompt_hash: _builtins.int
     """First 8 bytes (little endian) of sha256 over the prompt's token ids as little-endian u32."""
     request_id: _builtins.str
     """Opaque label for logs of both sides."""
+    prompt_logprobs: _builtins.int
+    """Absent: none. Else log probabilities of the prompt's own tokens and of this many others at each position, in
+    `Report.prompt_logprobs`. A `compute` seat only.
+    """
+    traceparent: _builtins.str
+    """W3C trace context of the request, for spans and logs of the worker; empty: none."""
     @_builtins.property
     def sampling(self) -> Global___Sampling: ...
     @_builtins.property
     def limits(self) -> Global___Limits: ...
     @_builtins.property
     def compute(self) -> Global___Compute: ...
+    @_builtins.property
+    def adjustments(self) -> Global___LogitAdjustments:
+        """Absent: logits are drawn from as they are."""
+
     def __init__(
         self,
         *,
@@ -426,13 +440,25 @@ class Open(_message.Message):
         limits: Global___Limits | None = ...,
         compute: Global___Compute | None = ...,
         request_id: _builtins.str = ...,
+        adjustments: Global___LogitAdjustments | None = ...,
+        prompt_logprobs: _builtins.int | None = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["compute", b"compute", "import", b"import", "kind", b"kind", "limits", b"limits", "sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_adjustments", b"_adjustments", "_prompt_logprobs", b"_prompt_logprobs", "adjustments", b"adjustments", "compute", b"compute", "import", b"import", "kind", b"kind", "limits", b"limits", "prompt_logprobs", b"prompt_logprobs", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compute", b"compute", "import", b"import", "kind", b"kind", "limits", b"limits", "pages", b"pages", "priority", b"priority", "prompt_hash", b"prompt_hash", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "sampling", b"sampling", "slot", b"slot"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adjustments", b"_adjustments", "_prompt_logprobs", b"_prompt_logprobs", "adjustments", b"adjustments", "compute", b"compute", "import", b"import", "kind", b"kind", "limits", b"limits", "pages", b"pages", "priority", b"priority", "prompt_hash", b"prompt_hash", "prompt_logprobs", b"prompt_logprobs", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "sampling", b"sampling", "slot", b"slot", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__adjustments: _TypeAlias = _typing.Literal["adjustments"]  # noqa: Y015
+    _WhichOneofArgType__adjustments: _TypeAlias = _typing.Literal["_adjustments", b"_adjustments"]  # noqa: Y015
+    _WhichOneofReturnType__prompt_logprobs: _TypeAlias = _typing.Literal["prompt_logprobs"]  # noqa: Y015
+    _WhichOneofArgType__prompt_logprobs: _TypeAlias = _typing.Literal["_prompt_logprobs", b"_prompt_logprobs"]  # noqa: Y015
     _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["compute", "import"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__adjustments) -> _WhichOneofReturnType__adjustments | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prompt_logprobs) -> _WhichOneofReturnType__prompt_logprobs | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
 Global___Open: _TypeAlias = Open  # noqa: Y015
@@ -445,6 +471,11 @@ class Compute(_message.Message):
 
     PROMPT_FIELD_NUMBER: _builtins.int
     ANSWER_FIELD_NUMBER: _builtins.int
+    PROMPT_GROUP_FIELD_NUMBER: _builtins.int
+    prompt_group: _builtins.int
+    """Seats of one session with the same number have the same prompt (the choices of one request): a worker may compute
+    it once and share its full pages. A hint; 0: none.
+    """
     @_builtins.property
     def prompt(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -454,10 +485,11 @@ class Compute(_message.Message):
         *,
         prompt: _abc.Iterable[_builtins.int] | None = ...,
         answer: _abc.Iterable[_builtins.int] | None = ...,
+        prompt_group: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "prompt", b"prompt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer", b"answer", "prompt", b"prompt", "prompt_group", b"prompt_group"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -470,20 +502,66 @@ class Import(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     HAVE_FIELD_NUMBER: _builtins.int
+    PROMPT_FIELD_NUMBER: _builtins.int
     have: _builtins.int
     """Answer tokens that the router holds."""
+    @_builtins.property
+    def prompt(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """The prompt; sent only if `adjustments.repetition_penalty` needs it, since the KV comes from the other worker."""
+
     def __init__(
         self,
         *,
         have: _builtins.int = ...,
+        prompt: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["have", b"have"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["have", b"have", "prompt", b"prompt"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Import: _TypeAlias = Import  # noqa: Y015
+
+@_typing.final
+class LogitAdjustments(_message.Message):
+    """Changes to the logits before a draw, in this order: bias, then penalties. Log probabilities are of the raw logits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRESENCE_PENALTY_FIELD_NUMBER: _builtins.int
+    FREQUENCY_PENALTY_FIELD_NUMBER: _builtins.int
+    REPETITION_PENALTY_FIELD_NUMBER: _builtins.int
+    BIAS_TOKENS_FIELD_NUMBER: _builtins.int
+    BIAS_VALUES_FIELD_NUMBER: _builtins.int
+    presence_penalty: _builtins.float
+    """Subtracted once from each token that the answer holds; -2 to 2. 0: off."""
+    frequency_penalty: _builtins.float
+    """Subtracted for each time that the answer holds the token; -2 to 2. 0: off."""
+    repetition_penalty: _builtins.float
+    """Divides logits above 0 and multiplies those below of each token that prompt or answer hold. 1: off."""
+    @_builtins.property
+    def bias_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Added to the logit of a token; -100 to 100. Entry i of one column belongs to entry i of the other."""
+
+    @_builtins.property
+    def bias_values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    def __init__(
+        self,
+        *,
+        presence_penalty: _builtins.float = ...,
+        frequency_penalty: _builtins.float = ...,
+        repetition_penalty: _builtins.float = ...,
+        bias_tokens: _abc.Iterable[_builtins.int] | None = ...,
+        bias_values: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bias_tokens", b"bias_tokens", "bias_values", b"bias_values", "frequency_penalty", b"frequency_penalty", "presence_penalty", b"presence_penalty", "repetition_penalty", b"repetition_penalty"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LogitAdjustments: _TypeAlias = LogitAdjustments  # noqa: Y015
 
 @_typing.final
 class Sampling(_message.Message):
@@ -702,6 +780,7 @@ class Report(_message.Message):
     CLOSED_RETRY_MS_FIELD_NUMBER: _builtins.int
     CLOSED_MESSAGES_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     session: _builtins.int
     step: _builtins.int
     """Counts engine steps of this incarnation."""
@@ -760,6 +839,10 @@ class Report(_message.Message):
     def logprobs(self) -> Global___Logprobs:
         """Log probabilities of this report's tokens whose seats asked for them."""
 
+    @_builtins.property
+    def prompt_logprobs(self) -> Global___PromptLogprobs:
+        """Of the prompt tokens that this step computed, for seats that asked."""
+
     def __init__(
         self,
         *,
@@ -791,14 +874,69 @@ class Report(_message.Message):
         closed_retry_ms: _abc.Iterable[_builtins.int] | None = ...,
         closed_messages: _abc.Iterable[_builtins.str] | None = ...,
         logprobs: Global___Logprobs | None = ...,
+        prompt_logprobs: Global___PromptLogprobs | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrived_pos", b"arrived_pos", "arrived_slots", b"arrived_slots", "arrived_tail_lens", b"arrived_tail_lens", "arrived_tails", b"arrived_tails", "closed_messages", b"closed_messages", "closed_reasons", b"closed_reasons", "closed_retry_ms", b"closed_retry_ms", "closed_slots", b"closed_slots", "draining", b"draining", "logprobs", b"logprobs", "next_step_us", b"next_step_us", "opened_grants", b"opened_grants", "opened_slots", b"opened_slots", "pages_cached", b"pages_cached", "pages_fenced", b"pages_fenced", "pages_free", b"pages_free", "prefill_tokens_queued", b"prefill_tokens_queued", "role", b"role", "role_epoch", b"role_epoch", "running", b"running", "session", b"session", "step", b"step", "step_decode_seqs", b"step_decode_seqs", "step_prefill_tokens", b"step_prefill_tokens", "step_us", b"step_us", "token_counts", b"token_counts", "token_slots", b"token_slots", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrived_pos", b"arrived_pos", "arrived_slots", b"arrived_slots", "arrived_tail_lens", b"arrived_tail_lens", "arrived_tails", b"arrived_tails", "closed_messages", b"closed_messages", "closed_reasons", b"closed_reasons", "closed_retry_ms", b"closed_retry_ms", "closed_slots", b"closed_slots", "draining", b"draining", "logprobs", b"logprobs", "next_step_us", b"next_step_us", "opened_grants", b"opened_grants", "opened_slots", b"opened_slots", "pages_cached", b"pages_cached", "pages_fenced", b"pages_fenced", "pages_free", b"pages_free", "prefill_tokens_queued", b"prefill_tokens_queued", "prompt_logprobs", b"prompt_logprobs", "role", b"role", "role_epoch", b"role_epoch", "running", b"running", "session", b"session", "step", b"step", "step_decode_seqs", b"step_decode_seqs", "step_prefill_tokens", b"step_prefill_tokens", "step_us", b"step_us", "token_counts", b"token_counts", "token_slots", b"token_slots", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Report: _TypeAlias = Report  # noqa: Y015
+
+@_typing.final
+class PromptLogprobs(_message.Message):
+    """Columns over runs of prompt positions, then over positions. The first token of a prompt has no log probability: runs
+    begin at position 1 or later.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SLOTS_FIELD_NUMBER: _builtins.int
+    STARTS_FIELD_NUMBER: _builtins.int
+    LENS_FIELD_NUMBER: _builtins.int
+    CHOSEN_FIELD_NUMBER: _builtins.int
+    TOP_LENS_FIELD_NUMBER: _builtins.int
+    TOP_TOKENS_FIELD_NUMBER: _builtins.int
+    TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def slots(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """One entry per run: slot, position of its first token in the prompt, positions."""
+
+    @_builtins.property
+    def starts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def lens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def chosen(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """One entry per position, all runs one after another: of the prompt's own token."""
+
+    @_builtins.property
+    def top_lens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Alternatives per position; `top_tokens` and `top_logprobs` hold them one after another, most likely first."""
+
+    @_builtins.property
+    def top_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def top_logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
+    def __init__(
+        self,
+        *,
+        slots: _abc.Iterable[_builtins.int] | None = ...,
+        starts: _abc.Iterable[_builtins.int] | None = ...,
+        lens: _abc.Iterable[_builtins.int] | None = ...,
+        chosen: _abc.Iterable[_builtins.float] | None = ...,
+        top_lens: _abc.Iterable[_builtins.int] | None = ...,
+        top_tokens: _abc.Iterable[_builtins.int] | None = ...,
+        top_logprobs: _abc.Iterable[_builtins.float] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "lens", b"lens", "slots", b"slots", "starts", b"starts", "top_lens", b"top_lens", "top_logprobs", b"top_logprobs", "top_tokens", b"top_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PromptLogprobs: _TypeAlias = PromptLogprobs  # noqa: Y015
 
 @_typing.final
 class Logprobs(_message.Message):
