@@ -1,7 +1,7 @@
 """Continuous batching with chunked prefill: which rows the next step computes.
 
 Owns the order of the sequences that take part in steps. Called by the desk under its lock. Decode
-rows come first and are always in; what is left of the token budget goes to prompts, higher priority
+rows come first and are always in; what is left of the token budget goes to prompts, lower priority
 first, then first come, first served. A prompt that does not fit is cut into chunks.
 """
 
@@ -25,8 +25,8 @@ class Batch:
 
 
 def prefill_order(sequence: Sequence) -> tuple[int, int]:
-    """Higher priority first, then arrival."""
-    return (-sequence.priority, sequence.arrival)
+    """Lower priority first, then arrival."""
+    return (sequence.priority, sequence.arrival)
 
 
 class Batcher:

@@ -18,7 +18,7 @@ pub struct RequestFacts {
     pub prompt_tokens: Tokens,
     /// Most tokens of each answer, at least 1.
     pub max_tokens: Tokens,
-    /// Higher goes first among those that wait; 0 by default.
+    /// Lower goes first among those that wait; 0 by default.
     pub priority: i32,
     /// When the client stops waiting, on the brain's clock.
     pub deadline: Micros,

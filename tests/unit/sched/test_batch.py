@@ -52,9 +52,9 @@ def test_decode_rows_come_first_and_prompts_fill_the_rest_in_chunks() -> None:
     ]
 
 
-def test_higher_priority_first_then_arrival() -> None:
+def test_lower_priority_first_then_arrival() -> None:
     batcher = Batcher(max_batch_tokens=100, max_num_seqs=10)
-    for slot, priority in [(1, 0), (2, 5), (3, 0), (4, 5)]:
+    for slot, priority in [(1, 0), (2, -5), (3, 0), (4, -5)]:
         batcher.add(sequence(slot, [slot], priority=priority))
     assert [row.slot for row in batcher.plan().rows] == [2, 4, 1, 3]
 

@@ -1,7 +1,5 @@
 //! Requests that come and go, and time that passes.
 
-use std::cmp::Reverse;
-
 use super::{
     Brain,
     place::{Need, choose},
@@ -47,7 +45,7 @@ impl Brain {
                 answer: Tokens(0),
                 queue_key: QueueKey {
                     is_fresh: true,
-                    priority: Reverse(facts.priority),
+                    priority: facts.priority,
                     arrival: self.arrivals,
                 },
                 phase: Phase::Wait { timer: None },

@@ -1,7 +1,7 @@
-//! The one place where sequences wait: replays first, then by priority, then by arrival. Every
-//! operation is O(log n).
+//! The one place where sequences wait: replays first, then by priority, the lowest first, then by
+//! arrival. Every operation is O(log n).
 
-use std::{cmp::Reverse, collections::BTreeMap};
+use std::collections::BTreeMap;
 
 use crate::units::Tokens;
 
@@ -11,7 +11,7 @@ pub(super) struct QueueKey {
     /// A sequence that ran before goes before those that never did: its client is waiting in the
     /// middle of an answer.
     pub(super) is_fresh: bool,
-    pub(super) priority: Reverse<i32>,
+    pub(super) priority: i32,
     /// Counts arrivals of sequences.
     pub(super) arrival: u64,
 }

@@ -218,7 +218,7 @@ fn replay_goes_before_everything_that_waits() {
         arrive(&mut brain, id, 16);
     }
     let mut facts = request(4, 16, 4);
-    facts.priority = 9;
+    facts.priority = -9;
     brain.handle(Micros(4), Event::RequestArrived(facts));
     let again = brain.handle(Micros(5), end(CloseReason::Preempted, Micros(0)));
     let [Action::Open { sequence: id, .. }] = again[..] else {

@@ -177,7 +177,7 @@ fn order_is_priority_then_arrival_and_nothing_overtakes() {
     };
     arrive(2, 36, 0); // Needs the whole pool.
     arrive(3, 4, 0); // Would fit, but stands behind.
-    arrive(4, 8, 1);
+    arrive(4, 8, -1);
     let done = said(StepReport {
         closed: vec![closed(0, CloseReason::Stop)],
         ..report(1, Mixed)
