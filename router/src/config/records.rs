@@ -103,6 +103,8 @@ settings! {
         message_bytes_max: usize = 16 << 20, within 1_024..=1 << 30;
         /// Concurrent calls per connection; the stack has no limit of its own.
         streams_max: u32 = 1_000, within 1..=1_000_000;
+        /// Time for the message of a call to arrive, in milliseconds.
+        read_timeout_ms: u64 = 30_000, within 100..=DAY_MS;
     }
 
     /// Where workers dial in.

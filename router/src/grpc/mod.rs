@@ -4,16 +4,19 @@
 //! about a request itself is in `validate` and `service`. tonic encodes and decodes; its own server
 //! is not used, because its deadlines end at the head of a stream.
 
-mod generate;
+mod answer;
+mod call;
 mod health;
+mod inference;
+mod models;
 mod params;
 mod reflect;
 mod status;
 mod stream;
 mod timeout;
+mod tokenize;
 
 use std::{
-    future::Future,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -21,12 +24,17 @@ use std::{
 use hyper::{Request, Response, body::Incoming};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Status, body::Body, codegen::Service as _, service::Routes};
+use tonic::{Status, body::Body, codegen::Service as _, service::Routes};
 
-use self::{generate::Inference, health::Health};
+use self::{
+    call::{Call, Timed},
+    health::Health,
+    inference::Inference,
+};
 use crate::{
+    auth::Caller,
     config::records::GrpcConfig,
-    error::{Error, Reason},
+    error::Error,
     listen::{self, Bounds, Handler, Versions},
     service::Service,
     wire::v1::inference_service_server::InferenceServiceServer,
@@ -36,6 +44,8 @@ use crate::{
 const CONNECTIONS_MAX: usize = 4_096;
 /// Time for a connection's first bytes; HTTP/2 has pings after them.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Start of the paths of both versions of reflection.
+const REFLECTION: &str = "/grpc.reflection.";
 
 /// Serves until `stop`, then takes no new connection and finishes what runs. Run it with
 /// `spawn_local` on each front thread, with a clone of one listening socket.
@@ -62,8 +72,10 @@ pub async fn serve(
     }
     let front = Front {
         routes: routes.prepare(),
-        service,
+        read_timeout: Duration::from_millis(config.read_timeout_ms),
+        life_max: Duration::from_millis(service.limits().request_timeout_ms),
         message_bytes_max: config.message_bytes_max,
+        service,
     };
     let watched = stop.clone();
     let serving = listen::serve(listener, bounds, front, stop);
@@ -75,20 +87,21 @@ struct Front {
     routes: Routes,
     service: Arc<Service>,
     message_bytes_max: usize,
+    /// Time for the message of a call to arrive.
+    read_timeout: Duration,
+    /// Longest wait for the head of an answer.
+    life_max: Duration,
 }
 
 impl Handler for Front {
-    type Body = Body;
+    type Body = Timed<Body>;
 
-    fn answer(self, request: Request<Incoming>) -> impl Future<Output = Response<Body>> + 'static {
-        let mut routes = self.routes;
-        let max = self.message_bytes_max;
-        async move {
-            match routes.call(request).await {
-                Ok(response) => with_documented_status(response, max),
-                Err(never) => match never {},
-            }
-        }
+    async fn answer(self, request: Request<Incoming>) -> Response<Timed<Body>> {
+        let call = match Call::of(request.headers(), Caller::default()) {
+            Ok(call) => call,
+            Err(error) => return refusal(&error),
+        };
+        self.run(call, request).await
     }
 
     fn tick(&self, now: Instant) {
@@ -96,13 +109,37 @@ impl Handler for Front {
     }
 }
 
-/// tonic says OUT_OF_RANGE for a message over the limit, which no row of our table is; gRPC's own
-/// word for it is RESOURCE_EXHAUSTED.
-fn with_documented_status(response: Response<Body>, message_bytes_max: usize) -> Response<Body> {
-    let status = Status::from_header_map(response.headers());
-    if status.is_none_or(|status| status.code() != Code::OutOfRange) {
-        return response;
+impl Front {
+    async fn run(mut self, call: Call, request: Request<Incoming>) -> Response<Timed<Body>> {
+        let is_reflection = request.uri().path().starts_with(REFLECTION);
+        // Reflection is a conversation: its client may think between two questions.
+        let (patience, longest) = if is_reflection {
+            (None, Some(Instant::now() + self.life_max))
+        } else {
+            (Some(self.read_timeout), None)
+        };
+        let wait = call
+            .timeout
+            .map_or(self.life_max, |timeout| timeout.min(self.life_max));
+        let deadline = call.deadline().or(longest);
+        let mut request = request.map(|body| Timed::request(body, patience));
+        request.extensions_mut().insert(call);
+        let Ok(answered) = tokio::time::timeout(wait, self.routes.call(request)).await else {
+            return refusal(&call::overdue());
+        };
+        let response = match answered {
+            Ok(response) => response,
+            Err(never) => match never {},
+        };
+        let said = Status::from_header_map(response.headers());
+        let ours = said.and_then(|said| status::of_stack(&said, self.message_bytes_max));
+        let response = ours.map_or(response, Status::into_http);
+        response.map(|body| Timed::answer(body, deadline))
     }
-    let message = format!("the message is larger than {message_bytes_max} bytes");
-    status::of(&Error::new(Reason::BodyTooLarge, message), None).into_http()
+}
+
+/// An answer that is only a status.
+fn refusal(error: &Error) -> Response<Timed<Body>> {
+    let response = status::of(error, None).into_http();
+    response.map(|body: Body| Timed::answer(body, None))
 }

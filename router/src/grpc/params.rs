@@ -1,20 +1,67 @@
-//! `GenerateRequest` to the validator's terms.
+//! Messages of `inference.proto` to the validator's terms, and its names of fields back to theirs.
+
+use std::borrow::Cow;
 
 use crate::{
-    validate::{Params, Prompt},
-    wire::v1::{GenerateRequest, generate_request},
+    error::{Error, Reason},
+    tokens::Message,
+    validate::{self, Params, Prompt},
+    wire::v1::{
+        AnswerOptions, ChatMessage, ChatRequest, GenerateRequest, Sampling, TokenizeRequest,
+        generate_request, tokenize_request,
+    },
 };
 
-/// Absent fields stay absent: defaults are the validator's.
-pub(super) fn params(request: GenerateRequest) -> Params {
-    let options = request.options.unwrap_or_default();
-    let sampling = options.sampling.unwrap_or_default();
+/// Of a prompt to continue. Absent fields stay absent: defaults are the validator's.
+pub(super) fn of_generate(request: GenerateRequest) -> Result<Params, Error> {
     let prompt = request.prompt.map(|prompt| match prompt {
         generate_request::Prompt::Text(text) => Prompt::Text(text),
         generate_request::Prompt::TokenIds(ids) => Prompt::Tokens(ids.ids),
     });
-    Params {
+    of_options(request.model, prompt, request.options.unwrap_or_default())
+}
+
+/// Of a chat to answer.
+pub(super) fn of_chat(request: ChatRequest) -> Result<Params, Error> {
+    let prompt = messages(request.messages)?;
+    let options = request.options.unwrap_or_default();
+    of_options(request.model, Some(prompt), options)
+}
+
+/// Of a text or a chat to tokenize.
+pub(super) fn of_tokenize(request: TokenizeRequest) -> Result<Params, Error> {
+    let prompt = match request.input {
+        Some(tokenize_request::Input::Text(text)) => Some(Prompt::Text(text)),
+        Some(tokenize_request::Input::Chat(chat)) => Some(messages(chat.messages)?),
+        None => None,
+    };
+    Ok(Params {
         model: Some(request.model),
+        prompt,
+        ..Params::default()
+    })
+}
+
+fn messages(messages: Vec<ChatMessage>) -> Result<Prompt, Error> {
+    let numbered = messages.into_iter().enumerate();
+    let read = numbered.map(|(index, message)| {
+        Ok(Message {
+            role: validate::chat_role(index, &message.role)?.to_owned(),
+            content: message.content,
+        })
+    });
+    Ok(Prompt::Messages(read.collect::<Result<_, Error>>()?))
+}
+
+fn of_options(
+    model: String,
+    prompt: Option<Prompt>,
+    options: AnswerOptions,
+) -> Result<Params, Error> {
+    let sampling = options.sampling.unwrap_or_default();
+    refuse_adjustments(&sampling)?;
+    Ok(Params {
+        model: Some(model),
         prompt,
         max_tokens: options.max_tokens.map(i64::from),
         min_tokens: options.min_tokens.map(i64::from),
@@ -30,17 +77,48 @@ pub(super) fn params(request: GenerateRequest) -> Params {
         top_logprobs: options.top_logprobs.map(i64::from),
         priority: options.priority.map(i64::from),
         ..Params::default()
-    }
+    })
 }
 
-/// Path of a field in `GenerateRequest`, by the validator's name of it.
+/// Changes of the logits that the validator does not know: refused, since an answer without them
+/// would be another one.
+fn refuse_adjustments(sampling: &Sampling) -> Result<(), Error> {
+    let neutral = [
+        ("presence_penalty", sampling.presence_penalty, 0.0),
+        ("frequency_penalty", sampling.frequency_penalty, 0.0),
+        ("repetition_penalty", sampling.repetition_penalty, 1.0),
+    ];
+    let changed = neutral.iter().find(|(_, value, neutral)| {
+        value.is_some_and(|value| value.to_bits() != f32::to_bits(*neutral))
+    });
+    let field = match changed {
+        Some((field, ..)) => field,
+        None if sampling.logit_bias.is_empty() => return Ok(()),
+        None => "logit_bias",
+    };
+    let message = format!("{field} is not supported");
+    Err(Error::new(Reason::UnsupportedValue, message).with_field(field))
+}
+
+/// Path of a field in `GenerateRequest` and `ChatRequest`, by the validator's name of it.
 pub(super) fn field_path(field: &str) -> String {
     match field {
-        "temperature" | "top_p" | "top_k" | "min_p" | "seed" => {
+        "temperature" | "top_p" | "top_k" | "min_p" | "seed" | "presence_penalty"
+        | "frequency_penalty" | "repetition_penalty" | "logit_bias" => {
             format!("options.sampling.{field}")
         }
         "max_tokens" | "min_tokens" | "n" | "stop" | "stop_token_ids" | "top_logprobs"
         | "priority" => format!("options.{field}"),
         _ => field.to_owned(),
     }
+}
+
+/// `error` with the path of its field in `TokenizeRequest`.
+pub(super) fn in_tokenize(mut error: Error) -> Error {
+    error.field = error.field.map(|field| match &*field {
+        "prompt" => Cow::Borrowed("input"),
+        name if name.starts_with("messages") => Cow::Owned(format!("chat.{name}")),
+        _ => field,
+    });
+    error
 }

@@ -1,4 +1,4 @@
-//! An answer as a stream of `GenerateResponse`.
+//! An answer as a stream of events: `GenerateResponse` or `ChatResponse`.
 
 use std::{
     collections::VecDeque,
@@ -12,35 +12,65 @@ use std::{
 use tokio::time::Sleep;
 use tonic::{Status, codegen::tokio_stream::Stream};
 
-use super::status;
+use super::{call, status};
 use crate::{
-    error::{Error, Reason},
+    error::Error,
     service::{Answer, Delta, Next, Render, Usage},
     streams::sink::{FinishReason, TokenLogprobs},
     tokens::{ServedModel, Vocabulary},
-    wire::v1::{self, GenerateResponse, generate_response::Event},
+    wire::v1::{self, ChatResponse, GenerateResponse, chat_response, generate_response::Event},
 };
+
+/// A message of the stream. Both have the same events, of types that only look the same.
+pub(super) trait Reply: Send + Unpin + 'static {
+    /// Event `sequence_number` of its stream.
+    fn new(sequence_number: u64, event: Event) -> Self;
+}
+
+impl Reply for GenerateResponse {
+    fn new(sequence_number: u64, event: Event) -> Self {
+        Self {
+            sequence_number,
+            event: Some(event),
+        }
+    }
+}
+
+impl Reply for ChatResponse {
+    fn new(sequence_number: u64, event: Event) -> Self {
+        let event = match event {
+            Event::Started(started) => chat_response::Event::Started(started),
+            Event::Delta(delta) => chat_response::Event::Delta(delta),
+            Event::Finished(finished) => chat_response::Event::Finished(finished),
+            Event::Done(done) => chat_response::Event::Done(done),
+        };
+        Self {
+            sequence_number,
+            event: Some(event),
+        }
+    }
+}
 
 /// Polls its answer; dropping it before the end cancels the request.
 #[derive(Debug)]
-pub(super) struct GenerateStream {
+pub(super) struct AnswerStream<R> {
     answer: Option<Answer>,
-    writer: EventWriter,
+    writer: EventWriter<R>,
     /// The client's own deadline; the server's is kept by the service.
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
 /// Numbers events and keeps them until tonic takes them: a fetch brings a few at once.
 #[derive(Debug)]
-struct EventWriter {
+struct EventWriter<R> {
     id: String,
     model: Arc<ServedModel>,
     next_number: u64,
-    events: VecDeque<GenerateResponse>,
+    events: VecDeque<R>,
     failure: Option<Status>,
 }
 
-impl GenerateStream {
+impl<R: Reply> AnswerStream<R> {
     pub(super) fn new(answer: Answer, model: Arc<ServedModel>, deadline: Option<Instant>) -> Self {
         let mut writer = EventWriter {
             id: answer.id().to_owned(),
@@ -63,8 +93,8 @@ impl GenerateStream {
     }
 }
 
-impl Stream for GenerateStream {
-    type Item = Result<GenerateResponse, Status>;
+impl<R: Reply> Stream for AnswerStream<R> {
+    type Item = Result<R, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
@@ -81,8 +111,7 @@ impl Stream for GenerateStream {
             let elapsed = |sleep: &mut Pin<Box<Sleep>>| sleep.as_mut().poll(cx).is_ready();
             if this.deadline.as_mut().is_some_and(elapsed) {
                 this.deadline = None;
-                let message = "the deadline of the call passed before its answer was complete";
-                answer.fail(Error::new(Reason::DeadlineExceeded, message));
+                answer.fail(call::overdue());
             }
             match answer.poll(cx, &mut this.writer) {
                 Poll::Pending => return Poll::Pending,
@@ -93,17 +122,14 @@ impl Stream for GenerateStream {
     }
 }
 
-impl EventWriter {
+impl<R: Reply> EventWriter<R> {
     fn push(&mut self, event: Event) {
-        self.events.push_back(GenerateResponse {
-            sequence_number: self.next_number,
-            event: Some(event),
-        });
+        self.events.push_back(R::new(self.next_number, event));
         self.next_number += 1;
     }
 }
 
-impl Render for EventWriter {
+impl<R: Reply> Render for EventWriter<R> {
     fn delta(&mut self, delta: Delta<'_>) {
         let choice = u32::try_from(delta.choice).unwrap_or(u32::MAX);
         let vocabulary = self.model.tokenizer.vocabulary();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tonic::metadata::MetadataMap;
+use hyper::HeaderMap;
 
 use crate::error::{Error, Reason};
 
@@ -12,8 +12,8 @@ const DIGITS_MAX: usize = 8;
 
 /// The client's time, if it named one. A malformed value is an error: taken as "no time-out" it
 /// would make a request endless by accident.
-pub(super) fn of(metadata: &MetadataMap) -> Result<Option<Duration>, Error> {
-    let Some(value) = metadata.get(HEADER) else {
+pub(super) fn of(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
+    let Some(value) = headers.get(HEADER) else {
         return Ok(None);
     };
     let text = value.to_str().unwrap_or("");

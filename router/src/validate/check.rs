@@ -70,7 +70,7 @@ pub fn check(params: Params, limits: &LimitsConfig, model: &ServedModel) -> Resu
 }
 
 /// Whether `name` is the model served here; no name means it.
-pub(super) fn check_model(name: Option<&str>, model: &ServedModel) -> Result<(), Error> {
+pub fn check_model(name: Option<&str>, model: &ServedModel) -> Result<(), Error> {
     match name {
         None | Some("") => Ok(()),
         Some(name) if name == model.name => Ok(()),

@@ -45,6 +45,21 @@ pub(super) fn read(raw: &RawValue, max: usize) -> Result<Vec<Message>, Error> {
     numbered.map(|(index, raw)| message(index, raw)).collect()
 }
 
+/// The template's name of `role`, of message `index`; or why it is refused.
+pub fn chat_role(index: usize, role: &str) -> Result<&str, Error> {
+    let (reason, what) = match role {
+        "system" | "user" | "assistant" => return Ok(role),
+        // OpenAI's newer name for it; models and their templates know the old one.
+        "developer" => return Ok("system"),
+        "tool" | "function" => (Reason::UnsupportedValue, "tools are not supported"),
+        _ => {
+            let what = "the role must be system, developer, user or assistant";
+            (Reason::InvalidValue, what)
+        }
+    };
+    Err(Error::new(reason, what).with_field(format!("messages[{index}].role")))
+}
+
 fn message(index: usize, raw: &RawValue) -> Result<Message, Error> {
     let here = || format!("messages[{index}]");
     let message: Option<RawMessage<'_>> = fields::read(&here(), raw)?;
@@ -55,19 +70,7 @@ fn message(index: usize, raw: &RawValue) -> Result<Message, Error> {
         let what = "a message is null".to_owned();
         return refuse(Reason::InvalidValue, "", what);
     };
-    let role = match message.role.as_str() {
-        "system" | "user" | "assistant" => message.role.as_str(),
-        // OpenAI's newer name for it; models and their templates know the old one.
-        "developer" => "system",
-        "tool" | "function" => {
-            let what = "tools are not supported".to_owned();
-            return refuse(Reason::UnsupportedValue, ".role", what);
-        }
-        _ => {
-            let what = "the role must be system, developer, user or assistant".to_owned();
-            return refuse(Reason::InvalidValue, ".role", what);
-        }
-    };
+    let role = chat_role(index, &message.role)?;
     let calls = [message.tool_calls, message.function_call];
     if calls.into_iter().flatten().any(|raw| !is_empty(raw)) {
         let what = "tool calls are not supported".to_owned();

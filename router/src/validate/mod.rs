@@ -17,7 +17,8 @@ mod spec;
 mod tests;
 
 pub use self::{
-    check::check,
+    check::{check, check_model},
+    messages::chat_role,
     parse::{ChatOrText, Endpoint, parse, parse_tokenize},
     spec::{AnswerLength, Params, Prompt, Sampling, Spec},
 };

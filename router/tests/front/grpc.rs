@@ -22,7 +22,11 @@ use crate::fake::{Fake, Step, service};
 type Client = InferenceServiceClient<Channel>;
 
 /// Runs `test` beside a gRPC server; both end together.
-fn serve<F: Future<Output = ()>>(fake: Fake, config: GrpcConfig, test: impl FnOnce(Channel) -> F) {
+pub(crate) fn serve<F: Future<Output = ()>>(
+    fake: Fake,
+    config: GrpcConfig,
+    test: impl FnOnce(Channel) -> F,
+) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -41,7 +45,7 @@ fn serve<F: Future<Output = ()>>(fake: Fake, config: GrpcConfig, test: impl FnOn
     });
 }
 
-fn text(prompt: &str) -> GenerateRequest {
+pub(crate) fn text(prompt: &str) -> GenerateRequest {
     GenerateRequest {
         prompt: Some(Prompt::Text(prompt.to_owned())),
         ..GenerateRequest::default()

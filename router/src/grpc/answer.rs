@@ -1,0 +1,70 @@
+//! Generate and Chat: one way from a message to a stream of events.
+
+use std::sync::Arc;
+
+use tonic::{Request, Response, Status};
+
+use super::{
+    call::{self, Call},
+    status,
+    stream::{AnswerStream, Reply},
+};
+use crate::{
+    error::{Error, Reason},
+    service::{Arrival, Service, Wake, Wanted},
+    validate::{self, Params},
+};
+
+/// Starts an answer to `request`, which `read` turns into the validator's terms.
+pub(super) async fn start<Q, R: Reply>(
+    service: &Arc<Service>,
+    request: Request<Q>,
+    read: impl FnOnce(Q) -> Result<Params, Error> + Send,
+) -> Result<Response<AnswerStream<R>>, Status> {
+    let (_, extensions, message) = request.into_parts();
+    let Some(call) = extensions.get::<Call>() else {
+        let error = Error::new(Reason::Internal, "a call came past its front");
+        return Err(status::of(&error, None));
+    };
+    let arrival = service.arrive(call.caller.clone(), call.traceparent.clone());
+    let mut arrival = arrival.map_err(|error| status::of(&error, None))?;
+    arrival.at = call.began;
+    let (id, params) = (arrival.id.clone(), read(message));
+    let started = match call.deadline() {
+        None => submit(service, arrival, params, call).await,
+        Some(deadline) => {
+            let submitted = submit(service, arrival.clone(), params, call);
+            let in_time = tokio::time::timeout_at(deadline.into(), submitted).await;
+            in_time.unwrap_or_else(|_| {
+                let error = call::overdue();
+                service.refuse(&arrival, &error);
+                Err(error)
+            })
+        }
+    };
+    started
+        .map(Response::new)
+        .map_err(|error| status::of(&error, Some(&id)))
+}
+
+async fn submit<R: Reply>(
+    service: &Arc<Service>,
+    arrival: Arrival,
+    params: Result<Params, Error>,
+    call: &Call,
+) -> Result<AnswerStream<R>, Error> {
+    let checked =
+        params.and_then(|params| validate::check(params, service.limits(), service.model()));
+    let mut spec = checked.inspect_err(|error| service.refuse(&arrival, error))?;
+    spec.timeout = call.timeout;
+    let wanted = Wanted {
+        wake: Wake::Each,
+        token_ids: true,
+    };
+    let answer = service.submit(arrival, spec, wanted).await?;
+    Ok(AnswerStream::new(
+        answer,
+        service.shared_model(),
+        call.deadline(),
+    ))
+}
