@@ -10,6 +10,7 @@ use super::{
     stream::{AnswerStream, Reply},
 };
 use crate::{
+    config::records::LimitsConfig,
     error::{Error, Reason},
     service::{Arrival, Service, Wake, Wanted},
     validate::{self, Params},
@@ -19,7 +20,7 @@ use crate::{
 pub(super) async fn start<Q, R: Reply>(
     service: &Arc<Service>,
     request: Request<Q>,
-    read: impl FnOnce(Q) -> Result<Params, Error> + Send,
+    read: impl FnOnce(Q, &LimitsConfig) -> Result<Params, Error> + Send,
 ) -> Result<Response<AnswerStream<R>>, Status> {
     let (_, extensions, message) = request.into_parts();
     let Some(call) = extensions.get::<Call>() else {
@@ -29,7 +30,7 @@ pub(super) async fn start<Q, R: Reply>(
     let arrival = service.arrive(call.caller.clone(), call.traceparent.clone());
     let mut arrival = arrival.map_err(|error| status::of(&error, None))?;
     arrival.at = call.began;
-    let (id, params) = (arrival.id.clone(), read(message));
+    let (id, params) = (arrival.id.clone(), read(message, service.limits()));
     let started = match call.deadline() {
         None => submit(service, arrival, params, call).await,
         Some(deadline) => {

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use crate::{
+    config::records::LimitsConfig,
     error::{Error, Reason},
     tokens::Message,
     validate::{self, Params, Prompt},
@@ -13,7 +14,7 @@ use crate::{
 };
 
 /// Of a prompt to continue. Absent fields stay absent: defaults are the validator's.
-pub(super) fn of_generate(request: GenerateRequest) -> Result<Params, Error> {
+pub(super) fn of_generate(request: GenerateRequest, _: &LimitsConfig) -> Result<Params, Error> {
     let prompt = request.prompt.map(|prompt| match prompt {
         generate_request::Prompt::Text(text) => Prompt::Text(text),
         generate_request::Prompt::TokenIds(ids) => Prompt::Tokens(ids.ids),
@@ -22,17 +23,20 @@ pub(super) fn of_generate(request: GenerateRequest) -> Result<Params, Error> {
 }
 
 /// Of a chat to answer.
-pub(super) fn of_chat(request: ChatRequest) -> Result<Params, Error> {
-    let prompt = messages(request.messages)?;
+pub(super) fn of_chat(request: ChatRequest, limits: &LimitsConfig) -> Result<Params, Error> {
+    let prompt = messages(request.messages, limits)?;
     let options = request.options.unwrap_or_default();
     of_options(request.model, Some(prompt), options)
 }
 
 /// Of a text or a chat to tokenize.
-pub(super) fn of_tokenize(request: TokenizeRequest) -> Result<Params, Error> {
+pub(super) fn of_tokenize(
+    request: TokenizeRequest,
+    limits: &LimitsConfig,
+) -> Result<Params, Error> {
     let prompt = match request.input {
         Some(tokenize_request::Input::Text(text)) => Some(Prompt::Text(text)),
-        Some(tokenize_request::Input::Chat(chat)) => Some(messages(chat.messages)?),
+        Some(tokenize_request::Input::Chat(chat)) => Some(messages(chat.messages, limits)?),
         None => None,
     };
     Ok(Params {
@@ -42,7 +46,12 @@ pub(super) fn of_tokenize(request: TokenizeRequest) -> Result<Params, Error> {
     })
 }
 
-fn messages(messages: Vec<ChatMessage>) -> Result<Prompt, Error> {
+fn messages(messages: Vec<ChatMessage>, limits: &LimitsConfig) -> Result<Prompt, Error> {
+    let (count, max) = (messages.len(), limits.messages_max);
+    if count > max {
+        let message = format!("{count} messages, at most {max}");
+        return Err(Error::new(Reason::InvalidValue, message).with_field("messages"));
+    }
     let numbered = messages.into_iter().enumerate();
     let read = numbered.map(|(index, message)| {
         Ok(Message {

@@ -25,7 +25,7 @@ pub(super) async fn tokenize(
 }
 
 async fn ids(service: &Service, request: TokenizeRequest) -> Result<Vec<u32>, Error> {
-    let params = params::of_tokenize(request)?;
+    let params = params::of_tokenize(request, service.limits())?;
     let spec = validate::check(params, service.limits(), service.model())?;
     service.tokenize(&spec.prompt).await
 }

@@ -19,6 +19,7 @@ use dopd_router::{
     status::FleetStatus,
     streams::sink::{FinishReason, Flow, TokenChunk, TokenLogprobs},
     tokens::ServedModel,
+    wire::worker,
 };
 use parking_lot::Mutex;
 use tokio::{net::TcpListener, sync::Semaphore, task::LocalSet};
@@ -62,6 +63,11 @@ pub(crate) struct Seen {
     pub(crate) seed: u64,
     pub(crate) max_tokens: u32,
     pub(crate) choices: usize,
+    pub(crate) sampling: worker::Sampling,
+    pub(crate) limits: worker::Limits,
+    pub(crate) adjustments: Option<worker::LogitAdjustments>,
+    pub(crate) priority: i32,
+    pub(crate) tenant: Arc<str>,
 }
 
 impl Fake {
@@ -101,6 +107,11 @@ impl Backend for Fake {
             seed: submission.sampling.seed,
             max_tokens: submission.limits.max_tokens,
             choices: submission.sinks.len(),
+            sampling: submission.sampling,
+            limits: submission.limits.clone(),
+            adjustments: submission.adjustments.clone(),
+            priority: submission.priority,
+            tenant: Arc::clone(&submission.tenant),
         });
         let ended = Arc::new(AtomicUsize::new(0));
         let ticket = Ticket {

@@ -9,6 +9,7 @@ mod client;
 mod connections;
 mod fake;
 mod grpc;
+mod grpc_contract;
 mod grpc_methods;
 mod http_errors;
 mod http_shapes;
