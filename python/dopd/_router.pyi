@@ -1,6 +1,6 @@
 """The Rust half of dopd (`router/python`): the router, and the cost model of mock workers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 __all__ = ["main", "step_time", "timings_json", "version"]
@@ -12,11 +12,13 @@ def main(
     *,
     worker_command: Sequence[str] | None = None,
     known_models: dict[str, str | None] | None = None,
+    worker_table: Callable[[str], str] | None = None,
 ) -> int:
     """Run `dopd ARGV...` in this process; returns the exit code (0, 1, 2 or 130).
 
     worker_command: program and first arguments of a local worker.
     known_models: names that MODEL may have; the path, or None if it is not installed.
+    worker_table: Python's half of the settings (`dopd.cli.worker_table.answer`).
     Handles SIGINT, SIGTERM and SIGHUP itself while it runs; never raises KeyboardInterrupt.
     """
 

@@ -1,4 +1,4 @@
-"""serve, router and replay: the Rust router in this process (`dopd._router.main`)."""
+"""serve, router, config and replay: the Rust router in this process (`dopd._router.main`)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,15 @@ def run(argv: list[str]) -> int:
         argv,
         worker_command=[sys.executable, "-m", "dopd.worker"],
         known_models={name: packaged_model(name) for name in PACKAGED_MODELS},
+        worker_table=_worker_table,
     )
+
+
+def _worker_table(table: str) -> str:
+    """Called by the router when it is asked about the settings: Python's half, `[worker]`."""
+    from dopd.cli import worker_table
+
+    return worker_table.answer(table)
 
 
 def packaged_model(name: str) -> str | None:

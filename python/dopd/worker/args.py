@@ -78,13 +78,28 @@ def _read_table(path: Path) -> dict[str, Any]:
         raise ConfigError(f"configuration {path}: {error}") from error
     if not isinstance(table, dict):
         raise ConfigError(f"configuration {path}: worker is no table")
-    known = [action.dest for action in _parser()._actions if action.dest not in ("help", "config")]
     for key in table:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, 1)
-            hint = f": did you mean {near[0]!r}?" if near else ""
-            raise ConfigError(f"configuration {path}: unknown key worker.{key}{hint}")
+        if problem := unknown_key(key):
+            raise ConfigError(f"configuration {path}: {problem}")
     return table
+
+
+def table_keys() -> dict[str, str]:
+    """Every key of the [worker] table with its help text."""
+    # Options of the command line only.
+    skipped = ("help", "config", "exit_on_stdin_eof")
+    actions = [action for action in _parser()._actions if action.dest not in skipped]
+    return {action.dest: action.help or "" for action in actions}
+
+
+def unknown_key(key: str) -> str | None:
+    """What is wrong with a key that the [worker] table cannot have, and what was meant."""
+    known = table_keys()
+    if key in known:
+        return None
+    near = difflib.get_close_matches(key, known, 1)
+    hint = f', did you mean "{near[0]}"' if near else ""
+    return f'unknown setting "worker.{key}"{hint}'
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -8,7 +8,7 @@ mod timings;
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use dopd_router::Launch;
+use dopd_router::{Launch, WorkerTable};
 use pyo3::{exceptions::PyKeyboardInterrupt, prelude::*};
 
 /// The module; kept small, because every worker imports it.
@@ -28,17 +28,19 @@ mod _router {
 /// Runs `dopd ARGV...` in this process and returns its exit code. The interpreter is free
 /// meanwhile.
 #[pyfunction]
-#[pyo3(signature = (argv, *, worker_command=None, known_models=None))]
+#[pyo3(signature = (argv, *, worker_command=None, known_models=None, worker_table=None))]
 fn main(
     py: Python<'_>,
     argv: Vec<String>,
     worker_command: Option<Vec<String>>,
     known_models: Option<BTreeMap<String, Option<PathBuf>>>,
+    worker_table: Option<Py<PyAny>>,
 ) -> PyResult<i32> {
     let launch = Launch {
         argv,
         worker_command,
         known_models: known_models.unwrap_or_default().into_iter().collect(),
+        worker_table: worker_table.map(worker_half),
         program: "dopd",
     };
     let code = py.detach(|| dopd_router::main(&launch));
@@ -47,4 +49,12 @@ fn main(
         Err(error) if !error.is_instance_of::<PyKeyboardInterrupt>(py) => Err(error),
         _ => Ok(code),
     }
+}
+
+/// Python's half of the settings as the router calls it.
+fn worker_half(function: Py<PyAny>) -> WorkerTable {
+    WorkerTable::new(move |table| {
+        Python::attach(|py| function.call1(py, (table,))?.extract::<String>(py))
+            .map_err(|error: PyErr| error.to_string())
+    })
 }

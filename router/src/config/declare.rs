@@ -11,7 +11,8 @@
 //!
 //! gives the record `HttpConfig { port }` with its `Default`, and in
 //! [`FIELDS`](super::records::FIELDS) a [`Field`] for the file, the environment
-//! (`DOPD_HTTP__PORT`), the flag (`--port PORT`), `--help` and the reference.
+//! (`DOPD_HTTP__PORT`), the flag (`--port PORT`), `--help`, `config show` and the JSON Schema.
+//! A value that nobody may see ends in `, secret true`: it is masked wherever settings are shown.
 
 use std::ops::RangeInclusive;
 
@@ -32,6 +33,10 @@ pub struct Field {
     pub within: Option<RangeInclusive<u64>>,
     /// Allowed words.
     pub one_of: Option<&'static [&'static str]>,
+    /// Whether its value is never shown.
+    pub is_secret: bool,
+    /// Rust's type, as declared.
+    pub rust_type: &'static str,
 }
 
 impl Field {
@@ -65,7 +70,8 @@ macro_rules! settings {
                 $field:ident: $type:ty = $default:expr
                 $(, flag $flag:literal $value:literal)?
                 $(, within $range:expr)?
-                $(, one_of $words:expr)?;
+                $(, one_of $words:expr)?
+                $(, secret $secret:literal)?;
             )+
         }
     )+) => {
@@ -94,6 +100,8 @@ macro_rules! settings {
                 flag: maybe!($(($flag, $value))?),
                 within: maybe!($($range)?),
                 one_of: maybe!($($words)?),
+                is_secret: matches!(maybe!($($secret)?), Some(true)),
+                rust_type: stringify!($type),
             },
         )+)+];
     };

@@ -18,8 +18,33 @@ use super::{
 /// Longest settings file: far above any written by hand, far below what would hurt.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// Reads `path` into `layers`; returns the table `[worker]` as flags.
-pub(super) fn read(path: &Path, layers: &mut Layers) -> Result<Vec<String>, ConfigError> {
+/// One value of a table that belongs to Python, and where its key stands.
+#[derive(Clone, Debug)]
+pub struct ForeignValue {
+    /// The key.
+    pub key: String,
+    /// The value.
+    pub value: Value,
+    /// File, line and column.
+    pub origin: Origin,
+}
+
+/// Reads `path` into `layers`, notes what is wrong in `problems`; returns the table `[worker]`.
+pub(super) fn read(
+    path: &Path,
+    layers: &mut Layers,
+    problems: &mut Vec<ConfigError>,
+) -> Vec<ForeignValue> {
+    match text(path) {
+        Ok(text) => parse(path, &text, layers, problems),
+        Err(problem) => {
+            problems.push(problem);
+            Vec::new()
+        }
+    }
+}
+
+fn text(path: &Path) -> Result<String, ConfigError> {
     let unreadable = |cause: String| ConfigError::Unreadable {
         path: path.display().to_string(),
         cause,
@@ -32,38 +57,53 @@ pub(super) fn read(path: &Path, layers: &mut Layers) -> Result<Vec<String>, Conf
             "it has {bytes} bytes, the limit is {FILE_BYTES_MAX}"
         )));
     }
-    let text = std::fs::read_to_string(path).map_err(|error| unreadable(error.to_string()))?;
-    parse(path, &text, layers)
+    std::fs::read_to_string(path).map_err(|error| unreadable(error.to_string()))
 }
 
-fn parse(path: &Path, text: &str, layers: &mut Layers) -> Result<Vec<String>, ConfigError> {
-    let document = DeTable::parse(text).map_err(|error| ConfigError::Syntax {
-        origin: at(path, text, error.span().map_or(0, |span| span.start)),
-        message: error.message().to_owned(),
-    })?;
-    let mut worker_args = Vec::new();
-    for (key, value) in document.into_inner() {
+fn parse(
+    path: &Path,
+    text: &str,
+    layers: &mut Layers,
+    problems: &mut Vec<ConfigError>,
+) -> Vec<ForeignValue> {
+    let mut foreign = Vec::new();
+    let document = match DeTable::parse(text) {
+        Ok(document) => document.into_inner(),
+        Err(error) => {
+            problems.push(ConfigError::Syntax {
+                origin: at(path, text, error.span().map_or(0, |span| span.start)),
+                message: error.message().to_owned(),
+            });
+            return foreign;
+        }
+    };
+    for (key, value) in document {
         let origin = at(path, text, key.span().start);
         let name = key.into_inner();
         let DeValue::Table(table) = value.into_inner() else {
-            return Err(not_a_table(&name, origin));
+            problems.push(not_a_table(&name, origin));
+            continue;
         };
+        let is_foreign = FOREIGN_TABLES.contains(&&*name);
+        if !is_foreign && !FIELDS.iter().any(|field| field.table == name) {
+            problems.extend(find(&name, "", &origin).err());
+            continue;
+        }
         for (key, value) in table {
             let origin = at(path, text, key.span().start);
             let key = key.into_inner();
-            if FOREIGN_TABLES.contains(&&*name) {
-                worker_args.extend(worker_flag(&key, &json(value, &origin)?, &origin)?);
-                continue;
-            }
-            let field = find(&name, &key, &origin)?;
-            layers.set(field, json(value, &origin)?, origin)?;
-        }
-        if !FOREIGN_TABLES.contains(&&*name) && !FIELDS.iter().any(|field| field.table == name) {
-            // An empty unknown table: nothing in it was looked up above.
-            find(&name, "", &origin)?;
+            let outcome = json(value, &origin).and_then(|value| {
+                if is_foreign {
+                    let key = key.into_owned();
+                    foreign.push(ForeignValue { key, value, origin });
+                    return Ok(());
+                }
+                layers.set(find(&name, &key, &origin)?, value, origin)
+            });
+            problems.extend(outcome.err());
         }
     }
-    Ok(worker_args)
+    foreign
 }
 
 /// A key outside of any table: the table it probably belongs to is in the hint.
@@ -91,7 +131,8 @@ fn json(value: Spanned<DeValue<'_>>, origin: &Origin) -> Result<Value, ConfigErr
 }
 
 /// A setting of `[worker]` as the worker's flag: `max_batch_tokens = 8` is `--max-batch-tokens=8`.
-fn worker_flag(key: &str, value: &Value, origin: &Origin) -> Result<Option<String>, ConfigError> {
+pub(super) fn worker_flag(setting: &ForeignValue) -> Result<Option<String>, ConfigError> {
+    let ForeignValue { key, value, origin } = setting;
     let flag = format!("--{}", key.replace('_', "-"));
     match value {
         Value::Bool(false) => Ok(None),

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value};
 
 use super::{
-    ConfigError, Field, Origin,
+    ConfigError, Field, Origin, describe,
     records::{Config, FIELDS},
     suggest,
 };
@@ -36,7 +36,7 @@ impl Layers {
         origin: Origin,
     ) -> Result<(), ConfigError> {
         if let Err(problem) = check(field, &value) {
-            let value = value.to_string();
+            let value = describe::masked(field, &value).to_string();
             return Err(ConfigError::Value {
                 path: field.path,
                 value,

@@ -7,6 +7,7 @@
 //! changes a setting afterwards.
 
 pub mod declare;
+pub mod describe;
 mod file;
 mod layers;
 pub mod records;
@@ -22,6 +23,7 @@ use std::{
 };
 
 pub use declare::Field;
+pub use file::ForeignValue;
 pub use records::{Config, FIELDS};
 pub use relations::Scope;
 
@@ -36,6 +38,8 @@ pub enum Origin {
         path: PathBuf,
         /// Line, from 1.
         line: usize,
+        /// Character in the line, from 1.
+        column: usize,
     },
     /// An environment variable.
     Variable(String),
@@ -47,7 +51,7 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Default => f.write_str("default"),
-            Self::File { path, line } => write!(f, "{}:{line}", path.display()),
+            Self::File { path, line, .. } => write!(f, "{}:{line}", path.display()),
             Self::Variable(name) => f.write_str(name),
             Self::Flag(name) => write!(f, "--{name}"),
         }
@@ -102,6 +106,35 @@ pub enum ConfigError {
     Relation(String),
 }
 
+impl ConfigError {
+    /// Where the mistake stands, if it stands in one place.
+    pub fn origin(&self) -> Option<&Origin> {
+        match self {
+            Self::Syntax { origin, .. }
+            | Self::Unknown { origin, .. }
+            | Self::Value { origin, .. } => Some(origin),
+            Self::Unreadable { .. } | Self::Relation(_) => None,
+        }
+    }
+
+    /// What is wrong, without the place.
+    pub fn what(&self) -> String {
+        match self {
+            Self::Syntax { message, .. } | Self::Relation(message) => message.clone(),
+            Self::Unknown {
+                what, name, hint, ..
+            } => format!("unknown {what} {name:?}{hint}"),
+            Self::Value {
+                path,
+                value,
+                problem,
+                ..
+            } => format!("{path} is {value}, {problem}"),
+            Self::Unreadable { cause, .. } => format!("cannot be read: {cause}"),
+        }
+    }
+}
+
 /// What the layers above the defaults said.
 #[derive(Clone, Debug, Default)]
 pub struct Sources {
@@ -129,6 +162,8 @@ pub struct Settings {
     pub config: Config,
     /// Table `[worker]` as flags for local workers.
     pub worker_args: Vec<String>,
+    /// The same table as it stands in the file.
+    pub worker: Vec<ForeignValue>,
     origins: BTreeMap<&'static str, Origin>,
 }
 
@@ -140,10 +175,15 @@ impl Settings {
 
     /// Writes every setting that is not a default, with its origin, to the log.
     pub fn log(&self) {
-        let values = serde_json::to_value(&self.config).unwrap_or_default();
-        for (path, origin) in &self.origins {
-            let (table, name) = path.split_once('.').unwrap_or_default();
-            tracing::debug!("setting {path} = {} (from {origin})", values[table][name]);
+        for setting in describe::entries(self) {
+            let describe::Entry {
+                field,
+                value,
+                origin,
+            } = setting;
+            if *origin != Origin::Default {
+                tracing::debug!("setting {} = {value} (from {origin})", field.path);
+            }
         }
     }
 }
@@ -151,16 +191,42 @@ impl Settings {
 /// Puts the layers on each other and checks the result for a run of `scope`.
 pub fn load(sources: &Sources, scope: Scope) -> Result<Settings, ConfigError> {
     let mut layers = layers::Layers::default();
-    let mut worker_args = Vec::new();
-    if let Some(path) = &sources.file {
-        worker_args = file::read(path, &mut layers)?;
+    let mut problems = Vec::new();
+    let worker = match &sources.file {
+        Some(path) => file::read(path, &mut layers, &mut problems),
+        None => Vec::new(),
+    };
+    if let Some(problem) = problems.into_iter().next() {
+        return Err(problem);
     }
     layers.add_variables(&sources.variables)?;
     layers.add_flags(&sources.flags)?;
+    settings(layers, worker, scope)
+}
+
+/// Everything that is wrong in the file `path`, in its order, and its table `[worker]`.
+pub fn check(path: &Path) -> (Vec<ConfigError>, Vec<ForeignValue>) {
+    let mut layers = layers::Layers::default();
+    let mut problems = Vec::new();
+    let worker = file::read(path, &mut layers, &mut problems);
+    if problems.is_empty() {
+        problems.extend(settings(layers, worker.clone(), Scope::Serve).err());
+    }
+    (problems, worker)
+}
+
+fn settings(
+    layers: layers::Layers,
+    worker: Vec<ForeignValue>,
+    scope: Scope,
+) -> Result<Settings, ConfigError> {
     let (config, origins) = layers.finish()?;
+    let flags = worker.iter().map(file::worker_flag);
+    let worker_args = flags.collect::<Result<Vec<_>, _>>()?;
     let mut settings = Settings {
         config,
-        worker_args,
+        worker_args: worker_args.into_iter().flatten().collect(),
+        worker,
         origins,
     };
     relations::settle(&mut settings);
@@ -168,16 +234,14 @@ pub fn load(sources: &Sources, scope: Scope) -> Result<Settings, ConfigError> {
     Ok(settings)
 }
 
-/// The file and line of a key.
+/// The file, line and column of a key.
 fn at(path: &Path, text: &str, offset: usize) -> Origin {
-    let line = 1 + text
-        .as_bytes()
-        .iter()
-        .take(offset)
-        .filter(|b| **b == b'\n')
-        .count();
+    let before = text.get(..offset).unwrap_or(text);
+    let line = 1 + before.matches('\n').count();
+    let column = 1 + before.chars().rev().take_while(|c| *c != '\n').count();
     Origin::File {
         path: path.to_owned(),
         line,
+        column,
     }
 }

@@ -1,6 +1,8 @@
 use std::{fs, path::PathBuf};
 
-use super::{Config, ConfigError, FIELDS, Field, Origin, Scope, Settings, Sources, load, suggest};
+use super::{
+    Config, ConfigError, FIELDS, Field, Origin, Scope, Settings, Sources, describe, load, suggest,
+};
 
 /// A folder with a settings file, and sources that name it.
 struct Case {
@@ -74,7 +76,11 @@ fn later_layers_win_and_origins_are_kept() {
     let path = case.sources.file.clone().unwrap();
     assert_eq!(
         *settings.origin("http.threads"),
-        Origin::File { path, line: 3 }
+        Origin::File {
+            path,
+            line: 3,
+            column: 1
+        }
     );
     assert_eq!(
         *settings.origin("grpc.port"),
@@ -176,6 +182,64 @@ fn refusals_name_place_value_and_limit() {
         Case::new("[worker]\nlist = [1]\n").refusal(),
     ];
     insta::assert_snapshot!(texts.join("\n"));
+}
+
+#[test]
+fn a_check_finds_everything_with_its_place() {
+    let toml =
+        "[http]\nport = 1\n  prot = 3\n[worker]\n\"ü\" = 1\n[log]\nformat = \"yaml\"\n[gprc]\n";
+    let case = Case::new(toml);
+    let (problems, worker) = super::check(&case.sources.file.clone().unwrap());
+    let places: Vec<_> = problems
+        .iter()
+        .map(|problem| match problem.origin() {
+            Some(Origin::File { line, column, .. }) => (*line, *column, problem.what()),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    let expected = [
+        (3, 3, "unknown setting \"http.prot\", did you mean \"port\""),
+        (7, 1, "log.format is \"yaml\", allowed are text, json"),
+        (8, 2, "unknown table \"gprc\", did you mean \"grpc\""),
+    ];
+    assert_eq!(places, expected.map(|(l, c, what)| (l, c, what.to_owned())));
+    assert_eq!(worker[0].key, "ü");
+    assert_eq!(super::check(&case.folder.path().join("none")).0.len(), 1);
+}
+
+#[test]
+fn columns_count_characters() {
+    let text = "a = 1\n[\"ü\"]\nb = {";
+    let Origin::File { line, column, .. } = super::at(std::path::Path::new("f"), text, 12) else {
+        panic!()
+    };
+    assert_eq!((line, column), (2, 6));
+}
+
+#[test]
+fn every_type_of_a_setting_has_a_place_in_the_schema() {
+    for field in FIELDS {
+        let known = describe::json_type(field.rust_type).is_some();
+        assert!(
+            known,
+            "{}: {} is new to describe::json_type",
+            field.path, field.rust_type
+        );
+    }
+}
+
+#[test]
+fn a_secret_is_masked_and_an_absent_one_is_not() {
+    let field = Field {
+        is_secret: true,
+        ..flagged("port").clone()
+    };
+    assert_eq!(describe::masked(&field, &"sesame".into()), describe::MASK);
+    assert_eq!(
+        describe::masked(&field, &serde_json::Value::Null),
+        serde_json::Value::Null
+    );
+    assert_eq!(describe::masked(flagged("port"), &80.into()), 80);
 }
 
 #[test]

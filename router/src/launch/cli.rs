@@ -14,8 +14,10 @@ use crate::config::{Config, FIELDS, Field, Scope, Sources};
 pub(super) enum Plan {
     /// `serve` and `router`.
     Serve(ServePlan),
+    /// `config show`, `config check` and `config schema`.
+    Config(ConfigPlan),
     /// `replay FILE`.
-    Replay(PathBuf),
+    Replay(ReplayPlan),
     /// `version`.
     Version,
 }
@@ -27,6 +29,28 @@ pub(super) struct ServePlan {
     pub(super) sources: Sources,
     /// Told once everything is up.
     pub(super) ready_file: Option<PathBuf>,
+}
+
+/// `config ...`.
+#[derive(Clone, Debug)]
+pub(super) enum ConfigPlan {
+    /// Every setting and its value.
+    Show {
+        serve: ServePlan,
+        with_origin: bool,
+        as_json: bool,
+    },
+    /// Whether a file is right.
+    Check { file: PathBuf, as_json: bool },
+    /// The JSON Schema of the file.
+    Schema,
+}
+
+/// `replay FILE`.
+#[derive(Clone, Debug)]
+pub(super) struct ReplayPlan {
+    pub(super) file: PathBuf,
+    pub(super) as_json: bool,
 }
 
 /// Help or a usage error: what clap wants shown, and the exit code.
@@ -43,22 +67,41 @@ pub(super) fn parse(
     variables: Vec<(String, String)>,
 ) -> Result<Plan, Shown> {
     let words = std::iter::once(program.to_owned()).chain(argv.iter().cloned());
+    let shown = |error: clap::Error| {
+        let code = if error.use_stderr() { USAGE } else { 0 };
+        Shown { error, code }
+    };
     let matches = command(program)
         .try_get_matches_from(words)
-        .map_err(|error| {
-            let code = if error.use_stderr() { USAGE } else { 0 };
-            Shown { error, code }
-        })?;
+        .map_err(shown)?;
     Ok(match matches.subcommand() {
         Some(("serve", matches)) => Plan::Serve(serve_plan(Scope::Serve, matches, variables)),
         Some(("router", matches)) => Plan::Serve(serve_plan(Scope::Router, matches, variables)),
-        Some(("replay", matches)) => {
+        Some(("config", matches)) => Plan::Config(config_plan(matches, variables)),
+        Some(("replay", matches)) => Plan::Replay(ReplayPlan {
             // clap requires the file.
-            Plan::Replay(matches.get_one("FILE").cloned().unwrap_or_default())
-        }
+            file: matches.get_one("FILE").cloned().unwrap_or_default(),
+            as_json: matches.get_flag("json"),
+        }),
         // clap requires a subcommand and knows only these.
         _ => Plan::Version,
     })
+}
+
+fn config_plan(matches: &ArgMatches, variables: Vec<(String, String)>) -> ConfigPlan {
+    match matches.subcommand() {
+        Some(("show", matches)) => ConfigPlan::Show {
+            serve: serve_plan(Scope::Serve, matches, variables),
+            with_origin: matches.get_flag("origin"),
+            as_json: matches.get_flag("json"),
+        },
+        Some(("check", matches)) => ConfigPlan::Check {
+            file: matches.get_one("FILE").cloned().unwrap_or_default(),
+            as_json: matches.get_flag("json"),
+        },
+        // clap requires a subcommand and knows only these.
+        _ => ConfigPlan::Schema,
+    }
 }
 
 fn serve_plan(scope: Scope, matches: &ArgMatches, variables: Vec<(String, String)>) -> ServePlan {
@@ -105,7 +148,8 @@ fn serve_plan(scope: Scope, matches: &ArgMatches, variables: Vec<(String, String
     ServePlan {
         scope,
         sources,
-        ready_file: matches.get_one("ready-file").cloned(),
+        // `config show` has no such flag.
+        ready_file: matches.try_get_one("ready-file").ok().flatten().cloned(),
     }
 }
 
@@ -120,6 +164,7 @@ pub(super) fn command(program: &'static str) -> Command {
         .max_term_width(100)
         .subcommand(serve_command(program))
         .subcommand(router_command())
+        .subcommand(config_command())
         .subcommand(replay_command())
         .subcommand(Command::new("version").about("Print the version"))
 }
@@ -135,25 +180,56 @@ fn serve_command(program: &str) -> Command {
     let command = Command::new("serve")
         .about("Serve a model: a router and local workers in one go")
         .after_help(after);
-    common(command, Scope::Serve)
+    running(common(command, Scope::Serve))
 }
 
 fn router_command() -> Command {
     let command = Command::new("router")
         .about("A router alone; workers dial in with the join token")
         .after_help(SETTINGS_HELP);
-    common(command, Scope::Router)
+    running(common(command, Scope::Router))
+}
+
+fn config_command() -> Command {
+    let show = Command::new("show")
+        .about("Every setting and its value, as a settings file")
+        .arg(switch("origin", "Where each value came from"))
+        .arg(switch("json", "One JSON document"))
+        .after_help("Takes the flags of `serve`: it shows what `serve` would run with.");
+    let check = Command::new("check")
+        .about("Whether a settings file is right; names file, line and column of what is not")
+        .arg(file("Settings file"))
+        .arg(switch("json", "One JSON document"));
+    Command::new("config")
+        .about("The settings: show them, check a file, print the schema of the file")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .disable_help_subcommand(true)
+        .subcommand(common(show, Scope::Serve))
+        .subcommand(check)
+        .subcommand(Command::new("schema").about("JSON Schema of the settings file"))
 }
 
 fn replay_command() -> Command {
-    let file = Arg::new("FILE")
-        .help("Event log written by `--record FILE`")
-        .required(true)
-        .value_parser(value_parser!(PathBuf))
-        .value_hint(ValueHint::FilePath);
     Command::new("replay")
         .about("Decide a recorded event log again and compare")
-        .arg(file)
+        .arg(file("Event log written by `--record FILE`"))
+        .arg(switch("json", "One JSON document"))
+}
+
+fn file(help: &'static str) -> Arg {
+    Arg::new("FILE")
+        .help(help)
+        .required(true)
+        .value_parser(value_parser!(PathBuf))
+        .value_hint(ValueHint::FilePath)
+}
+
+fn switch(name: &'static str, help: &'static str) -> Arg {
+    Arg::new(name)
+        .long(name)
+        .help(help)
+        .action(ArgAction::SetTrue)
 }
 
 const SETTINGS_HELP: &str = "\
@@ -169,22 +245,23 @@ fn common(mut command: Command, scope: Scope) -> Command {
     for (field, name) in flagged(scope) {
         command = command.arg(flag(field, name, &defaults[field.table][field.name]));
     }
-    let path = |name: &'static str, value: &'static str, help: &'static str| {
-        Arg::new(name)
-            .long(name)
-            .value_name(value)
-            .help(help)
-            .value_parser(value_parser!(PathBuf))
-            .value_hint(ValueHint::FilePath)
-            .help_heading("General")
-    };
-    command
-        .arg(path("config", "FILE", "Settings file [env: DOPD_CONFIG]").short('c'))
-        .arg(path(
-            "ready-file",
-            "FILE",
-            "Write addresses there as JSON once all workers are attached",
-        ))
+    command.arg(path("config", "FILE", "Settings file [env: DOPD_CONFIG]").short('c'))
+}
+
+/// Flags of commands that stay up.
+fn running(command: Command) -> Command {
+    let help = "Write addresses there as JSON once all workers are attached";
+    command.arg(path("ready-file", "FILE", help))
+}
+
+fn path(name: &'static str, value: &'static str, help: &'static str) -> Arg {
+    Arg::new(name)
+        .long(name)
+        .value_name(value)
+        .help(help)
+        .value_parser(value_parser!(PathBuf))
+        .value_hint(ValueHint::FilePath)
+        .help_heading("General")
 }
 
 /// Settings that have a flag in a command of `scope`.

@@ -12,15 +12,41 @@ mod listeners;
 mod model;
 mod replay;
 mod serve;
+mod settings;
 #[cfg(test)]
 mod tests;
 mod token;
 mod watch;
 mod workers;
 
-use std::path::PathBuf;
+use std::{fmt, path::PathBuf, sync::Arc};
 
 use cli::Plan;
+
+/// What [`WorkerTable`] calls.
+type Ask = dyn Fn(&str) -> Result<String, String> + Send + Sync;
+
+/// Python's half of the settings: told the table `[worker]` as JSON, it answers in JSON what it
+/// makes of it (`python/dopd/cli/worker_table.py`).
+#[derive(Clone)]
+pub struct WorkerTable(Arc<Ask>);
+
+impl WorkerTable {
+    /// Wraps the function that asks Python.
+    pub fn new(ask: impl Fn(&str) -> Result<String, String> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(ask))
+    }
+
+    fn ask(&self, table: &str) -> Result<String, String> {
+        (self.0)(table)
+    }
+}
+
+impl fmt::Debug for WorkerTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("WorkerTable")
+    }
+}
 
 /// How the router is started.
 #[derive(Clone, Debug)]
@@ -31,6 +57,8 @@ pub struct Launch {
     pub worker_command: Option<Vec<String>>,
     /// Names that MODEL may have, and where they are; `None`: known, not installed.
     pub known_models: Vec<(String, Option<PathBuf>)>,
+    /// Python's half of the settings; `None`: `[worker]` is not looked at.
+    pub worker_table: Option<WorkerTable>,
     /// Name of the program in help texts.
     pub program: &'static str,
 }
@@ -51,7 +79,8 @@ pub fn main(launch: &Launch) -> i32 {
     };
     let outcome = match &plan {
         Plan::Serve(plan) => serve::run(launch, plan),
-        Plan::Replay(file) => replay::run(file),
+        Plan::Config(plan) => settings::run(launch.worker_table.as_ref(), plan),
+        Plan::Replay(plan) => replay::run(plan),
         Plan::Version => {
             console::say(&format!("dopd {}", env!("CARGO_PKG_VERSION")));
             Ok(console::OK)

@@ -3,20 +3,28 @@
 use std::{
     fs::File,
     io::{self, BufRead as _, BufReader, Read as _},
-    path::Path,
 };
 
 use dopd_core::log::{LINE_BYTES_MAX, ReplayReport, replay};
+use serde_json::json;
 
-use super::console::{self, Failure};
+use super::{
+    cli::ReplayPlan,
+    console::{self, Failure},
+};
 
-/// Replays the log in `file`; code 0 if every decision is the same, 1 if one is not.
-pub(super) fn run(file: &Path) -> Result<i32, Failure> {
+/// Replays the log in a file; code 0 if every decision is the same, 1 if one is not.
+pub(super) fn run(plan: &ReplayPlan) -> Result<i32, Failure> {
+    let file = &plan.file;
     let opened = File::open(file)
         .map_err(|error| Failure::usage(format!("cannot read {}: {error}", file.display())))?;
     let report = replay(lines(BufReader::new(opened)))
         .map_err(|error| Failure::new(format!("cannot replay {}: {error}", file.display())))?;
-    console::say(&text(&report));
+    console::say(&if plan.as_json {
+        json(&report)
+    } else {
+        text(&report)
+    });
     Ok(if report.difference.is_none() {
         console::OK
     } else {
@@ -40,6 +48,25 @@ fn lines(mut reader: BufReader<File>) -> impl Iterator<Item = io::Result<String>
             Err(error) => Some(Err(error)),
         }
     })
+}
+
+fn json(report: &ReplayReport) -> String {
+    let difference = report.difference.as_ref().map(|difference| {
+        json!({
+            "line": difference.line,
+            "at_s": difference.now.0 as f64 / 1e6,
+            "actions": format!("{:?}", difference.actions),
+        })
+    });
+    let found = json!({
+        "recorded_by": report.version,
+        "events": report.events,
+        "actions": report.actions,
+        "duration_s": report.until.0 as f64 / 1e6,
+        "is_cut": report.is_cut,
+        "difference": difference,
+    });
+    found.to_string()
 }
 
 fn text(report: &ReplayReport) -> String {

@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 
 use super::{
     Launch,
-    cli::{self, Plan, ServePlan},
+    cli::{self, ConfigPlan, Plan, ServePlan},
     model,
 };
 use crate::config::{self, Scope};
@@ -131,6 +131,31 @@ fn a_negative_port_is_refused_by_its_limits() {
     );
 }
 
+#[test]
+fn config_show_takes_the_flags_of_serve() {
+    let line = "config show --origin --port 1 --mock -c x.toml";
+    let Ok(Plan::Config(ConfigPlan::Show {
+        serve,
+        with_origin,
+        as_json,
+    })) = cli::parse("dopd", &words(line), Vec::new())
+    else {
+        panic!("{line}")
+    };
+    assert!(with_origin && !as_json);
+    assert_eq!(serve.sources.file, Some(PathBuf::from("x.toml")));
+    let flags: Vec<&str> = serve
+        .sources
+        .flags
+        .iter()
+        .map(|(field, _)| field.path)
+        .collect();
+    assert_eq!(flags, ["cluster.mock", "http.port"]);
+    for line in ["config", "config check", "config show --prot 1"] {
+        assert_eq!(shown(line).0, 2, "{line:?}");
+    }
+}
+
 /// What resolving the model of `line` says: its path, or the refusal.
 fn resolve(line: &str, scope: Scope) -> Result<Option<PathBuf>, String> {
     let known = [
@@ -179,6 +204,7 @@ fn serve_without_a_worker_command_fails_before_anything_is_loaded() {
         argv: words(line),
         worker_command: None,
         known_models: Vec::new(),
+        worker_table: None,
         program: "dopd",
     };
     assert_eq!(super::main(&launch), 2);

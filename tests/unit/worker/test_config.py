@@ -52,8 +52,8 @@ def test_the_token_file_wins_over_the_environment(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "error"),
     [
-        ("[worker]\nmax_num_seq = 7\n", "unknown key worker.max_num_seq: did you mean 'max_num_"),
-        ("[worker]\nzzz = 7\n", "unknown key worker.zzz"),
+        ("[worker]\nmax_num_seq = 7\n", 'unknown setting "worker.max_num_seq", did you'),
+        ("[worker]\nzzz = 7\n", 'unknown setting "worker.zzz"'),
         ('[worker]\nmax_num_seqs = "7"\n', "max_num_seqs is '7', which is no int"),
         ("[worker]\nmax_num_seqs = true\n", "max_num_seqs is True, which is no int"),
         ("worker = 3\n", "worker is no table"),
