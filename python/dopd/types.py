@@ -55,6 +55,27 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
+class LogitAdjustments:
+    """Changes to the logits before a draw: bias, then repetition, frequency, presence penalty.
+
+    bias: (token id, value to add). A worker holds one only if it changes something.
+    """
+
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    bias: tuple[tuple[int, float], ...] = ()
+
+    def __bool__(self) -> bool:
+        return self != LogitAdjustments()
+
+    @property
+    def needs_prompt(self) -> bool:
+        """Whether a draw depends on which tokens the prompt holds."""
+        return self.repetition_penalty != 1.0
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """When an answer ends."""
 
@@ -105,6 +126,20 @@ class Sampled:
     logprobs: Logprobs | None = None
 
 
+@dataclass(slots=True, eq=False)
+class History:
+    """What the adjustments of one sequence look at.
+
+    prompt: empty unless `adjustments.needs_prompt`. answer: grows token by token, never shrinks.
+    cache: what an engine derived from them; it ends with the sequence.
+    """
+
+    adjustments: LogitAdjustments
+    prompt: list[int] = field(repr=False)
+    answer: list[int] = field(repr=False)
+    cache: object = field(default=None, repr=False)
+
+
 @dataclass(slots=True)
 class Row:
     """One sequence's part in one engine step. Reused step by step: an engine keeps no row.
@@ -115,6 +150,7 @@ class Row:
     sampling: None if no token is drawn (a chunk that is not the last one).
     pos: answer tokens made so far; the counter of the draw.
     forbidden: ids that must not be drawn now (ends of the answer before `min_tokens`).
+    history: what the logits are adjusted by before the draw; its answer has `pos` tokens.
     """
 
     slot: int
@@ -124,6 +160,7 @@ class Row:
     sampling: SamplingParams | None
     pos: int
     forbidden: frozenset[int] = frozenset()
+    history: History | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +173,13 @@ class Compute:
 
 @dataclass(frozen=True, slots=True)
 class Import:
-    """Open: the KV comes from another worker; the router holds `have` answer tokens."""
+    """Open: the KV comes from another worker; the router holds `have` answer tokens.
+
+    prompt: only if the adjustments need it.
+    """
 
     have: int = 0
+    prompt: list[int] = field(repr=False, default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +195,8 @@ class Open:
     priority: int = 0
     prompt_hash: int = 0
     request_id: str = ""
+    adjustments: LogitAdjustments = LogitAdjustments()
+    traceparent: str = ""
 
 
 @dataclass(frozen=True, slots=True)

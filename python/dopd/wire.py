@@ -32,6 +32,7 @@ from dopd.types import (
     LinkMessage,
     LinkWelcome,
     LinkWrite,
+    LogitAdjustments,
     Open,
     Refusal,
     ReportColumns,
@@ -224,11 +225,12 @@ def _open(message: pb.Open) -> Open:
     kind = message.WhichOneof("kind")
     if kind is None:
         raise ProtocolError(f"open of slot {message.slot} says neither compute nor import")
-    opened: Compute | Import = (
-        Compute(list(message.compute.prompt), list(message.compute.answer))
-        if kind == "compute"
-        else Import(getattr(message, "import").have)
-    )
+    opened: Compute | Import
+    if kind == "compute":
+        opened = Compute(list(message.compute.prompt), list(message.compute.answer))
+    else:
+        imported = getattr(message, "import")
+        opened = Import(imported.have, list(imported.prompt))
     limits = message.limits
     return Open(
         slot=message.slot,
@@ -245,6 +247,21 @@ def _open(message: pb.Open) -> Open:
         priority=message.priority,
         prompt_hash=message.prompt_hash,
         request_id=message.request_id,
+        adjustments=_adjustments(message.adjustments),
+        traceparent=message.traceparent,
+    )
+
+
+def _adjustments(message: pb.LogitAdjustments) -> LogitAdjustments:
+    tokens, values = message.bias_tokens, message.bias_values
+    if len(tokens) != len(values):
+        raise ProtocolError(f"{len(tokens)} bias tokens with {len(values)} values")
+    return LogitAdjustments(
+        presence_penalty=message.presence_penalty,
+        frequency_penalty=message.frequency_penalty,
+        # Protobuf's zero would make all of these tokens alike: an absent value means off.
+        repetition_penalty=message.repetition_penalty or 1.0,
+        bias=tuple(zip(tokens, values, strict=True)),
     )
 
 

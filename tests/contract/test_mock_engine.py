@@ -14,7 +14,7 @@ from dopd import wire
 from dopd.engine.mock import GEOMETRY, MockEngine
 from dopd.sched.batch import Batcher
 from dopd.sched.sequence import Sequence, tokens_hash
-from dopd.types import Compute, Limits, Open, SamplingParams
+from dopd.types import Compute, Limits, LogitAdjustments, Open, SamplingParams
 
 VECTORS = json.loads((Path(__file__).parent / "mock_vectors.json").read_text())
 # Page 0 last: a position must be looked up in the sequence's pages.
@@ -30,7 +30,16 @@ def run(case: dict[str, Any], max_batch_tokens: int) -> tuple[Sequence, MockEngi
         top_logprobs=case["top_logprobs"],
     )
     limits = Limits(VECTORS["max_tokens"], ignore_eos=True)
-    opened = Open(1, 400, len(case["prompt"]), limits, Compute(case["prompt"]), sampling)
+    adjustments = LogitAdjustments(bias=tuple((token, value) for token, value in case["bias"]))
+    opened = Open(
+        1,
+        400,
+        len(case["prompt"]),
+        limits,
+        Compute(case["prompt"]),
+        sampling,
+        adjustments=adjustments,
+    )
     engine, batcher = MockEngine(400), Batcher(max_batch_tokens, 1)
     sequence = Sequence.of(opened, PAGES, 0, engine.eos_token_ids, engine.max_model_len)
     batcher.add(sequence)

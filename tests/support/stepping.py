@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 
 from dopd.engine.base import Engine
 from dopd.kv.layout import pages_for
-from dopd.types import Row, Sampled, SamplingParams
+from dopd.types import History, LogitAdjustments, Row, Sampled, SamplingParams
 
 GREEDY = SamplingParams(temperature=0.0, top_logprobs=5)
+AS_THEY_ARE = LogitAdjustments()
 UNBOUNDED = 1 << 20
 
 
@@ -20,6 +21,7 @@ class Running:
     prompt: list[int]
     pages: list[int]
     sampling: SamplingParams = GREEDY
+    adjustments: LogitAdjustments = AS_THEY_ARE
     drawn: list[Sampled] = field(default_factory=list)
     computed: int = 0
 
@@ -37,7 +39,11 @@ class Running:
         """The next `count` tokens of the prompt, or the last token of the answer."""
         tokens = self.prompt[self.computed : self.computed + count] or self.tokens[-1:]
         sampling = self.sampling if len(tokens) >= self.prompt_left else None
-        return Row(slot, tokens, self.computed, self.pages, sampling, len(self.drawn))
+        history = None
+        if self.adjustments:
+            history = History(self.adjustments, self.prompt, self.tokens)
+        pos = len(self.drawn)
+        return Row(slot, tokens, self.computed, self.pages, sampling, pos, history=history)
 
 
 def start(

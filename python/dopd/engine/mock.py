@@ -17,7 +17,7 @@ from dataclasses import replace
 from dopd.engine.base import PagePool
 from dopd.errors import ConfigError
 from dopd.kv.bytes_pool import BytesPool
-from dopd.types import KvGeometry, Logprobs, Row, Sampled, SamplingParams
+from dopd.types import History, KvGeometry, Logprobs, Row, Sampled, SamplingParams
 
 MASK = (1 << 64) - 1
 H_START = 0x9E3779B97F4A7C15
@@ -31,6 +31,8 @@ EOS = 257
 EOS_FROM = 32
 # Tokens drawn are the 95 printable ASCII characters.
 FIRST_PRINTABLE, NUM_PRINTABLE = 32, 95
+# A bias as great as the API allows decides alone; the mock knows no other.
+BIAS_DECIDES = 100.0
 
 GEOMETRY = KvGeometry(
     model_hash=hashlib.sha256(b"dopd-mock-1").digest(),
@@ -58,8 +60,11 @@ def mix(x: int) -> int:
     return z ^ (z >> 31)
 
 
-def draw(h: int, sampling: SamplingParams, pos: int) -> Sampled:
-    """The token at answer position pos after KV entry h."""
+def draw(h: int, sampling: SamplingParams, pos: int, history: History | None = None) -> Sampled:
+    """The token at answer position pos after KV entry h.
+
+    Of a history only bias counts, and only where it decides: see `_biased`.
+    """
     if sampling.temperature == 0:
         r = mix(h)
     else:
@@ -68,15 +73,37 @@ def draw(h: int, sampling: SamplingParams, pos: int) -> Sampled:
         token = EOS
     else:
         token = FIRST_PRINTABLE + (r >> 32) % NUM_PRINTABLE
+    if history is not None:
+        token = _biased(token, history.adjustments.bias)
     if sampling.top_logprobs is None:
         return Sampled(token)
+    return Sampled(token, _logprobs(r, token, sampling.top_logprobs))
+
+
+def _logprobs(r: int, token: int, num_top: int) -> Logprobs:
+    """Log probability of a token from the random word behind it, and of the next printable ones."""
     chosen = -((r & 0xFFFF) / 65536)
+    is_printable = 0 <= token - FIRST_PRINTABLE < NUM_PRINTABLE
+    base = token - FIRST_PRINTABLE if is_printable else 0
+    others = ((FIRST_PRINTABLE + (base + i) % NUM_PRINTABLE, chosen - i) for i in range(1, num_top))
+    return Logprobs(chosen, ((token, chosen), *others) if num_top else ())
+
+
+def _biased(token: int, bias: Sequence[tuple[int, float]]) -> int:
+    """The first token biased by 100, if any; else `token`, or the next printable character that is
+    not biased by -100; the end if there is none."""
+    for wanted, value in bias:
+        if value >= BIAS_DECIDES:
+            return wanted
+    banned = {other for other, value in bias if value <= -BIAS_DECIDES}
+    if token not in banned:
+        return token
     base = FIRST_PRINTABLE if token == EOS else token
-    top = [(token, chosen)] + [
-        (FIRST_PRINTABLE + (base - FIRST_PRINTABLE + i) % NUM_PRINTABLE, chosen - i)
-        for i in range(1, sampling.top_logprobs)
-    ]
-    return Sampled(token, Logprobs(chosen, tuple(top[: sampling.top_logprobs])))
+    for i in range(NUM_PRINTABLE):
+        other = FIRST_PRINTABLE + (base - FIRST_PRINTABLE + i) % NUM_PRINTABLE
+        if other not in banned:
+            return other
+    return EOS
 
 
 class MockEngine:
@@ -141,7 +168,7 @@ class MockEngine:
             h = mix(h ^ token)
             _U64.pack_into(memory, self._offset(pages, position), h)
             position += 1
-        return None if row.sampling is None else draw(h, row.sampling, row.pos)
+        return None if row.sampling is None else draw(h, row.sampling, row.pos, row.history)
 
     def _offset(self, pages: list[int], position: int) -> int:
         page, place = divmod(position, self._page_size)

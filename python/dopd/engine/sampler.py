@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dopd.engine.adjust import adjust
 from dopd.errors import DopdError
-from dopd.types import Logprobs, Sampled, SamplingParams
+from dopd.types import History, Logprobs, Sampled, SamplingParams
 
 U64 = (1 << 64) - 1
 # Candidates looked at before the whole vocabulary is sorted; top-p rarely needs more.
@@ -26,11 +27,13 @@ GREEDY_BELOW = 1e-5
 
 @dataclass(frozen=True, slots=True)
 class Draw:
-    """What one row asks for: parameters, how many answer tokens were made before, ids ruled out."""
+    """What one row asks for: parameters, how many answer tokens were made before, ids ruled out,
+    what else its logits are adjusted by."""
 
     params: SamplingParams
     pos: int
     forbidden: frozenset[int] = frozenset()
+    history: History | None = None
 
 
 def sample(logits: Tensor, draws: Sequence[Draw]) -> list[Sampled | Exception]:
@@ -41,10 +44,16 @@ def sample(logits: Tensor, draws: Sequence[Draw]) -> list[Sampled | Exception]:
     row whose logits are not finite; the others stand.
     """
     raw = logits.float()
-    allowed = _without_forbidden(raw, draws)
     # NaN counts as the largest, so one look at the largest finds every kind of broken row.
-    best, tokens = (part.tolist() for part in allowed.max(dim=-1))
-    raw, allowed = raw.cpu(), allowed.cpu()
+    best, tokens = (part.tolist() for part in raw.max(dim=-1))
+    raw = raw.cpu()
+    rows = list(raw)
+    # Only rows that ask are copied: the others pay nothing for them.
+    asking = [i for i, draw in enumerate(draws) if draw.forbidden or draw.history is not None]
+    if asking:
+        adjusted = adjust(raw[asking], [draws[i] for i in asking])
+        for index, row, top in zip(asking, adjusted, adjusted.max(dim=-1).indices, strict=True):
+            rows[index], best[index], tokens[index] = row, float(row[top]), int(top)
     results: list[Sampled | Exception] = []
     for index, draw in enumerate(draws):
         if not abs(best[index]) < float("inf"):
@@ -52,7 +61,7 @@ def sample(logits: Tensor, draws: Sequence[Draw]) -> list[Sampled | Exception]:
             continue
         token = tokens[index]
         if draw.params.temperature >= GREEDY_BELOW:
-            token = _draw(allowed[index], draw)
+            token = _draw(rows[index], draw)
         results.append(Sampled(token, _logprobs(raw[index], token, draw.params.top_logprobs)))
     return results
 
@@ -65,16 +74,6 @@ def uniform(seed: int, choice: int, pos: int) -> float:
     """
     counter = ((choice << 32) + pos) & U64
     return (_mix(_mix(seed & U64) ^ counter) >> 11) * 2.0**-53
-
-
-def _without_forbidden(logits: Tensor, draws: Sequence[Draw]) -> Tensor:
-    """Logits with forbidden ids at -inf; a copy if there are any."""
-    if not any(draw.forbidden for draw in draws):
-        return logits
-    logits = logits.clone()
-    for row, draw in zip(logits, draws, strict=True):
-        row[[token for token in draw.forbidden if token < len(row)]] = float("-inf")
-    return logits
 
 
 def _draw(logits: Tensor, draw: Draw) -> int:

@@ -184,7 +184,9 @@ class TorchEngine:
             self._attention,
         )
         draws = [
-            Draw(row.sampling, row.pos, row.forbidden) for row in rows if row.sampling is not None
+            Draw(row.sampling, row.pos, row.forbidden, row.history)
+            for row in rows
+            if row.sampling is not None
         ]
         drawn = iter(sample(logits, draws)) if draws else iter(())
         return [None if row.sampling is None else next(drawn) for row in rows]

@@ -224,17 +224,23 @@ class Seats:
             return f"{event.pages} pages for {tokens} tokens, which need {needed}"
         if event.prompt_tokens < 1 or event.limits.max_tokens < 1:
             return "prompt and answer need at least one token each"
+        is_asked_for = isinstance(kind, Compute) or event.adjustments.needs_prompt
+        if is_asked_for and len(kind.prompt) != event.prompt_tokens:
+            return f"{len(kind.prompt)} prompt tokens sent, {event.prompt_tokens} announced"
+        largest = max(
+            max(kind.prompt, default=0),
+            max((token for token, _ in event.adjustments.bias), default=0),
+        )
+        if isinstance(kind, Compute):
+            largest = max(largest, max(kind.answer, default=0))
+        if largest >= limits.vocab_size:
+            return f"token id {largest}, the vocabulary has {limits.vocab_size}"
         if not isinstance(kind, Compute):
             return None
-        if len(kind.prompt) != event.prompt_tokens:
-            return f"{len(kind.prompt)} prompt tokens sent, {event.prompt_tokens} announced"
         if len(kind.answer) >= event.limits.max_tokens:
             return f"{len(kind.answer)} answer tokens are made, of {event.limits.max_tokens}"
         if len(kind.prompt) + len(kind.answer) >= limits.max_model_len:
             return f"{tokens} tokens, the model takes {limits.max_model_len}"
-        largest = max(max(kind.prompt), max(kind.answer, default=0))
-        if largest >= limits.vocab_size:
-            return f"token id {largest}, the vocabulary has {limits.vocab_size}"
         return None
 
     def end_error(self, seat: Seat, end: LinkEnd) -> str | None:

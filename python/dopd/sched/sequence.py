@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass, field
 
 from dopd.kv.layout import pages_for
-from dopd.types import CloseReason, Compute, Limits, Open, Row, SamplingParams
+from dopd.types import CloseReason, Compute, History, Limits, Open, Row, SamplingParams
 
 NO_TOKENS: frozenset[int] = frozenset()
 
@@ -26,10 +26,13 @@ def tokens_hash(prompt_hash: int, answer: list[int]) -> int:
 class Sequence:
     """Tokens of one seat. Written by seat table and step loop, both under the desk's lock.
 
-    prompt: ids, empty in an imported sequence (their KV came over the link).
+    prompt: ids; empty in an imported sequence (their KV came over the link), unless its logits
+        are adjusted by them.
     answer: ids made so far, by whichever worker.
     computed: positions 0 .. computed have their KV in `pages`.
     ends: ids that end the answer: eos (unless ignored) and stop_token_ids.
+    history: what its logits are adjusted by; None if they are not.
+    traceparent: W3C trace context of the request, for logs and spans; may be empty.
     """
 
     slot: int
@@ -46,20 +49,22 @@ class Sequence:
     arrival: int = 0
     computed: int = 0
     request_id: str = ""
+    traceparent: str = ""
+    history: History | None = None
     row: Row = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.row = Row(self.slot, [], 0, self.pages, None, 0)
+        self.row = Row(self.slot, [], 0, self.pages, None, 0, history=self.history)
 
     @classmethod
     def of(
         cls, open_: Open, pages: list[int], arrival: int, eos: frozenset[int], model_len: int
     ) -> Sequence:
         """The sequence that an Open asks for, on pages that were allocated for it."""
-        prompt, answer = [], []
-        if isinstance(open_.kind, Compute):
-            prompt, answer = open_.kind.prompt, list(open_.kind.answer)
-        ends = open_.limits.stop_token_ids
+        prompt = open_.kind.prompt
+        answer = list(open_.kind.answer) if isinstance(open_.kind, Compute) else []
+        ends, adjustments = open_.limits.stop_token_ids, open_.adjustments
+        seen = prompt if adjustments.needs_prompt else []
         return cls(
             slot=open_.slot,
             prompt_tokens=open_.prompt_tokens,
@@ -74,6 +79,8 @@ class Sequence:
             priority=open_.priority,
             arrival=arrival,
             request_id=open_.request_id,
+            traceparent=open_.traceparent,
+            history=History(adjustments, seen, answer) if adjustments else None,
         )
 
     @property
@@ -126,7 +133,7 @@ class Sequence:
 
     def adopt(self, answer: list[int]) -> None:
         """The KV of prompt and all answer tokens but the last arrived over a link."""
-        self.answer = list(answer)
+        self.answer[:] = answer
         self.computed = self.prompt_tokens + len(answer) - 1
 
     def pages_used(self, page_size: int) -> int:

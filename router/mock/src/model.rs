@@ -4,7 +4,7 @@
 //! draw of a token, its log probabilities and the hashes of the protocol. Pure. `seats` calls it;
 //! `tests/contract/mock_vectors.json` holds known answers for both languages.
 
-use dopd_router::wire::worker::{KvGeometry, Sampling};
+use dopd_router::wire::worker::{KvGeometry, LogitAdjustments, Sampling};
 use sha2::{Digest, Sha256};
 
 /// Name under which the model is served.
@@ -67,7 +67,32 @@ pub fn draw(last: u64, sampling: &Sampling, pos: u32) -> Draw {
     Draw { token, word }
 }
 
+/// A bias as great as the API allows decides alone; the mock knows no other, and no penalty.
+const BIAS_DECIDES: f32 = 100.0;
+
 impl Draw {
+    /// The draw under `adjustments`: the first token biased by 100, if any; else its own, or the
+    /// next printable character that is not biased by -100; the end if there is none.
+    #[must_use]
+    pub fn biased(self, adjustments: &LogitAdjustments) -> Self {
+        let bias = || {
+            let tokens = adjustments.bias_tokens.iter().copied();
+            tokens.zip(adjustments.bias_values.iter().copied())
+        };
+        let is_banned =
+            |token: u32| bias().any(|(other, value)| other == token && value <= -BIAS_DECIDES);
+        let wanted = bias().find(|&(_, value)| value >= BIAS_DECIDES);
+        let token = match wanted {
+            Some((token, _)) => token,
+            None if is_banned(self.token) => (0..PRINTABLE.1)
+                .map(|rank| printable_after(self.token, rank))
+                .find(|&token| !is_banned(token))
+                .unwrap_or(EOS),
+            None => self.token,
+        };
+        Self { token, ..self }
+    }
+
     /// Log probability of the token; exact in `f32` (16 binary places).
     #[expect(clippy::cast_possible_truncation, reason = "16 bits fit")]
     pub fn logprob(&self) -> f32 {
@@ -76,19 +101,21 @@ impl Draw {
 
     /// The `count` most likely tokens with their log probabilities, the drawn one first.
     pub fn top(self, count: u32) -> impl Iterator<Item = (u32, f32)> {
-        let base = if self.token == EOS {
-            PRINTABLE.0
-        } else {
-            self.token
-        };
         (0..count).map(move |rank| {
             let token = match rank {
                 0 => self.token,
-                _ => PRINTABLE.0 + (base - PRINTABLE.0 + rank) % PRINTABLE.1,
+                _ => printable_after(self.token, rank),
             };
             (token, self.logprob() - rank as f32)
         })
     }
+}
+
+/// The printable character `rank` places after `token`, or after the first if `token` is none.
+const fn printable_after(token: u32, rank: u32) -> u32 {
+    let base = token.wrapping_sub(PRINTABLE.0);
+    let base = if base < PRINTABLE.1 { base } else { 0 };
+    PRINTABLE.0 + (base + rank) % PRINTABLE.1
 }
 
 /// What must be equal on both sides of a hand-off.

@@ -13,7 +13,7 @@ use dopd_mock::{
     seats::{Event, Seats, SeatsConfig},
 };
 use dopd_router::wire::worker::{
-    Command, Compute, Limits, Open, Report, Role, Sampling, command, open,
+    Command, Compute, Limits, LogitAdjustments, Open, Report, Role, Sampling, command, open,
 };
 use serde_json::{Value, json};
 
@@ -35,26 +35,70 @@ fn text(text: &str) -> Vec<u32> {
     text.bytes().map(u32::from).collect()
 }
 
-/// Name, prompt, sampling. `ends` draws the end token within its 40 tokens.
-fn cases() -> Vec<(&'static str, Vec<u32>, Sampling)> {
+/// Bias by token.
+type Bias = Vec<(u32, f32)>;
+
+/// Name, prompt, sampling, bias. `ends` draws the end token within its 40 tokens.
+fn cases() -> Vec<(&'static str, Vec<u32>, Sampling, Bias)> {
     let mut chat = vec![256];
     chat.extend(text("user\nhello"));
     chat.extend([257, 10, 256]);
     chat.extend(text("assistant\n"));
     let long = (0..300).map(|index| (index * 7) % 256).collect();
-    vec![
-        ("greedy", text("hello"), sampling(0.0, 0, 0, None)),
-        ("greedy_logprobs", text("a"), sampling(0.0, 99, 3, Some(3))),
-        ("sampled", text("hello"), sampling(1.0, 42, 0, Some(0))),
+    let vowels = "aeiou".bytes().map(|byte| (u32::from(byte), -100.0));
+    let plain: [(_, _, _, Bias); 10] = [
+        ("greedy", text("hello"), sampling(0.0, 0, 0, None), vec![]),
+        (
+            "greedy_logprobs",
+            text("a"),
+            sampling(0.0, 99, 3, Some(3)),
+            vec![],
+        ),
+        (
+            "sampled",
+            text("hello"),
+            sampling(1.0, 42, 0, Some(0)),
+            vec![],
+        ),
         (
             "sampled_choice",
             text("hello"),
             sampling(1.0, 42, 5, Some(2)),
+            vec![],
         ),
-        ("seed_is_64_bit", chat, sampling(0.7, u64::MAX, 0, Some(20))),
-        ("long_prompt", long, sampling(0.5, 1, 0, None)),
-        ("ends", text("hello"), sampling(1.0, END_SEED, 0, Some(3))),
-    ]
+        (
+            "seed_is_64_bit",
+            chat,
+            sampling(0.7, u64::MAX, 0, Some(20)),
+            vec![],
+        ),
+        ("long_prompt", long, sampling(0.5, 1, 0, None), vec![]),
+        (
+            "no_vowels",
+            text("hello"),
+            sampling(1.0, 7, 0, Some(2)),
+            vowels.collect(),
+        ),
+        (
+            "always_a_line_feed",
+            text("a"),
+            sampling(0.0, 0, 0, Some(3)),
+            vec![(97, 99.0), (10, 100.0)],
+        ),
+        (
+            "only_the_end_is_left",
+            text("a"),
+            sampling(1.0, 1, 0, None),
+            (32..127).map(|t| (t, -100.0)).collect(),
+        ),
+        (
+            "ends",
+            text("hello"),
+            sampling(1.0, END_SEED, 0, Some(3)),
+            vec![],
+        ),
+    ];
+    plain.into()
 }
 
 /// Found by trying: the end token is drawn after "hello" within 40 tokens.
@@ -67,7 +111,7 @@ struct Answer {
 }
 
 /// The answer as a worker with an unusual chunk size gives it.
-fn serve(prompt: &[u32], sampling: Sampling) -> Answer {
+fn serve(prompt: &[u32], sampling: Sampling, bias: &[(u32, f32)]) -> Answer {
     let mut seats = Seats::new(SeatsConfig {
         worker: "vectors".to_owned(),
         incarnation: 1,
@@ -87,6 +131,11 @@ fn serve(prompt: &[u32], sampling: Sampling) -> Answer {
         prompt_tokens: length,
         prompt_hash: model::prompt_hash(prompt),
         sampling: Some(sampling),
+        adjustments: Some(LogitAdjustments {
+            bias_tokens: bias.iter().map(|(token, _)| *token).collect(),
+            bias_values: bias.iter().map(|(_, value)| *value).collect(),
+            ..LogitAdjustments::default()
+        }),
         limits: Some(Limits {
             max_tokens: MAX_TOKENS,
             ignore_eos: true,
@@ -117,8 +166,8 @@ fn serve(prompt: &[u32], sampling: Sampling) -> Answer {
     answer
 }
 
-fn vector(name: &str, prompt: &[u32], sampling: Sampling) -> Value {
-    let answer = serve(prompt, sampling);
+fn vector(name: &str, prompt: &[u32], sampling: Sampling, bias: &[(u32, f32)]) -> Value {
+    let answer = serve(prompt, sampling, bias);
     let prompt_hash = model::prompt_hash(prompt);
     let logprobs: Vec<_> = answer
         .reports
@@ -135,6 +184,7 @@ fn vector(name: &str, prompt: &[u32], sampling: Sampling) -> Value {
         "seed": sampling.seed,
         "choice": sampling.choice,
         "top_logprobs": sampling.top_logprobs,
+        "bias": bias,
         "prompt_hash": format!("{prompt_hash:016x}"),
         "tokens": answer.tokens,
         "tokens_hash": format!("{:016x}", model::tokens_hash(prompt_hash, &answer.tokens)),
@@ -158,7 +208,7 @@ fn vectors() -> String {
     let geometry = model::geometry();
     let cases: Vec<Value> = cases()
         .into_iter()
-        .map(|(name, prompt, sampling)| vector(name, &prompt, sampling))
+        .map(|(name, prompt, sampling, bias)| vector(name, &prompt, sampling, &bias))
         .collect();
     let all = json!({
         "about": "mock model: what every implementation must draw (eos ignored); hashes are u64 \
@@ -208,8 +258,8 @@ fn mock_model_gives_the_known_answers() {
 
 #[test]
 fn vectors_cover_the_end_token() {
-    let (_, prompt, sampling) = cases().pop().expect("cases");
-    let tokens = serve(&prompt, sampling).tokens;
+    let (_, prompt, sampling, bias) = cases().pop().expect("cases");
+    let tokens = serve(&prompt, sampling, &bias).tokens;
     assert!(tokens.contains(&model::EOS), "{tokens:?}");
     assert!(!tokens[..32].contains(&model::EOS));
 }

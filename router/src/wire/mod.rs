@@ -16,6 +16,7 @@ pub mod v1 {
     missing_docs,
     clippy::pedantic,
     clippy::allow_attributes,
+    clippy::large_enum_variant,
     reason = "generated code"
 )]
 /// `dopd.worker.v1`: router and workers only.

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from dopd.errors import LinkError, ProtocolError
 from dopd.sched import events as ev
 from dopd.sched.seats import FENCE_S
-from dopd.types import Close, CloseReason, Compute, Grant, Import, Limits, LinkEnd, Open, Send
+from dopd.sched.sequence import tokens_hash
+from dopd.types import (
+    Close,
+    CloseReason,
+    Compute,
+    Grant,
+    Import,
+    Limits,
+    LinkEnd,
+    LogitAdjustments,
+    Open,
+    Send,
+)
 from tests.unit.sched.test_cells import LINK, NUM_PAGES, OTHER_LINK, PROMPT, new_seats
 
 WORD = LinkEnd(100, ok=True, pages=2, pos=1, tokens=[50])
@@ -120,6 +134,32 @@ def test_one_grant_for_two_slots_is_a_protocol_error() -> None:
         seats.handle(Send(2, grant))
 
 
+def test_an_import_is_adjusted_by_the_prompt_that_came_along_and_the_answer_that_arrived() -> None:
+    how = LogitAdjustments(repetition_penalty=1.3)
+    seats = new_seats()
+    seats.handle(opened(1, Import(0, PROMPT), adjustments=how))
+    seats.handle(ev.Begin(LINK, 100))
+    seats.handle(ev.Landed(LINK, 100, 0, 2))
+    word = dataclasses.replace(WORD, tokens_hash=tokens_hash(0, WORD.tokens))
+    seats.handle(ev.EndOk(LINK, word))
+    sequence = seats.by_slot[1].sequence
+    history = sequence.decode_row().history
+    assert history is not None
+    assert (history.adjustments, history.prompt, history.answer) == (how, PROMPT, [50])
+    sequence.append(60)
+    assert history.answer == [50, 60]
+
+
+def test_a_prompt_is_kept_only_for_the_penalty_that_looks_at_it() -> None:
+    seats = new_seats()
+    seats.handle(opened(1, Compute(PROMPT)))
+    seats.handle(opened(2, Compute(PROMPT), adjustments=LogitAdjustments(bias=((3, 1.0),))))
+    histories = [seat.sequence.prefill_row(1).history for seat in seats.by_slot.values()]
+    assert histories[0] is None
+    assert histories[1] is not None
+    assert histories[1].prompt == []
+
+
 BROKEN = {
     "2 pages for 40 tokens": opened(1, Compute(PROMPT), limits=Limits(max_tokens=20)),
     "0 pages for 2 tokens": opened(1, Compute([1]), pages=0, prompt_tokens=1, limits=Limits(1)),
@@ -129,6 +169,10 @@ BROKEN = {
     "10 answer tokens are made": opened(1, Compute(PROMPT, 10 * [1])),
     "token id 1000": opened(1, Compute([*PROMPT[1:], 1000])),
     "token id 2000": opened(1, Compute(PROMPT, [2000])),
+    "token id 3000": opened(1, Import(), adjustments=LogitAdjustments(bias=((3000, 1.0),))),
+    "0 prompt tokens sent": opened(
+        1, Import(), adjustments=LogitAdjustments(repetition_penalty=1.1)
+    ),
 }
 
 

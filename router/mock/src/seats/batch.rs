@@ -141,7 +141,10 @@ impl Seats {
             return;
         }
         seat.todo = Vec::new();
-        let drawn = model::draw(entry, &seat.sampling, seat.pos());
+        let mut drawn = model::draw(entry, &seat.sampling, seat.pos());
+        if let Some(adjustments) = &seat.adjustments {
+            drawn = drawn.biased(adjustments);
+        }
         seat.answer.push(drawn.token);
         let top = seat.sampling.top_logprobs;
         let reason = seat.end(drawn.token, model::EOS, self.config.model_len_max);

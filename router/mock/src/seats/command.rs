@@ -64,6 +64,11 @@ impl Seats {
         if u64::from(pages) * u64::from(PAGE_SIZE) < u64::from(prompt) {
             return Err(format!("{pages} pages do not hold {prompt} prompt tokens"));
         }
+        let bias = open.adjustments.iter().flat_map(|a| a.bias_tokens.iter());
+        if let Some(token) = bias.max().filter(|token| **token >= model::VOCAB_SIZE) {
+            let vocab_size = model::VOCAB_SIZE;
+            return Err(format!("token id {token}, the vocabulary has {vocab_size}"));
+        }
         match &open.kind {
             None => Err("open without a kind".to_owned()),
             Some(open::Kind::Import(_)) => Ok(()),
@@ -89,6 +94,7 @@ impl Seats {
             prompt_hash: open.prompt_hash,
             have: 0,
             sampling: open.sampling.unwrap_or_default(),
+            adjustments: open.adjustments,
             limits: open.limits.unwrap_or_default(),
             pages,
             todo: Vec::new(),

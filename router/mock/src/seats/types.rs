@@ -1,7 +1,9 @@
 //! Words of the seat table: what comes in, what goes out, what a seat is.
 
 use bytes::Bytes;
-use dopd_router::wire::worker::{self as wire, CloseReason, Limits, Sampling, link_frame};
+use dopd_router::wire::worker::{
+    self as wire, CloseReason, Limits, LogitAdjustments, Sampling, link_frame,
+};
 
 use crate::model::PAGE_SIZE;
 
@@ -141,6 +143,8 @@ pub struct Seat {
     pub have: u32,
     /// How tokens are drawn.
     pub sampling: Sampling,
+    /// Bias that decides draws; penalties are ignored.
+    pub adjustments: Option<LogitAdjustments>,
     /// When the answer ends.
     pub limits: Limits,
     /// All pages of the seat, in order of positions.
