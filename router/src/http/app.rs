@@ -1,7 +1,8 @@
 //! Routes.
 
-use std::sync::Arc;
+use std::{cell::OnceCell, sync::Arc};
 
+use bytes::Bytes;
 use hyper::{Method, Request, Response, body::Incoming};
 
 use super::{error, generate, pages, stream::Body, tokenize};
@@ -22,6 +23,8 @@ pub(super) struct App {
     pub(super) config: HttpConfig,
     /// Names model and version: the same fingerprint and seed give the same answer.
     pub(super) fingerprint: String,
+    /// `/openapi.json`, made when first asked for.
+    pub(super) openapi: OnceCell<Bytes>,
 }
 
 /// A path of this server.
@@ -36,6 +39,7 @@ enum Route<'a> {
     Metrics,
     Status,
     Version,
+    OpenApi,
 }
 
 impl<'a> Route<'a> {
@@ -50,6 +54,7 @@ impl<'a> Route<'a> {
             "/metrics" => Self::Metrics,
             "/status" => Self::Status,
             "/version" => Self::Version,
+            "/openapi.json" => Self::OpenApi,
             _ => Self::Model(path.strip_prefix("/v1/models/")?),
         })
     }
@@ -92,6 +97,7 @@ impl App {
             service,
             config,
             fingerprint,
+            openapi: OnceCell::new(),
         }
     }
 
@@ -122,6 +128,7 @@ impl App {
             Route::Metrics => pages::metrics(self).await,
             Route::Status => pages::status(self).await,
             Route::Version => pages::version(),
+            Route::OpenApi => pages::openapi(self),
         }
     }
 }

@@ -10,6 +10,7 @@ mod error;
 mod generate;
 mod json;
 mod logprobs;
+mod openapi;
 mod pages;
 mod receive;
 mod shapes;

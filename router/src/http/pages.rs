@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use bytes::Bytes;
 use hyper::{
     Response, StatusCode,
     header::{CONTENT_TYPE, HeaderValue},
@@ -9,7 +10,7 @@ use hyper::{
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::{app::App, error, stream::Body};
+use super::{app::App, error, openapi, stream::Body};
 use crate::{
     error::{Error, Reason},
     metrics,
@@ -17,7 +18,8 @@ use crate::{
     tokens::ServedModel,
 };
 
-const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// Of dopd.
+pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 #[derive(Serialize)]
 struct ModelList<'a> {
@@ -73,7 +75,7 @@ pub(super) fn json(value: &impl Serialize) -> Response<Body> {
     }
 }
 
-fn page(bytes: Vec<u8>, media: &'static str) -> Response<Body> {
+fn page(bytes: impl Into<Bytes>, media: &'static str) -> Response<Body> {
     let mut response = Response::new(Body::whole(bytes));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(media));
@@ -150,4 +152,10 @@ pub(super) async fn status(app: &App) -> Response<Body> {
 /// `/version`.
 pub(super) fn version() -> Response<Body> {
     json(&Version { version: VERSION })
+}
+
+/// `/openapi.json`.
+pub(super) fn openapi(app: &App) -> Response<Body> {
+    let make = || openapi::page(app.service.model(), app.service.limits());
+    page(app.openapi.get_or_init(make).clone(), "application/json")
 }

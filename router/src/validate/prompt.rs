@@ -2,7 +2,7 @@
 
 use serde_json::value::RawValue;
 
-use super::{check::invalid, fields, spec::Prompt};
+use super::{check::invalid, fields, numbers::Integer, spec::Prompt};
 use crate::error::{Error, Reason};
 
 /// Prompts of a list that are kept until it is refused.
@@ -36,12 +36,12 @@ pub(super) fn read(raw: &RawValue, tokens_max: usize) -> Result<Option<Prompt>, 
 }
 
 fn tokens(raw: &RawValue, max: usize) -> Result<Prompt, Error> {
-    let (ids, total): (Vec<i64>, usize) = fields::read_counted("prompt", raw, max)?;
+    let (ids, total): (Vec<Integer>, usize) = fields::read_counted("prompt", raw, max)?;
     if total > max {
         let message = format!("the prompt has {total} tokens; the model's context is {max} tokens");
         return Err(Error::new(Reason::ContextLengthExceeded, message).with_field("prompt"));
     }
-    let id = |id: i64| {
+    let id = |Integer(id): Integer| {
         u32::try_from(id)
             .map_err(|_| invalid("prompt", format!("token id {id} is not in the vocabulary")))
     };
