@@ -3,9 +3,16 @@
 from collections.abc import Callable, Sequence
 from typing import Final
 
-__all__ = ["main", "step_time", "timings_json", "version"]
+__all__ = ["commands", "main", "step_time", "timings_json", "version"]
 
 version: Final[str]
+
+def commands() -> str:
+    """The router's commands as JSON: name, help, flags, positionals, commands below it.
+
+    A flag has long, short, value (None for a switch), help, words (if only those are allowed) and
+    is_path.
+    """
 
 def main(
     argv: Sequence[str],

@@ -34,4 +34,4 @@ pub mod validate;
 pub mod wire;
 pub mod workers;
 
-pub use launch::{Launch, WorkerTable, main};
+pub use launch::{Launch, WorkerTable, commands, main};

@@ -15,14 +15,20 @@ use pyo3::{exceptions::PyKeyboardInterrupt, prelude::*};
 #[pymodule]
 mod _router {
     #[pymodule_export]
-    use super::main;
-    #[pymodule_export]
     use super::timings::{step_time, timings_json};
+    #[pymodule_export]
+    use super::{commands, main};
 
     /// Version of the router, equal to that of the package.
     #[pymodule_export]
     #[expect(non_upper_case_globals, reason = "a name in Python")]
     const version: &str = env!("CARGO_PKG_VERSION");
+}
+
+/// The commands and flags of the router as JSON.
+#[pyfunction]
+fn commands() -> String {
+    dopd_router::commands("dopd")
 }
 
 /// Runs `dopd ARGV...` in this process and returns its exit code. The interpreter is free

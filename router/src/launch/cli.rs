@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Arg, ArgAction, ArgMatches, Command, builder::ValueHint, value_parser};
 use serde_json::Value;
 
-use super::console::USAGE;
+use super::{console::USAGE, habits};
 use crate::config::{Config, FIELDS, Field, Scope, Sources};
 
 /// What the command line asks for.
@@ -66,7 +66,8 @@ pub(super) fn parse(
     argv: &[String],
     variables: Vec<(String, String)>,
 ) -> Result<Plan, Shown> {
-    let words = std::iter::once(program.to_owned()).chain(argv.iter().cloned());
+    let words =
+        std::iter::once(program.to_owned()).chain(argv.iter().map(|word| habits::translate(word)));
     let shown = |error: clap::Error| {
         let code = if error.use_stderr() { USAGE } else { 0 };
         Shown { error, code }
@@ -251,7 +252,7 @@ fn common(mut command: Command, scope: Scope) -> Command {
 /// Flags of commands that stay up.
 fn running(command: Command) -> Command {
     let help = "Write addresses there as JSON once all workers are attached";
-    command.arg(path("ready-file", "FILE", help))
+    habits::add(command.arg(path("ready-file", "FILE", help)))
 }
 
 fn path(name: &'static str, value: &'static str, help: &'static str) -> Arg {

@@ -8,8 +8,10 @@ mod banner;
 mod cli;
 mod console;
 mod fronts;
+mod habits;
 mod listeners;
 mod model;
+mod outline;
 mod replay;
 mod serve;
 mod settings;
@@ -61,6 +63,11 @@ pub struct Launch {
     pub worker_table: Option<WorkerTable>,
     /// Name of the program in help texts.
     pub program: &'static str,
+}
+
+/// The commands and flags of `program` as JSON, for completion.
+pub fn commands(program: &'static str) -> String {
+    outline::outline(&cli::command(program)).to_string()
 }
 
 /// Runs one command; returns the exit code: 0 ended well, 1 failed, 2 usage or settings, 130
