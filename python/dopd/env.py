@@ -8,3 +8,8 @@ import os
 def get(name: str) -> str | None:
     """Value of DOPD_<name>, or None if unset or empty."""
     return os.environ.get(f"DOPD_{name}") or None
+
+
+def foreign(name: str) -> str | None:
+    """Value of a variable that is not dopd's own, or None if unset or empty."""
+    return os.environ.get(name) or None

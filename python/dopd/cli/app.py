@@ -37,6 +37,7 @@ GROUPS: tuple[tuple[str, tuple[Command, ...]], ...] = (
         "Look",
         (
             Command("status", "workers, roles, load and pages of a running server", "status"),
+            Command("doctor", "what is wrong with this machine, and the fix", "doctor"),
             Command("config", "show the settings, check a settings file", "native"),
             Command("replay", "decide a recorded event log again", "native"),
             Command("version", "versions of dopd and of what it stands on", "version"),

@@ -7,8 +7,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
+from dopd import env
 from dopd.errors import DopdError
+
+if TYPE_CHECKING:
+    import argparse
 
 OK = 0
 FAILED = 1
@@ -52,6 +57,43 @@ def fail(error: DopdError) -> int:
     if error.fix:
         note(f"  fix: {error.fix}")
     return error.code
+
+
+def has_colour(stream: TextIO) -> bool:
+    """Whether colour, bars and redrawing suit `stream`: a terminal, and NO_COLOR is not set."""
+    is_dumb = env.foreign("TERM") in (None, "dumb")
+    return stream.isatty() and not is_dumb and env.foreign("NO_COLOR") is None
+
+
+def parser(command: str, description: str) -> argparse.ArgumentParser:
+    """A parser for `dopd COMMAND`: raw epilog, no abbreviations, "did you mean" for flags."""
+    import argparse
+
+    class Parser(argparse.ArgumentParser):
+        """Says which flag was meant."""
+
+        def error(self, message: str) -> NoReturn:
+            """Called by argparse."""
+            self.exit(USAGE, f"error: {message}\n{suggestion(self, message)}")
+
+    return Parser(
+        prog=f"dopd {command}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def suggestion(parser: argparse.ArgumentParser, message: str) -> str:
+    """What helps after a usage error: the flag that was probably meant, or the help."""
+    from difflib import get_close_matches
+
+    flags = list(parser._option_string_actions)
+    _, found, words = message.partition("unrecognized arguments: ")
+    for word in words.split() if found else ():
+        if close := get_close_matches(word.partition("=")[0], flags, n=1):
+            return f"  fix: {close[0]}\n"
+    return f"  fix: {parser.prog} --help\n"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, right: frozenset[int]) -> str:
