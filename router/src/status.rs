@@ -1,6 +1,8 @@
 //! What `dopd status --json` and the metrics page show: a snapshot of the fleet, made by dispatch
 //! on demand.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 /// The fleet at one instant.
@@ -20,6 +22,12 @@ pub struct FleetStatus {
     pub handoffs_total: u64,
     /// Sequences computed again since start.
     pub replays_total: u64,
+    /// Hand-offs since start by outcome.
+    pub handoffs_by: BTreeMap<&'static str, u64>,
+    /// Sequences computed again since start by reason.
+    pub replays_by: BTreeMap<&'static str, u64>,
+    /// Sequences placed again since start because a worker refused them.
+    pub retries_total: u64,
 }
 
 /// `GET /status` of the OpenAI listener and of the admin listener.
@@ -61,6 +69,8 @@ pub struct WorkerStatus {
     pub step_us: u32,
     /// Steps since its start.
     pub steps: u64,
+    /// Tokens per page.
+    pub page_size: u32,
     /// Pages by state; they add up to `total`.
     pub pages: PageStatus,
 }

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Instant};
 use axum::{
     Json, Router,
     extract::State,
-    http::{StatusCode, header},
+    http::{HeaderMap, StatusCode, header},
     response::IntoResponse,
     routing::get,
 };
@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     dispatch::Dispatch,
-    metrics::{self, Metrics},
+    metrics::{Format, Metrics},
     status::StatusPage,
 };
 
@@ -52,11 +52,15 @@ pub async fn serve(
         .await
 }
 
-async fn metrics_page(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
+async fn metrics_page(State(admin): State<Arc<Admin>>, headers: HeaderMap) -> impl IntoResponse {
     admin.metrics.set_fleet(&admin.dispatch.status().await);
+    let accept = headers
+        .get(header::ACCEPT)
+        .and_then(|value| value.to_str().ok());
+    let format = Format::accepted(accept);
     (
-        [(header::CONTENT_TYPE, metrics::CONTENT_TYPE)],
-        admin.metrics.render(),
+        [(header::CONTENT_TYPE, format.content_type())],
+        admin.metrics.page(format).await,
     )
 }
 

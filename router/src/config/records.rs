@@ -129,6 +129,9 @@ settings! {
         host: IpAddr = LOOPBACK, flag "metrics-host" "ADDR";
         /// Port for metrics and admin; 0 picks a free one.
         port: u16 = 9464, flag "metrics-port" "PORT", within 0..=65_535;
+        /// Whose names the metrics page has besides dopd's own: `none` or `vllm`.
+        metrics_compat: String = "none".to_owned(), flag "metrics-compat" "NAMES",
+            one_of &["none", "vllm"];
     }
 
     /// Latency targets, counted as attainment and goodput.

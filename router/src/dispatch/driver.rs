@@ -7,7 +7,7 @@ use std::{
 };
 
 use dopd_core::{
-    action::Action,
+    action::{Action, OpenKind},
     brain::Brain,
     event::Event,
     ids::{SeatId, SequenceId, SessionId, SlotId},
@@ -21,7 +21,10 @@ use tokio::{
 use crate::{
     config::records::LimitsConfig,
     dispatch::{
-        Dispatch, DispatchConfig, Shared, brain_config, owner, record::Recorder, reject, status,
+        Dispatch, DispatchConfig, Shared, brain_config, owner,
+        record::Recorder,
+        reject, status,
+        tally::{Outcome, Tally},
     },
     error::{Error, Reason},
     streams::messages::{BrainInput, FrontMessage, Joined, Order, Reported, SeatOrder},
@@ -69,6 +72,7 @@ pub(super) fn start(
         dispatch: dispatch.clone(),
         limits: config.limits,
         sessions: HashMap::new(),
+        handoffs: Tally::default(),
         is_draining: false,
     };
     let handle = thread::Builder::new()
@@ -83,6 +87,8 @@ pub(super) fn start(
 pub(super) struct Session {
     /// Front thread that holds its link.
     home: u16,
+    /// Its name, for the accounts of requests.
+    name: Arc<str>,
     /// Its seats, from Open until `closed` was read.
     seats: HashMap<SlotId, Seat>,
     /// For the status page.
@@ -96,6 +102,8 @@ struct Seat {
     sequence: SequenceId,
     /// Of an import seat, from `opened` on.
     grant: Option<Grant>,
+    /// An import seat that was not switched to.
+    is_arriving: bool,
 }
 
 /// Without its brain the router can do nothing: whatever ends the thread ends the front loops, too,
@@ -117,6 +125,7 @@ struct Driver {
     dispatch: Dispatch,
     limits: LimitsConfig,
     sessions: HashMap<SessionId, Session>,
+    handoffs: Tally,
     is_draining: bool,
 }
 
@@ -180,9 +189,10 @@ impl Driver {
             BrainInput::Stopped(sequence) => Event::SequenceStopped { sequence },
             BrainInput::Joined(joined) => self.joined(*joined),
             BrainInput::Lost(session) => {
-                if self.sessions.remove(&session).is_none() {
+                let Some(over) = self.sessions.remove(&session) else {
                     return;
-                }
+                };
+                self.lost(&over);
                 Event::SessionLost { session }
             }
             BrainInput::Suspected(session) => Event::WorkerSuspected { session },
@@ -192,7 +202,9 @@ impl Driver {
             },
             BrainInput::Status(answer) => {
                 let sessions = &self.sessions;
-                let status = status::fleet(&self.brain.status(), |s| sessions.get(&s.session));
+                let status = status::fleet(&self.brain.status(), &self.handoffs, |s| {
+                    sessions.get(&s.session)
+                });
                 // Whoever asked may have gone.
                 drop(answer.send(status));
                 return;
@@ -206,6 +218,7 @@ impl Driver {
             joined.session,
             Session {
                 home: joined.home,
+                name: joined.facts.name.as_str().into(),
                 seats: HashMap::new(),
                 pid: joined.pid,
                 device: joined.device,
@@ -229,7 +242,10 @@ impl Driver {
         }
         // Before the brain hears of it: it may give a free slot away at once.
         for closed in &report.closed {
-            session.seats.remove(&closed.slot);
+            let seat = session.seats.remove(&closed.slot);
+            if seat.is_some_and(|seat| seat.is_arriving) {
+                self.handoffs.count(Outcome::of(closed.why));
+            }
         }
         Some(Event::StepReported(Box::new(report)))
     }
@@ -259,8 +275,12 @@ impl Driver {
                     tracing::error!(?seat, "open at a session that is over");
                     return;
                 };
-                let grant = None;
-                session.seats.insert(seat.slot, Seat { sequence, grant });
+                let opened = Seat {
+                    sequence,
+                    grant: None,
+                    is_arriving: kind == OpenKind::Import,
+                };
+                session.seats.insert(seat.slot, opened);
                 self.order(seat, Order::Open { pages, kind }).await;
             }
             Action::Send { seat, to } => {
@@ -289,6 +309,7 @@ impl Driver {
                 let Some(over) = self.sessions.remove(&session) else {
                     return;
                 };
+                self.lost(&over);
                 tracing::warn!(?session, ?why, "worker broke the protocol");
                 self.send(usize::from(over.home), FrontMessage::Break(session))
                     .await;
@@ -307,8 +328,20 @@ impl Driver {
         }
     }
 
+    /// The hand-offs to a worker end with its session.
+    fn lost(&mut self, session: &Session) {
+        for _ in session.seats.values().filter(|seat| seat.is_arriving) {
+            self.handoffs.count(Outcome::WorkerLost);
+        }
+    }
+
     /// A seat that arrived and closed in one report is switched to nevertheless: its tokens count.
-    async fn switch(&self, sequence: SequenceId, seat: SeatId) {
+    async fn switch(&mut self, sequence: SequenceId, seat: SeatId) {
+        let session = self.sessions.get_mut(&seat.session);
+        if let Some(seat) = session.and_then(|session| session.seats.get_mut(&seat.slot)) {
+            seat.is_arriving = false;
+        }
+        self.handoffs.count(Outcome::Arrived);
         self.order_of(seat, sequence, Order::Switch).await;
     }
 
@@ -321,6 +354,7 @@ impl Driver {
             session: seat.session,
             slot: seat.slot,
             home: session.home,
+            worker: Arc::clone(&session.name),
             order,
         };
         self.send(self.owner(sequence), FrontMessage::Seat(order))

@@ -10,6 +10,7 @@ mod record;
 mod reject;
 mod status;
 pub mod submission;
+mod tally;
 mod ticket;
 
 pub use driver::BrainThread;

@@ -6,19 +6,24 @@ use dopd_core::{
 };
 
 use crate::{
-    dispatch::driver::Session,
+    dispatch::{driver::Session, tally::Tally},
     status::{FleetStatus, PageStatus, WorkerStatus},
 };
+
+/// Why sequences are computed again, as metrics say it; every one has a row from the start.
+const REPLAY_REASONS: [&str; 5] = ["worker_died", "worker_broken", "asked", "lost", "preempted"];
 
 /// One snapshot; `session` finds what dispatch knows of a session.
 pub(super) fn fleet<'a>(
     brain: &BrainStatus,
+    handoffs: &Tally,
     session: impl Fn(&SessionStatus) -> Option<&'a Session>,
 ) -> FleetStatus {
     let mut workers: Vec<WorkerStatus> = (brain.sessions.iter())
         .map(|status| worker(status, session(status)))
         .collect();
     workers.sort_by(|a, b| a.id.cmp(&b.id));
+    let replays = |reason| (reason, brain.replays_by.get(reason).copied().unwrap_or(0));
     FleetStatus {
         workers,
         requests_waiting: brain.requests_waiting,
@@ -27,6 +32,9 @@ pub(super) fn fleet<'a>(
         handoffs_running: brain.handoffs_running,
         handoffs_total: brain.handoffs_total,
         replays_total: brain.replays_total,
+        handoffs_by: handoffs.by_outcome().collect(),
+        replays_by: REPLAY_REASONS.into_iter().map(replays).collect(),
+        retries_total: replays("refused").1,
     }
 }
 
@@ -64,6 +72,7 @@ fn worker(status: &SessionStatus, session: Option<&Session>) -> WorkerStatus {
         prefill_tokens_queued: load.prefill_tokens_queued.0,
         step_us: load.step_us,
         steps: load.step,
+        page_size: status.page_size,
         pages: PageStatus {
             total,
             free,

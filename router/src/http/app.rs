@@ -3,7 +3,7 @@
 use std::{cell::OnceCell, sync::Arc};
 
 use bytes::Bytes;
-use hyper::{Method, Request, Response, body::Incoming};
+use hyper::{Method, Request, Response, body::Incoming, header::ACCEPT};
 
 use super::{error, generate, pages, stream::Body, tokenize};
 use crate::{
@@ -67,6 +67,11 @@ impl<'a> Route<'a> {
     }
 }
 
+/// Media types that a client takes.
+fn accept(request: &Request<Incoming>) -> Option<&str> {
+    request.headers().get(ACCEPT)?.to_str().ok()
+}
+
 /// A segment of a path without its percent escapes: clients write the slash of `org/model` as one.
 /// What is no escape stays as it is.
 fn plain(segment: &str) -> String {
@@ -125,7 +130,7 @@ impl App {
             Route::Model(name) => pages::model(self, &plain(name)),
             Route::Health => pages::health(),
             Route::Ready => pages::ready(self),
-            Route::Metrics => pages::metrics(self).await,
+            Route::Metrics => pages::metrics(self, accept(&request)).await,
             Route::Status => pages::status(self).await,
             Route::Version => pages::version(),
             Route::OpenApi => pages::openapi(self),

@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use super::{app::App, error, openapi, stream::Body};
 use crate::{
     error::{Error, Reason},
-    metrics,
+    metrics::Format,
     status::StatusPage,
     tokens::ServedModel,
 };
@@ -133,10 +133,14 @@ pub(super) fn ready(app: &App) -> Response<Body> {
 }
 
 /// `/metrics`.
-pub(super) async fn metrics(app: &App) -> Response<Body> {
+pub(super) async fn metrics(app: &App, accept: Option<&str>) -> Response<Body> {
     let metrics = app.service.metrics();
     metrics.set_fleet(&app.service.status().await);
-    page(metrics.render().into_bytes(), metrics::CONTENT_TYPE)
+    let format = Format::accepted(accept);
+    page(
+        metrics.page(format).await.into_bytes(),
+        format.content_type(),
+    )
 }
 
 /// `/status`.

@@ -19,7 +19,7 @@ use crate::{
     admin::Admin,
     config::{self, Config, Scope},
     dispatch::{BrainThread, Dispatch, DispatchConfig},
-    metrics::{Metrics, SloTargets},
+    metrics::{Metrics, MetricsConfig, SloTargets},
     service::Service,
     tokens::ServedModel,
     trace,
@@ -101,7 +101,11 @@ fn metrics(config: &Config, model: &ServedModel) -> Metrics {
         ttft: config.slo.ttft_ms.map(Duration::from_millis),
         tpot: config.slo.tpot_ms.map(Duration::from_millis),
     };
-    Metrics::with_targets(&model.name, targets)
+    Metrics::with(&MetricsConfig {
+        model: model.name.clone(),
+        targets,
+        vllm: config.admin.metrics_compat == "vllm",
+    })
 }
 
 fn dispatch(config: &Config, front_threads: usize) -> Result<(Dispatch, BrainThread), Failure> {

@@ -14,12 +14,12 @@ use std::{
 use parking_lot::Mutex;
 use prometheus_client::{
     collector::Collector,
-    encoding::{DescriptorEncoder, EncodeGaugeValue, EncodeMetric},
+    encoding::{DescriptorEncoder, EncodeGaugeValue, EncodeMetric, MetricEncoder},
     metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
-    registry::Unit,
 };
 
-use crate::status::FleetStatus;
+use super::catalog::{self, Kind, Row};
+use crate::status::{FleetStatus, WorkerStatus};
 
 const ROLES: [&str; 3] = ["prefill", "decode", "mixed"];
 const STATES: [&str; 3] = ["ready", "suspect", "draining"];
@@ -29,14 +29,21 @@ const STATES: [&str; 3] = ["ready", "suspect", "draining"];
 pub(super) struct FleetCollector {
     fleet: Arc<Mutex<FleetStatus>>,
     active: Arc<AtomicUsize>,
+    preparing: Arc<AtomicUsize>,
 }
 
 impl FleetCollector {
-    /// Shows `fleet`; `active` counts requests that have not ended.
-    pub(super) fn new(fleet: &Arc<Mutex<FleetStatus>>, active: &Arc<AtomicUsize>) -> Self {
+    /// Shows `fleet`; `active` counts requests that have not ended, `preparing` those that are not
+    /// submitted.
+    pub(super) fn new(
+        fleet: &Arc<Mutex<FleetStatus>>,
+        active: &Arc<AtomicUsize>,
+        preparing: &Arc<AtomicUsize>,
+    ) -> Self {
         Self {
             fleet: Arc::clone(fleet),
             active: Arc::clone(active),
+            preparing: Arc::clone(preparing),
         }
     }
 }
@@ -45,56 +52,63 @@ impl Collector for FleetCollector {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
         let fleet = self.fleet.lock().clone();
         let active = self.active.load(Ordering::Relaxed);
-        requests(&mut encoder, &fleet, active)?;
+        let preparing = self.preparing.load(Ordering::Relaxed);
+        requests(&mut encoder, &fleet, active, preparing)?;
+        sequences(&mut encoder, &fleet)?;
+        roles(&mut encoder, &fleet)?;
         workers(&mut encoder, &fleet)?;
         pages(&mut encoder, &fleet)
     }
 }
 
-fn requests(encoder: &mut DescriptorEncoder, fleet: &FleetStatus, active: usize) -> fmt::Result {
-    let running = active.saturating_sub(fleet.requests_waiting);
-    gauge(
-        encoder,
-        "requests_running",
-        "Requests that a worker has",
-        running,
-    )?;
-    gauge(
-        encoder,
-        "requests_waiting",
-        "Requests that wait for a worker",
-        fleet.requests_waiting,
-    )?;
-    gauge(
-        encoder,
-        "tokens_waiting",
-        "Prompt tokens that wait",
-        fleet.tokens_waiting,
-    )?;
-    gauge(
-        encoder,
-        "handoffs_running",
-        "Hand-offs under way",
-        fleet.handoffs_running,
-    )?;
-    counter(
-        encoder,
-        "handoffs",
-        "Hand-offs that arrived",
-        fleet.handoffs_total,
-    )?;
-    counter(
-        encoder,
-        "replays",
-        "Sequences that were computed again",
-        fleet.replays_total,
-    )
+/// Usage of the role whose pool is fullest: what a fleet runs out of first.
+pub(super) fn usage_of_fullest_role(fleet: &FleetStatus) -> f64 {
+    let usage = |role: &str| {
+        let of_role = || fleet.workers.iter().filter(|worker| worker.role == role);
+        let total: u64 = of_role().map(|w| u64::from(w.pages.total)).sum();
+        let used: u64 = of_role().map(used_pages).sum();
+        used as f64 / total.max(1) as f64
+    };
+    ROLES.into_iter().map(usage).fold(0.0, f64::max)
 }
 
-fn workers(encoder: &mut DescriptorEncoder, fleet: &FleetStatus) -> fmt::Result {
-    let kind = MetricType::Gauge;
-    let mut family =
-        encoder.encode_descriptor("workers", "Attached workers by role and state.", None, kind)?;
+fn used_pages(worker: &WorkerStatus) -> u64 {
+    u64::from(worker.pages.owned) + u64::from(worker.pages.fenced)
+}
+
+fn requests(
+    encoder: &mut DescriptorEncoder<'_>,
+    fleet: &FleetStatus,
+    active: usize,
+    preparing: usize,
+) -> fmt::Result {
+    let running = active.saturating_sub(fleet.requests_waiting);
+    gauge(encoder, &catalog::RUNNING, running)?;
+    let mut waiting = row(encoder, &catalog::WAITING)?;
+    for (stage, count) in [("prepare", preparing), ("queue", fleet.requests_waiting)] {
+        waiting
+            .encode_family(&[("stage", stage)])?
+            .encode_gauge(&count)?;
+    }
+    gauge(encoder, &catalog::TOKENS_WAITING, fleet.tokens_waiting)?;
+    gauge(encoder, &catalog::HANDOFFS_RUNNING, fleet.handoffs_running)
+}
+
+fn sequences(encoder: &mut DescriptorEncoder<'_>, fleet: &FleetStatus) -> fmt::Result {
+    for (declared, label, counts) in [
+        (&catalog::HANDOFFS, "outcome", &fleet.handoffs_by),
+        (&catalog::REPLAYS, "reason", &fleet.replays_by),
+    ] {
+        let mut family = row(encoder, declared)?;
+        for (word, count) in counts {
+            ConstCounter::new(*count).encode(family.encode_family(&[(label, *word)])?)?;
+        }
+    }
+    ConstCounter::new(fleet.retries_total).encode(row(encoder, &catalog::RETRIES)?)
+}
+
+fn roles(encoder: &mut DescriptorEncoder<'_>, fleet: &FleetStatus) -> fmt::Result {
+    let mut family = row(encoder, &catalog::WORKERS)?;
     // All nine rows always: an alert on "no decode worker" needs the zero.
     for role in ROLES {
         for state in STATES {
@@ -111,9 +125,43 @@ fn workers(encoder: &mut DescriptorEncoder, fleet: &FleetStatus) -> fmt::Result 
     Ok(())
 }
 
-fn pages(encoder: &mut DescriptorEncoder, fleet: &FleetStatus) -> fmt::Result {
-    let help = "Pages of KV memory by worker and state.";
-    let mut family = encoder.encode_descriptor("kv_pages", help, None, MetricType::Gauge)?;
+fn labels(worker: &WorkerStatus) -> [(&'static str, &str); 2] {
+    [("worker", &worker.id), ("role", &worker.role)]
+}
+
+/// A gauge with one row per worker.
+fn per_worker<V: EncodeGaugeValue>(
+    encoder: &mut DescriptorEncoder<'_>,
+    declared: &'static Row,
+    fleet: &FleetStatus,
+    value: impl Fn(&WorkerStatus) -> V,
+) -> fmt::Result {
+    let mut family = row(encoder, declared)?;
+    for worker in &fleet.workers {
+        family
+            .encode_family(&labels(worker))?
+            .encode_gauge(&value(worker))?;
+    }
+    Ok(())
+}
+
+fn workers(encoder: &mut DescriptorEncoder<'_>, fleet: &FleetStatus) -> fmt::Result {
+    per_worker(encoder, &catalog::WORKER_SEATS, fleet, |w| w.seats)?;
+    per_worker(encoder, &catalog::WORKER_QUEUED, fleet, |w| {
+        w.prefill_tokens_queued
+    })?;
+    per_worker(encoder, &catalog::WORKER_STEP, fleet, |w| {
+        f64::from(w.step_us) / 1e6
+    })?;
+    let mut family = row(encoder, &catalog::WORKER_STEPS)?;
+    for worker in &fleet.workers {
+        ConstCounter::new(worker.steps).encode(family.encode_family(&labels(worker))?)?;
+    }
+    Ok(())
+}
+
+fn pages(encoder: &mut DescriptorEncoder<'_>, fleet: &FleetStatus) -> fmt::Result {
+    let mut family = row(encoder, &catalog::PAGES)?;
     for worker in &fleet.workers {
         let pages = worker.pages;
         for (state, count) in [
@@ -122,38 +170,44 @@ fn pages(encoder: &mut DescriptorEncoder, fleet: &FleetStatus) -> fmt::Result {
             ("cached", pages.cached),
             ("fenced", pages.fenced),
         ] {
-            let labels = [("worker", worker.id.as_str()), ("state", state)];
-            family.encode_family(&labels)?.encode_gauge(&count)?;
+            let [id, role] = labels(worker);
+            family
+                .encode_family(&[id, role, ("state", state)])?
+                .encode_gauge(&count)?;
         }
     }
-    let help = "Share of KV pages that are owned or fenced, by worker.";
-    // The crate's own unit is the plural, which no neighbour uses.
-    let unit = Unit::Other("ratio".to_owned());
-    let kind = MetricType::Gauge;
-    let mut family = encoder.encode_descriptor("kv_usage", help, Some(&unit), kind)?;
+    per_worker(encoder, &catalog::KV_USAGE, fleet, |worker| {
+        used_pages(worker) as f64 / f64::from(worker.pages.total.max(1))
+    })?;
+    let mut family = row(encoder, &catalog::CACHE_CONFIG)?;
     for worker in &fleet.workers {
-        let total = f64::from(worker.pages.total.max(1));
-        let used = f64::from(worker.pages.owned.saturating_add(worker.pages.fenced));
-        family
-            .encode_family(&[("worker", worker.id.as_str())])?
-            .encode_gauge(&(used / total))?;
+        let (page, total) = (worker.page_size.to_string(), worker.pages.total.to_string());
+        let [id, role] = labels(worker);
+        let labels = [id, role, ("block_size", &page), ("num_gpu_blocks", &total)];
+        family.encode_info(&labels)?;
     }
     Ok(())
 }
 
-fn gauge(
-    encoder: &mut DescriptorEncoder,
-    name: &str,
-    help: &str,
-    value: impl EncodeGaugeValue + Copy,
-) -> fmt::Result {
-    let gauge = ConstGauge::new(value);
-    let help = format!("{help}.");
-    gauge.encode(encoder.encode_descriptor(name, &help, None, MetricType::Gauge)?)
+/// Begins the rows of a declared metric.
+fn row<'a>(
+    encoder: &'a mut DescriptorEncoder<'_>,
+    declared: &'static Row,
+) -> Result<MetricEncoder<'a>, fmt::Error> {
+    let kind = match declared.kind {
+        Kind::Counter => MetricType::Counter,
+        Kind::Gauge => MetricType::Gauge,
+        Kind::Histogram => MetricType::Histogram,
+        Kind::Info => MetricType::Info,
+    };
+    let help = format!("{}.", declared.help);
+    encoder.encode_descriptor(declared.family(), &help, None, kind)
 }
 
-fn counter(encoder: &mut DescriptorEncoder, name: &str, help: &str, value: u64) -> fmt::Result {
-    let counter = ConstCounter::new(value);
-    let help = format!("{help}.");
-    counter.encode(encoder.encode_descriptor(name, &help, None, MetricType::Counter)?)
+fn gauge(
+    encoder: &mut DescriptorEncoder<'_>,
+    declared: &'static Row,
+    value: impl EncodeGaugeValue + Copy,
+) -> fmt::Result {
+    ConstGauge::new(value).encode(row(encoder, declared)?)
 }

@@ -1,15 +1,22 @@
 //! Prometheus metrics: what is counted, under which names, and the page that shows them.
 //!
-//! Own names start with `dopd_`, base units, `_total` on counters; every label has a bounded set of
-//! values (error codes of the table, roles, states, names of attached workers). `service` reports
-//! requests, `workers` protocol errors, `cluster` restarts; gauges of the fleet come from the last
-//! [`FleetStatus`], which whoever renders the page sets first. Nothing here is on the path of a
-//! token.
+//! [`catalog`] declares every name; every label has a bounded set of values (codes of the error
+//! table, roles, states, names of attached workers and configured keys). `service` reports requests,
+//! `listen` connections, `auth` refusals, `workers` protocol errors, `cluster` restarts; gauges of
+//! the fleet come from the last [`FleetStatus`], which whoever renders the page sets first. A token
+//! costs an addition in its request's own [`Progress`]; everything else is per request.
 
+mod catalog;
 mod fleet;
+mod histogram;
+mod outcome;
+mod page;
+mod progress;
+mod rows;
 mod slo;
 #[cfg(test)]
 mod tests;
+mod vllm;
 
 use std::{
     borrow::Cow,
@@ -18,70 +25,45 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
 };
 
 use parking_lot::Mutex;
-use prometheus_client::{
-    encoding::text,
-    metrics::{counter::Counter, family::Family, histogram::Histogram, info::Info},
-    registry::{Registry, Unit},
-};
+use prometheus_client::{encoding::text, metrics::info::Info, registry::Registry};
 
+use self::rows::Rows;
 use crate::status::FleetStatus;
 
-pub use slo::SloTargets;
-
-/// Media type of [`Metrics::render`]'s text.
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+pub use self::{
+    catalog::{Kind, catalog, reference},
+    outcome::{Connection, Counted, Parts, RequestOutcome, SequenceEnd},
+    page::Format,
+    progress::Progress,
+    slo::SloTargets,
+};
 
 /// `code` of a request that ended well; others are the codes of the error table.
 pub const CODE_OK: &str = "ok";
 
-/// Upper bounds of the time to first token, in seconds: a mock answers in 1 ms, a long prompt in
-/// minutes.
-const TTFT_BUCKETS: [f64; 16] = [
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.75, 1.5, 3.0, 6.0, 12.0, 30.0, 60.0,
-];
-
-/// Upper bounds of the time per output token, in seconds.
-const TPOT_BUCKETS: [f64; 14] = [
-    0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.4, 1.0, 2.5,
-];
-
-/// Upper bounds of a request's life, in seconds; its longest life is 600 s by default.
-const DURATION_BUCKETS: [f64; 14] = [
-    0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 15.0, 30.0, 60.0, 120.0, 600.0,
-];
-
-/// How one request ended, told once by the service.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct RequestOutcome {
-    /// [`CODE_OK`], or `Reason::row().code`.
-    pub code: &'static str,
-    /// Tokens of the prompt; 0 if it was refused before it was tokenized.
-    pub prompt_tokens: u64,
-    /// Tokens of all choices' answers.
-    pub completion_tokens: u64,
-    /// Prompt tokens whose KV was found in a cache.
-    pub cached_tokens: u64,
-    /// From arrival to the first token, if there was one.
-    pub ttft: Option<Duration>,
-    /// Mean time between tokens after the first, if there were two.
-    pub tpot: Option<Duration>,
-    /// From arrival to the end.
-    pub duration: Duration,
+/// What the metrics are of.
+#[derive(Clone, Debug, Default)]
+pub struct MetricsConfig {
+    /// Name of the served model, a label of every metric.
+    pub model: String,
+    /// Latency targets.
+    pub targets: SloTargets,
+    /// Whether the page also has vLLM's names.
+    pub vllm: bool,
 }
 
-/// A request that has not ended; dropped at its end, however it comes.
-#[derive(Debug)]
-#[must_use = "the request counts as ended when this is dropped"]
-pub struct ActiveRequest(Arc<AtomicUsize>);
-
-impl Drop for ActiveRequest {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
+/// Totals for the line of statistics in the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Prompt tokens of requests that got a first token.
+    pub prompt_tokens: u64,
+    /// Tokens of answers.
+    pub generation_tokens: u64,
+    /// Requests that have not ended, tokenization included.
+    pub active: usize,
 }
 
 /// The metrics of one router. Clones share everything.
@@ -92,20 +74,17 @@ pub struct Metrics {
 
 struct Inner {
     registry: Registry,
+    /// Submitted and not ended.
     active: Arc<AtomicUsize>,
-    /// Written by [`Metrics::set_fleet`], read by the collector in `registry`.
+    /// Before submission: template and tokenizer.
+    preparing: Arc<AtomicUsize>,
+    /// Written by [`Metrics::set_fleet`], read by the collectors in `registry`.
     fleet: Arc<Mutex<FleetStatus>>,
-    requests: Family<[(&'static str, &'static str); 1], Counter>,
-    ttft: Histogram,
-    tpot: Histogram,
-    duration: Histogram,
-    prompt_tokens: Counter,
-    cached_tokens: Counter,
-    generation_tokens: Counter,
-    fields_ignored: Counter,
-    protocol_errors: Counter,
-    worker_restarts: Family<[(&'static str, String); 1], Counter>,
+    /// One page at a time is rendered.
+    rendering: tokio::sync::Mutex<()>,
+    rows: Rows,
     slo: slo::Slo,
+    vllm: Option<vllm::Extra>,
 }
 
 impl fmt::Debug for Metrics {
@@ -117,122 +96,155 @@ impl fmt::Debug for Metrics {
 impl Metrics {
     /// Metrics of a router that serves `model`, without latency targets.
     pub fn new(model: &str) -> Self {
-        Self::with_targets(model, SloTargets::default())
+        Self::with(&MetricsConfig {
+            model: model.to_owned(),
+            ..MetricsConfig::default()
+        })
     }
 
-    /// The same, counting requests and tokens that meet `targets`.
-    pub fn with_targets(model: &str, targets: SloTargets) -> Self {
-        let mut registry = Registry::with_prefix("dopd");
+    /// Metrics as configured.
+    pub fn with(config: &MetricsConfig) -> Self {
+        let mut registry = Registry::default();
         let version = vec![("version", env!("CARGO_PKG_VERSION"))];
-        registry.register("build", "Version of the router", Info::new(version));
-        let label = (Cow::Borrowed("model"), Cow::Owned(model.to_owned()));
+        let build = &catalog::BUILD;
+        registry.register(build.family(), build.help, Info::new(version));
+        let label = (Cow::Borrowed("model"), Cow::Owned(config.model.clone()));
         let served = registry.sub_registry_with_label(label);
-        let active = Arc::new(AtomicUsize::new(0));
+        let (active, preparing): (Arc<AtomicUsize>, Arc<AtomicUsize>) = Default::default();
         let fleet = Arc::new(Mutex::new(FleetStatus::default()));
-        served.register_collector(Box::new(fleet::FleetCollector::new(&fleet, &active)));
-        let mut inner = Inner {
-            active,
-            fleet,
-            requests: Family::default(),
-            ttft: seconds(
-                served,
-                "time_to_first_token",
-                "Arrival to first token",
-                &TTFT_BUCKETS,
-            ),
-            tpot: seconds(
-                served,
-                "time_per_output_token",
-                "Mean time between tokens after the first, per request",
-                &TPOT_BUCKETS,
-            ),
-            duration: seconds(
-                served,
-                "request_duration",
-                "Arrival to end",
-                &DURATION_BUCKETS,
-            ),
-            prompt_tokens: counter(served, "prompt_tokens", "Prompt tokens of ended requests"),
-            cached_tokens: counter(
-                served,
-                "cached_prompt_tokens",
-                "Prompt tokens whose KV was found in a cache",
-            ),
-            generation_tokens: counter(served, "generation_tokens", "Tokens of answers"),
-            fields_ignored: counter(
-                served,
-                "request_fields_ignored",
-                "Fields of requests that were read past: unknown, or without effect here",
-            ),
-            protocol_errors: counter(
-                served,
-                "protocol_errors",
-                "Messages of workers that broke the protocol; their sessions were ended",
-            ),
-            worker_restarts: Family::default(),
-            slo: slo::Slo::new(targets, served),
-            registry: Registry::default(),
-        };
-        served.register(
-            "requests",
-            "Requests by how they ended",
-            inner.requests.clone(),
-        );
-        served.register(
-            "worker_restarts",
-            "Local workers started again after they died",
-            inner.worker_restarts.clone(),
-        );
-        // Present from the start, so that a rate over the first minute is right.
-        drop(inner.requests.get_or_create(&[("code", CODE_OK)]));
-        inner.registry = registry;
+        let gauges = fleet::FleetCollector::new(&fleet, &active, &preparing);
+        served.register_collector(Box::new(gauges));
+        let rows = Rows::new(served);
+        let slo = slo::Slo::new(config.targets, served);
+        let vllm = config.vllm.then(|| {
+            let labels = [
+                ("model_name", config.model.clone()),
+                ("engine", "0".to_owned()),
+            ];
+            let labels = labels.map(|(name, value)| (Cow::Borrowed(name), Cow::Owned(value)));
+            let extra = vllm::Extra::default();
+            let names = vllm::Names::new(&rows, &extra, &fleet, &active);
+            registry
+                .sub_registry_with_labels(labels.into_iter())
+                .register_collector(Box::new(names));
+            extra
+        });
         Self {
-            inner: Arc::new(inner),
+            inner: Arc::new(Inner {
+                registry,
+                active,
+                preparing,
+                fleet,
+                rendering: tokio::sync::Mutex::default(),
+                rows,
+                slo,
+                vllm,
+            }),
         }
     }
 
-    /// Counts a request as running or waiting until the returned value is dropped.
-    pub fn request_started(&self) -> ActiveRequest {
-        self.inner.active.fetch_add(1, Ordering::Relaxed);
-        ActiveRequest(Arc::clone(&self.inner.active))
+    /// Counts a request as running or waiting for a worker until the returned value is dropped.
+    pub fn request_started(&self) -> Counted {
+        Counted::new(&self.inner.active)
+    }
+
+    /// Counts a request as being prepared until the returned value is dropped.
+    pub fn request_preparing(&self) -> Counted {
+        Counted::new(&self.inner.preparing)
     }
 
     /// Counts the end of a request, also of one that was refused before it started.
     pub fn request_done(&self, outcome: &RequestOutcome) {
-        let inner = &self.inner;
-        inner
-            .requests
-            .get_or_create(&[("code", outcome.code)])
-            .inc();
-        inner.prompt_tokens.inc_by(outcome.prompt_tokens);
-        inner.cached_tokens.inc_by(outcome.cached_tokens);
-        inner.generation_tokens.inc_by(outcome.completion_tokens);
-        if let Some(ttft) = outcome.ttft {
-            inner.ttft.observe(ttft.as_secs_f64());
+        let rows = &self.inner.rows;
+        rows.requests.get_or_create(&[("code", outcome.code)]).inc();
+        if outcome.code != CODE_OK && !outcome.was_placed {
+            rows.rejections
+                .get_or_create(&[("reason", outcome.code)])
+                .inc();
         }
-        if let Some(tpot) = outcome.tpot {
-            inner.tpot.observe(tpot.as_secs_f64());
+        let parts = outcome.parts;
+        for (histogram, time) in [
+            (&rows.ttft, outcome.ttft),
+            (&rows.tpot, outcome.tpot),
+            (&rows.queue, parts.queue),
+            (&rows.prefill, parts.prefill),
+            (&rows.transfer, parts.transfer),
+            (&rows.decode, parts.decode),
+            (&rows.duration, Some(outcome.duration)),
+        ] {
+            if let Some(time) = time {
+                histogram.observe(time.as_secs_f64());
+            }
         }
-        inner.duration.observe(outcome.duration.as_secs_f64());
-        inner.slo.count(outcome);
+        if outcome.was_placed {
+            rows.prompt_length.observe(outcome.prompt_tokens as f64);
+            rows.answer_limit.observe(f64::from(outcome.limit_tokens));
+        }
+        self.inner.slo.count(outcome);
+        if let Some(vllm) = &self.inner.vllm {
+            vllm.count(outcome);
+        }
+    }
+
+    /// Counts the end of one choice of `tokens` tokens.
+    pub fn sequence_done(&self, end: SequenceEnd, tokens: u64) {
+        self.inner.rows.sequences_ended(end).inc();
+        if matches!(end, SequenceEnd::Stop | SequenceEnd::Length) {
+            self.inner.rows.answer_length.observe(tokens as f64);
+        }
     }
 
     /// Counts fields of a request that were read past.
     pub fn fields_ignored(&self, count: u64) {
-        self.inner.fields_ignored.inc_by(count);
+        self.inner.rows.fields_ignored.inc_by(count);
+    }
+
+    /// Counts a refusal that got no log line of its own.
+    pub fn refusal_unlogged(&self) {
+        self.inner.rows.refusals_unlogged.inc();
     }
 
     /// Counts a message of a worker that broke the protocol.
     pub fn protocol_error(&self) {
-        self.inner.protocol_errors.inc();
+        self.inner.rows.protocol_errors.inc();
     }
 
     /// Counts a restart of the local worker `name`.
     pub fn worker_restarted(&self, name: &str) {
         self.inner
+            .rows
             .worker_restarts
             .get_or_create(&[("worker", name.to_owned())])
             .inc();
+    }
+
+    /// Counts a connection to `front` (`http`, `grpc`) as open until the returned value is dropped.
+    pub fn connection(&self, front: &'static str) -> Connection {
+        let open = self
+            .inner
+            .rows
+            .connections
+            .get_or_create_owned(&[("front", front)]);
+        Connection::new(open)
+    }
+
+    /// Counts a connection to `front` that was closed at once because there were too many.
+    pub fn connection_refused(&self, front: &'static str) {
+        let refused = &self.inner.rows.connections_refused;
+        refused.get_or_create(&[("front", front)]).inc();
+    }
+
+    /// Counts a request without a valid key; `reason` is one of a fixed set of words.
+    pub fn auth_failed(&self, reason: &'static str) {
+        let failures = &self.inner.rows.auth_failures;
+        failures.get_or_create(&[("reason", reason)]).inc();
+    }
+
+    /// Counts a request that was refused because the key named `key` in the configuration had used
+    /// up its quota.
+    pub fn quota_refused(&self, key: &str) {
+        let refusals = &self.inner.rows.quota_refusals;
+        refusals.get_or_create(&[("key", key.to_owned())]).inc();
     }
 
     /// Sets what the gauges of the fleet show from now on.
@@ -240,25 +252,36 @@ impl Metrics {
         self.inner.fleet.lock().clone_from(status);
     }
 
-    /// The page in OpenMetrics text; see [`CONTENT_TYPE`].
-    pub fn render(&self) -> String {
+    /// Totals since the start.
+    pub fn totals(&self) -> Totals {
+        let inner = &self.inner;
+        Totals {
+            prompt_tokens: inner.rows.prompt_tokens.get(),
+            generation_tokens: inner.rows.generation_tokens.get(),
+            active: inner.active.load(Ordering::Relaxed) + inner.preparing.load(Ordering::Relaxed),
+        }
+    }
+
+    /// The page, rendered off the calling thread and one at a time: scrapes, however many, stall no
+    /// stream and take no more than one core.
+    pub async fn page(&self, format: Format) -> String {
+        let _one = self.inner.rendering.lock().await;
+        let metrics = self.clone();
+        let page = tokio::task::spawn_blocking(move || metrics.render(format)).await;
+        // Only a runtime that shuts down does not run it.
+        page.unwrap_or_default()
+    }
+
+    /// The page.
+    pub fn render(&self, format: Format) -> String {
         let mut page = String::new();
         // Writing into a String cannot fail, so an error is a defect of an encoder.
         if text::encode(&mut page, &self.inner.registry).is_err() {
             tracing::error!("metrics page is incomplete: an encoder failed");
         }
-        page
+        match format {
+            Format::OpenMetrics => page,
+            Format::Text => page::to_text(&page),
+        }
     }
-}
-
-fn counter(registry: &mut Registry, name: &str, help: &str) -> Counter {
-    let counter = Counter::default();
-    registry.register(name, help, counter.clone());
-    counter
-}
-
-fn seconds(registry: &mut Registry, name: &str, help: &str, buckets: &[f64]) -> Histogram {
-    let histogram = Histogram::new(buckets.iter().copied());
-    registry.register_with_unit(name, help, Unit::Seconds, histogram.clone());
-    histogram
 }

@@ -1,13 +1,16 @@
 //! Latency targets: which requests met them (attainment), and how many tokens those had (goodput).
 
-use std::time::Duration;
+use std::{sync::atomic::AtomicU64, time::Duration};
 
 use prometheus_client::{
-    metrics::{counter::Counter, family::Family},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
 
-use super::{CODE_OK, RequestOutcome};
+use super::{
+    CODE_OK, RequestOutcome, catalog,
+    rows::{One, add},
+};
 use crate::error::{Origin, Reason};
 
 /// What a request should keep; `None`: no such target.
@@ -56,14 +59,29 @@ impl Slo {
             goodput_requests: Counter::default(),
             goodput_tokens: Counter::default(),
         };
-        if targets.is_set() {
-            let help = "Requests by latency target and whether they met it";
-            registry.register("slo_requests", help, slo.requests.clone());
-            let help = "Requests that met all targets";
-            registry.register("goodput_requests", help, slo.goodput_requests.clone());
-            let help = "Tokens of answers that met all targets";
-            registry.register("goodput_tokens", help, slo.goodput_tokens.clone());
+        if !targets.is_set() {
+            return slo;
         }
+        add(registry, &catalog::SLO_REQUESTS, slo.requests.clone());
+        let requests = slo.goodput_requests.clone();
+        add(registry, &catalog::GOODPUT_REQUESTS, requests);
+        let tokens = slo.goodput_tokens.clone();
+        add(registry, &catalog::GOODPUT_TOKENS, tokens);
+        let seconds = Family::<One, Gauge<f64, AtomicU64>>::default();
+        for (target, value) in [("ttft", targets.ttft), ("tpot", targets.tpot)] {
+            if let Some(value) = value {
+                let row = seconds.get_or_create(&[("target", target)]);
+                row.set(value.as_secs_f64());
+                // Both rows from the start: attainment is a ratio of them.
+                for met in ["true", "false"] {
+                    drop(
+                        slo.requests
+                            .get_or_create(&[("target", target), ("met", met)]),
+                    );
+                }
+            }
+        }
+        add(registry, &catalog::SLO_TARGET, seconds);
         slo
     }
 

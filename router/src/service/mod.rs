@@ -33,7 +33,7 @@ pub use self::{
 use self::{
     live::Live,
     outbox::{Outbox, OutboxConfig},
-    record::Record,
+    record::{Asked, Record},
     sink::ChoiceSink,
     text::AnswerText,
 };
@@ -165,7 +165,7 @@ impl Service {
 
     /// Counts and logs a request that was refused before [`Self::submit`].
     pub fn refuse(&self, arrival: &Arrival, error: &Error) {
-        Record::new(arrival, &self.metrics, 0).end(error.reason.row().code);
+        record::refused(arrival, &self.metrics, error);
     }
 
     /// Starts a request. An error has been counted and logged.
@@ -175,7 +175,10 @@ impl Service {
         spec: Spec,
         wanted: Wanted,
     ) -> Result<Answer, Error> {
-        let prepared = self.prepare(&spec).await;
+        let prepared = {
+            let _preparing = self.metrics.request_preparing();
+            self.prepare(&spec).await
+        };
         let started = prepared.and_then(|(prompt, max_tokens)| {
             self.start(&arrival, &spec, prompt, max_tokens, wanted)
         });
@@ -258,7 +261,15 @@ impl Service {
                 bytes_max: self.limits.slow_reader_bytes_max,
                 deadline,
             },
-            Record::new(arrival, &self.metrics, prompt_tokens),
+            Record::new(
+                arrival,
+                &self.metrics,
+                Asked {
+                    prompt_tokens,
+                    choices: spec.choices,
+                    limit_tokens: max_tokens,
+                },
+            ),
         );
         let text = AnswerText::new(
             Arc::clone(&self.model.tokenizer),

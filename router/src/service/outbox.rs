@@ -24,7 +24,7 @@ use super::{
 use crate::{
     error::{Error, Reason},
     metrics::CODE_OK,
-    streams::sink::{FinishReason, Flow, TokenChunk},
+    streams::sink::{FinishReason, Flow, SeatNews, TokenChunk},
     tokens::StopScan,
 };
 
@@ -134,13 +134,20 @@ impl Outbox {
         let keep_ids = self.config.wanted.token_ids || !chunk.logprobs.is_empty();
         let (taken, scan) = pending.push(text, chunk, keep_ids);
         let before = pending.last_token.replace(now);
-        state.count(taken, now, before);
+        state.count(choice, taken, now, before);
         if scan == StopScan::Stopped {
             self.finish_choice(&mut state, choice, text, FinishReason::Stop);
             return Flow::Stop;
         }
         self.tell(&mut state, now);
         Flow::Continue
+    }
+
+    /// Where the choice is.
+    pub(super) fn seat(&self, choice: usize, news: SeatNews<'_>) {
+        if let Some(record) = &mut self.state.lock().record {
+            record.seat(choice, news, Instant::now());
+        }
     }
 
     /// The choice is complete.
@@ -158,7 +165,10 @@ impl Outbox {
         let Some(pending) = state.pending(choice) else {
             return;
         };
-        pending.finish(text, reason);
+        let reason = pending.finish(text, reason);
+        if let Some(record) = &mut state.record {
+            record.finished(choice, reason);
+        }
         state.open = state.open.saturating_sub(1);
         if state.open == 0
             && let Some(record) = state.record.take()
@@ -283,9 +293,9 @@ impl State {
         self.choices.get_mut(choice)
     }
 
-    fn count(&mut self, tokens: usize, now: Instant, before: Option<Instant>) {
+    fn count(&mut self, choice: usize, tokens: usize, now: Instant, before: Option<Instant>) {
         if let Some(record) = &mut self.record {
-            record.count(tokens as u64, now, before);
+            record.count(choice, tokens as u64, now, before);
             self.usage.completion_tokens = record.completion_tokens();
         }
     }

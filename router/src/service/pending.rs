@@ -86,15 +86,17 @@ impl Pending {
         (taken, scan)
     }
 
-    /// The choice is complete; what the text held back comes out.
-    pub(super) fn finish(&mut self, text: &mut AnswerText, reason: FinishReason) {
+    /// The choice is complete; what the text held back comes out. Returns why it ended.
+    pub(super) fn finish(&mut self, text: &mut AnswerText, reason: FinishReason) -> FinishReason {
         let mut unread = String::new();
         let late = self.backlog.is_some();
         let scan = text.finish(if late { &mut unread } else { &mut self.text });
-        self.finish = Some(match scan {
+        let reason = match scan {
             StopScan::Stopped => FinishReason::Stop,
             StopScan::Running => reason,
-        });
+        };
+        self.finish = Some(reason);
+        reason
     }
 
     /// Bytes that wait, without those of a backlog.

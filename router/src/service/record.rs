@@ -1,56 +1,131 @@
-//! The account of one request: counts, times, one log line and one metric at its end.
+//! The account of one request: counts, times, one log line and its metrics at its end.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::Arrival;
-use crate::metrics::{ActiveRequest, Metrics, RequestOutcome};
+use crate::{
+    error::{Error, Reason},
+    metrics::{Counted, Metrics, Parts, Progress, RequestOutcome, SequenceEnd},
+    streams::sink::{FinishReason, SeatNews},
+    trace::Gate,
+};
+
+/// Refused requests that get a log line, per second: a client that hammers fills no disk.
+static REFUSALS: Gate = Gate::new(20);
+
+/// What a request asked for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked {
+    /// Tokens of its prompt.
+    pub(super) prompt_tokens: u32,
+    /// Choices.
+    pub(super) choices: u32,
+    /// Most tokens of one choice.
+    pub(super) limit_tokens: u32,
+}
 
 /// Everything that is told about a request when it ends.
 #[derive(Debug)]
 pub(super) struct Record {
-    id: String,
-    arrived: Instant,
-    prompt_tokens: u32,
+    arrival: Arrival,
+    asked: Asked,
+    choices: Box<[Choice]>,
     completion_tokens: u64,
+    /// When a worker first had a choice of it.
+    placed: Option<Instant>,
     first_token: Option<Instant>,
+    /// The last switch to another worker.
+    switched: Option<Instant>,
+    last_token: Option<Instant>,
+    /// Where its last choice was placed, and where it went from there.
+    prefill_worker: Option<Arc<str>>,
+    decode_worker: Option<Arc<str>>,
+    handoffs: u32,
     /// Sum over choices: last token minus first, and tokens after the first.
     decode_seconds: f64,
     decode_tokens: u64,
+    progress: Progress,
     metrics: Metrics,
     /// Counts the request as running for as long as the record lives.
-    _active: ActiveRequest,
+    _active: Counted,
+}
+
+#[derive(Clone, Debug, Default)]
+struct Choice {
+    places: u32,
+    tokens: u64,
+    is_finished: bool,
 }
 
 impl Record {
-    pub(super) fn new(arrival: &Arrival, metrics: &Metrics, prompt_tokens: u32) -> Self {
+    pub(super) fn new(arrival: &Arrival, metrics: &Metrics, asked: Asked) -> Self {
         Self {
-            id: arrival.id.clone(),
-            arrived: arrival.at,
-            prompt_tokens,
+            arrival: arrival.clone(),
+            asked,
+            choices: vec![Choice::default(); asked.choices as usize].into(),
             completion_tokens: 0,
+            placed: None,
             first_token: None,
+            switched: None,
+            last_token: None,
+            prefill_worker: None,
+            decode_worker: None,
+            handoffs: 0,
             decode_seconds: 0.0,
             decode_tokens: 0,
+            progress: Progress::new(metrics, asked.prompt_tokens.into()),
             metrics: metrics.clone(),
             _active: metrics.request_started(),
         }
     }
 
     pub(super) fn prompt_tokens(&self) -> u32 {
-        self.prompt_tokens
+        self.asked.prompt_tokens
     }
 
     pub(super) fn completion_tokens(&self) -> u64 {
         self.completion_tokens
     }
 
+    /// A choice has a place, or changed it.
+    pub(super) fn seat(&mut self, choice: usize, news: SeatNews<'_>, now: Instant) {
+        match news {
+            SeatNews::Placed { worker } => {
+                self.placed.get_or_insert(now);
+                self.prefill_worker = Some(Arc::clone(worker));
+                self.decode_worker = None;
+                if let Some(choice) = self.choices.get_mut(choice) {
+                    choice.places += 1;
+                }
+            }
+            SeatNews::Switched { worker } => {
+                self.switched = Some(now);
+                self.handoffs += 1;
+                self.decode_worker = Some(Arc::clone(worker));
+            }
+        }
+    }
+
     /// `tokens` arrived for a choice whose tokens before arrived at `before`.
-    pub(super) fn count(&mut self, tokens: u64, now: Instant, before: Option<Instant>) {
+    pub(super) fn count(
+        &mut self,
+        choice: usize,
+        tokens: u64,
+        now: Instant,
+        before: Option<Instant>,
+    ) {
         if tokens == 0 {
             return;
         }
         self.completion_tokens += tokens;
         self.first_token.get_or_insert(now);
+        self.last_token = Some(now);
+        if let Some(choice) = self.choices.get_mut(choice) {
+            choice.tokens += tokens;
+        }
         match before {
             Some(before) => {
                 self.decode_seconds += now.saturating_duration_since(before).as_secs_f64();
@@ -59,34 +134,127 @@ impl Record {
             // The first token of the choice ends its prefill; only what follows is decode.
             None => self.decode_tokens += tokens - 1,
         }
+        self.progress.tokens(tokens, now, before);
+    }
+
+    /// A choice is complete.
+    pub(super) fn finished(&mut self, choice: usize, reason: FinishReason) {
+        let Some(choice) = self.choices.get_mut(choice) else {
+            return;
+        };
+        choice.is_finished = true;
+        let end = match reason {
+            FinishReason::Stop => SequenceEnd::Stop,
+            FinishReason::Length => SequenceEnd::Length,
+        };
+        self.metrics.sequence_done(end, choice.tokens);
     }
 
     /// Tells of the request; `code` is `ok` or that of the error.
     pub(super) fn end(self, code: &'static str) {
-        let ttft = self.first_token.map(|first| first - self.arrived);
+        let outcome = self.outcome(code);
+        let Self {
+            arrival, choices, ..
+        } = &self;
+        let end = if is_abort(code) {
+            SequenceEnd::Abort
+        } else {
+            SequenceEnd::Error
+        };
+        for choice in choices.iter().filter(|choice| !choice.is_finished) {
+            self.metrics.sequence_done(end, choice.tokens);
+        }
+        let placed_again = |choice: &Choice| choice.places.saturating_sub(1);
+        tracing::info!(
+            target: "dopd::request",
+            id = %arrival.id,
+            tenant = &*arrival.caller.tenant,
+            key = &*arrival.caller.key,
+            r#in = self.asked.prompt_tokens,
+            out = self.completion_tokens,
+            // No worker has a prefix cache yet.
+            cached = 0,
+            ttft_ms = millis(outcome.ttft),
+            tpot_ms = millis(outcome.tpot),
+            prefill_worker = self.prefill_worker.as_deref(),
+            decode_worker = self.decode_worker.as_deref(),
+            handoffs = self.handoffs,
+            replays = choices.iter().map(placed_again).sum::<u32>(),
+            code,
+            duration_ms = millis(Some(outcome.duration)),
+            "request done"
+        );
+        self.metrics.request_done(&outcome);
+    }
+
+    fn outcome(&self, code: &'static str) -> RequestOutcome {
         let tpot = (self.decode_tokens > 0).then(|| {
             let mean = self.decode_seconds / self.decode_tokens as f64;
             Duration::from_secs_f64(mean)
         });
-        // To the microsecond: what is below is noise.
-        let millis = |time: Option<Duration>| time.map(|t| t.as_micros() as f64 / 1e3);
-        tracing::info!(
-            id = %self.id,
-            r#in = self.prompt_tokens,
-            out = self.completion_tokens,
-            ttft_ms = millis(ttft),
-            tpot_ms = millis(tpot),
+        RequestOutcome {
             code,
-            "request done"
-        );
-        self.metrics.request_done(&RequestOutcome {
-            code,
-            prompt_tokens: self.prompt_tokens.into(),
+            prompt_tokens: self.asked.prompt_tokens.into(),
             completion_tokens: self.completion_tokens,
-            cached_tokens: 0,
-            ttft,
+            longest_tokens: self.choices.iter().map(|c| c.tokens).max().unwrap_or(0),
+            choices: self.asked.choices,
+            limit_tokens: self.asked.limit_tokens,
+            was_placed: self.placed.is_some(),
+            ttft: since(self.first_token, Some(self.arrival.at)),
             tpot,
-            duration: self.arrived.elapsed(),
-        });
+            duration: self.arrival.at.elapsed(),
+            parts: self.parts(),
+        }
     }
+
+    fn parts(&self) -> Parts {
+        let decodes_from = self.switched.max(self.first_token);
+        Parts {
+            queue: since(self.placed, Some(self.arrival.at)),
+            prefill: since(self.first_token, self.placed),
+            transfer: since(self.switched, self.first_token),
+            decode: self
+                .first_token
+                .and_then(|_| since(self.last_token, decodes_from)),
+        }
+    }
+}
+
+/// Counts and logs a request that never started.
+pub(super) fn refused(arrival: &Arrival, metrics: &Metrics, error: &Error) {
+    let code = error.reason.row().code;
+    let duration = arrival.at.elapsed();
+    match REFUSALS.admit(Instant::now()) {
+        Some(unlogged) => tracing::info!(
+            target: "dopd::request",
+            id = %arrival.id,
+            tenant = &*arrival.caller.tenant,
+            key = &*arrival.caller.key,
+            code,
+            duration_ms = millis(Some(duration)),
+            unlogged = (unlogged > 0).then_some(unlogged),
+            "request refused"
+        ),
+        None => metrics.refusal_unlogged(),
+    }
+    metrics.request_done(&RequestOutcome {
+        code,
+        duration,
+        ..RequestOutcome::default()
+    });
+}
+
+fn is_abort(code: &str) -> bool {
+    [Reason::Cancelled, Reason::ClientTooSlow]
+        .iter()
+        .any(|reason| reason.row().code == code)
+}
+
+fn since(to: Option<Instant>, from: Option<Instant>) -> Option<Duration> {
+    Some(to?.saturating_duration_since(from?))
+}
+
+/// To the microsecond: what is below is noise.
+fn millis(time: Option<Duration>) -> Option<f64> {
+    time.map(|time| time.as_micros() as f64 / 1e3)
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{outbox::Outbox, text::AnswerText};
 use crate::{
     error::Error,
-    streams::sink::{FinishReason, Flow, Sink, TokenChunk},
+    streams::sink::{FinishReason, Flow, SeatNews, Sink, TokenChunk},
 };
 
 /// Turns the tokens of one choice into text in the request's outbox.
@@ -29,6 +29,10 @@ impl ChoiceSink {
 impl Sink for ChoiceSink {
     fn tokens(&mut self, chunk: TokenChunk<'_>) -> Flow {
         self.outbox.push(self.choice, &mut self.text, chunk)
+    }
+
+    fn seat(&mut self, news: SeatNews<'_>) {
+        self.outbox.seat(self.choice, news);
     }
 
     fn finish(&mut self, reason: FinishReason) {

@@ -18,7 +18,7 @@ use crate::{
             SeatOrder,
         },
         outbox::{Outbox, Queues},
-        sink::TokenLogprobs,
+        sink::{SeatNews, TokenLogprobs},
         table::{OpenParts, Streams},
     },
     wire::worker::{Compute, Import, Open, open},
@@ -148,6 +148,7 @@ impl Front {
             session,
             slot,
             home,
+            worker,
             order,
         } = order;
         let seat = SeatId { session, slot };
@@ -158,6 +159,10 @@ impl Front {
                     OpenKind::Import => self.streams.open_import(sequence, seat),
                 };
                 if let Some(parts) = parts {
+                    if kind == OpenKind::Compute {
+                        let news = SeatNews::Placed { worker: &worker };
+                        self.streams.seat(sequence, news);
+                    }
                     let (key, life) = (parts.key, parts.life);
                     let open = Box::new(open_message(seat, sequence, pages.0, kind, parts));
                     LinkOrder::Open { open, key, life }
@@ -170,6 +175,8 @@ impl Front {
             Order::Send(grant) => LinkOrder::Send(grant),
             Order::Close => LinkOrder::Close,
             Order::Switch => {
+                let news = SeatNews::Switched { worker: &worker };
+                self.streams.seat(sequence, news);
                 self.stopped(self.streams.switch(sequence, seat));
                 LinkOrder::Switch
             }

@@ -66,6 +66,8 @@ pub struct SeatOrder {
     pub slot: SlotId,
     /// Front thread that holds the session's link.
     pub home: u16,
+    /// Name of the session's worker.
+    pub worker: Arc<str>,
     /// What to do.
     pub order: Order,
 }

@@ -1,5 +1,7 @@
 //! The receiving end of one choice's answer.
 
+use std::sync::Arc;
+
 use crate::error::Error;
 
 /// What a sink gets at once: the tokens that one report (or several, merged) brought for its
@@ -40,6 +42,21 @@ pub enum FinishReason {
     Length,
 }
 
+/// What became of a sequence's seats, for the account of its request.
+#[derive(Clone, Copy, Debug)]
+pub enum SeatNews<'a> {
+    /// A worker computes it: at first, or again.
+    Placed {
+        /// Its name.
+        worker: &'a Arc<str>,
+    },
+    /// Its KV arrived at another worker, which goes on.
+    Switched {
+        /// Its name.
+        worker: &'a Arc<str>,
+    },
+}
+
 /// Where the tokens of one sequence go. Implemented by `service`, called by `streams` on the thread
 /// that owns the stream.
 ///
@@ -51,6 +68,8 @@ pub trait Sink: Send {
     /// Log probabilities of the prompt's tokens at positions `start` and on, if they were asked for:
     /// in order, but a replay tells them again from the start.
     fn prompt_logprobs(&mut self, _start: u32, _logprobs: &[TokenLogprobs]) {}
+    /// Where the sequence is; may come at any time before the end.
+    fn seat(&mut self, _news: SeatNews<'_>) {}
     /// The worker ended the answer; the last token came with the `tokens` call before.
     fn finish(&mut self, reason: FinishReason);
     /// The request failed. Tokens may have been delivered before.

@@ -17,7 +17,7 @@ use crate::{
         key::{Life, StreamKey},
         messages::Flush,
         request::RequestShared,
-        sink::{Sink, TokenLogprobs},
+        sink::{SeatNews, Sink, TokenLogprobs},
     },
 };
 
@@ -217,6 +217,20 @@ impl Streams {
             logprobs,
         } = *legacy;
         self.flush(key, life, flush, &tokens, &logprobs)
+    }
+
+    /// Tells the sink of `sequence` where it is.
+    pub fn seat(&self, sequence: SequenceId, news: SeatNews<'_>) {
+        let taken = {
+            let mut inner = self.inner.borrow_mut();
+            let found = inner.find(sequence);
+            found.and_then(|(key, stream)| Some((key, stream.sink.take()?)))
+        };
+        let Some((key, mut sink)) = taken else { return };
+        sink.seat(news);
+        if let Some(stream) = self.inner.borrow_mut().get(key) {
+            stream.sink = Some(sink);
+        }
     }
 
     /// The sequence ends with `error`; what a worker said of it is added.

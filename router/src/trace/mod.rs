@@ -2,11 +2,15 @@
 //!
 //! Called once by `launch`. Prompts and answers are never logged.
 
+mod gate;
+
 use std::io::IsTerminal as _;
 
 use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
 
 use crate::config::{ConfigError, Settings};
+
+pub use gate::Gate;
 
 /// Starts logging. In a process that logs already (a Python program that called `main` twice) the
 /// first set-up stays.

@@ -3,6 +3,7 @@
 use dopd_core::log::replay;
 use dopd_router::{
     error::Reason,
+    metrics::Format,
     streams::sink::FinishReason,
     wire::worker::{CloseReason, Logprobs, Report, Role},
 };
@@ -208,7 +209,10 @@ async fn a_malformed_report_ends_the_session() {
         worker.ended().await;
         errors += 1;
         let counted = format!("dopd_protocol_errors_total{{model=\"test\"}} {errors}\n");
-        assert!(router.metrics.render().contains(&counted), "{what}");
+        assert!(
+            router.metrics.render(Format::Text).contains(&counted),
+            "{what}"
+        );
         router.cancel_on(0, ticket).await;
         answer.gone().await;
         assert_eq!(answer.tokens, Vec::<u32>::new(), "{what}");

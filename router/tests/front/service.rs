@@ -17,7 +17,7 @@ use dopd_router::{
     auth::Caller,
     config::records::{LimitsConfig, ModelConfig},
     error::{Error, Reason},
-    metrics::Metrics,
+    metrics::{Format, Metrics},
     service::{Answer, Delta, Next, Render, Service, Usage, Wake, Wanted},
     streams::sink::FinishReason,
     tokens::{ByteTokenizer, Framing, ServedModel, Tokenizer, Vocabulary},
@@ -112,7 +112,7 @@ fn a_reader_that_does_not_come_is_cut_and_its_seat_is_closed() {
         assert_eq!(fetch(&mut answer, &mut written).await, Some(Next::End));
         assert_eq!(written.error.unwrap().reason, Reason::ClientTooSlow);
         assert_eq!(written.text, "", "what waited is dropped");
-        let page = service.metrics().render();
+        let page = service.metrics().render(Format::Text);
         assert!(page.contains(r#"code="client_too_slow"} 1"#), "{page}");
     });
     fake.gate.add_permits(1);
@@ -140,7 +140,7 @@ fn a_dropped_answer_cancels_its_request_once() {
         let mut answer = submit(&service, text("x")).await.unwrap();
         answer.first().await.unwrap();
         drop(answer);
-        let page = service.metrics().render();
+        let page = service.metrics().render(Format::Text);
         assert!(page.contains(r#"code="cancelled"} 1"#), "{page}");
     });
     assert_eq!(fake.cancelled.load(Ordering::Relaxed), 1);

@@ -180,6 +180,7 @@ impl Brain {
         }
         sequence.queue_key.is_fresh &= is_refused;
         self.replays_total += u64::from(!is_refused);
+        *self.replays_by.entry(fault.word()).or_default() += 1;
         self.close_seats(key);
         self.wait(key);
         None

@@ -24,6 +24,8 @@ mod table;
 mod timers;
 mod workers;
 
+use std::collections::BTreeMap;
+
 pub use self::{
     config::BrainConfig,
     status::{BrainStatus, SessionStatus},
@@ -52,6 +54,8 @@ pub struct Brain {
     no_worker_since: Option<Micros>,
     handoffs_total: u64,
     replays_total: u64,
+    /// Placed again, by the word of the fault; refusals too.
+    replays_by: BTreeMap<&'static str, u64>,
     violations_total: u64,
     /// What the event at hand led to so far.
     actions: Vec<Action>,
@@ -73,6 +77,7 @@ impl Brain {
             no_worker_since: None,
             handoffs_total: 0,
             replays_total: 0,
+            replays_by: BTreeMap::new(),
             violations_total: 0,
             actions: Vec::new(),
         }

@@ -1,5 +1,7 @@
 //! A view of the brain for people and metrics; made on demand, not on the path of any event.
 
+use std::collections::BTreeMap;
+
 use super::{Brain, sequences::Sequence, workers::Worker};
 use crate::{
     fleet::{Role, WorkerLoad},
@@ -22,6 +24,8 @@ pub struct BrainStatus {
     pub handoffs_total: u64,
     /// Times a sequence was computed again.
     pub replays_total: u64,
+    /// Times a sequence was placed again, by reason; `refused` is no replay.
+    pub replays_by: BTreeMap<&'static str, u64>,
     /// Sessions ended because their worker broke the protocol.
     pub violations_total: u64,
     /// Attached workers, in the order in which they attached.
@@ -43,6 +47,8 @@ pub struct SessionStatus {
     pub is_suspect: bool,
     /// As last reported.
     pub load: WorkerLoad,
+    /// Tokens per page.
+    pub page_size: u32,
     /// Size of its pool.
     pub pages_total: Pages,
     /// Pages in the brain's account: from the plan until `closed` was read.
@@ -64,6 +70,7 @@ impl Brain {
             handoffs_running: self.sequences.iter().filter(has_next).count(),
             handoffs_total: self.handoffs_total,
             replays_total: self.replays_total,
+            replays_by: self.replays_by.clone(),
             violations_total: self.violations_total,
             sessions: self.workers.iter().map(session_status).collect(),
         }
@@ -83,6 +90,7 @@ fn session_status(worker: &Worker) -> SessionStatus {
         is_draining: worker.is_draining,
         is_suspect: worker.is_suspect,
         load: worker.load,
+        page_size: worker.facts.page_size,
         pages_total: worker.facts.pages_total,
         pages_used: worker.slots.pages_used(),
         seats_open: worker.slots.seats_used(),

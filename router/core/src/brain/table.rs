@@ -74,6 +74,22 @@ pub(super) enum Fault {
     Lost(Loss),
 }
 
+impl Fault {
+    /// Its word in metrics.
+    pub(super) const fn word(self) -> &'static str {
+        match self {
+            Self::Lost(Loss::Died) => "worker_died",
+            Self::Lost(Loss::Broken) => "worker_broken",
+            Self::Closed(CloseReason::Refused) => "refused",
+            Self::Closed(CloseReason::Preempted) => "preempted",
+            Self::Closed(CloseReason::Lost) => "lost",
+            Self::Closed(CloseReason::Asked) => "asked",
+            Self::Closed(CloseReason::Error) => "error",
+            Self::Closed(CloseReason::Stop | CloseReason::Length) => "finished",
+        }
+    }
+}
+
 /// What to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Cell {

@@ -5,7 +5,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::{GivenUp, RestartPolicy, Supervisor, SupervisorConfig, WorkerSpec};
-use crate::metrics::Metrics;
+use crate::metrics::{Format, Metrics};
 
 /// Far longer than any of these tests needs; only a hang reaches it.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -74,7 +74,9 @@ async fn crash_loop_ends_with_the_cause_named() {
     assert_eq!(supervisor.alive(), 0);
     assert_eq!(lines.all().len(), 5, "five lives");
     assert!(
-        metrics.render().contains("worker=\"decode-0\"} 4"),
+        metrics
+            .render(Format::Text)
+            .contains("worker=\"decode-0\"} 4"),
         "four restarts"
     );
     supervisor.stop(&CancellationToken::new()).await;

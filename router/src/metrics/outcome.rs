@@ -1,0 +1,114 @@
+//! What the rest of the router tells the metrics, and guards that count while they live.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use prometheus_client::metrics::gauge::Gauge;
+
+/// How one request ended, told once by the service.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct RequestOutcome {
+    /// [`super::CODE_OK`], or `Reason::row().code`.
+    pub code: &'static str,
+    /// Tokens of the prompt; 0 if it was refused before it was tokenized.
+    pub prompt_tokens: u64,
+    /// Tokens of all choices' answers.
+    pub completion_tokens: u64,
+    /// Tokens of its longest choice.
+    pub longest_tokens: u64,
+    /// Choices asked for.
+    pub choices: u32,
+    /// Answer tokens that a choice may have; 0 if it was refused before that was known.
+    pub limit_tokens: u32,
+    /// Whether a worker had it.
+    pub was_placed: bool,
+    /// From arrival to the first token, if there was one.
+    pub ttft: Option<Duration>,
+    /// Mean time between tokens after the first, if there were two.
+    pub tpot: Option<Duration>,
+    /// From arrival to the end.
+    pub duration: Duration,
+    /// Where the time went.
+    pub parts: Parts,
+}
+
+/// Parts of a request's life, one after another; `None`: it did not come to that.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Parts {
+    /// Arrival to the first place at a worker.
+    pub queue: Option<Duration>,
+    /// To the first token.
+    pub prefill: Option<Duration>,
+    /// To the last switch to a decode worker.
+    pub transfer: Option<Duration>,
+    /// To the last token.
+    pub decode: Option<Duration>,
+}
+
+/// How one choice ended, in the words of vLLM's `finished_reason`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SequenceEnd {
+    /// End of sequence, stop token or stop string.
+    Stop,
+    /// `max_tokens` or the end of the context.
+    Length,
+    /// The client left, or read too slowly.
+    Abort,
+    /// The request failed.
+    Error,
+}
+
+impl SequenceEnd {
+    pub(super) const ALL: [Self; 4] = [Self::Stop, Self::Length, Self::Abort, Self::Error];
+
+    /// Its label.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::Abort => "abort",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// One more in a gauge for as long as this lives.
+#[derive(Debug)]
+#[must_use = "it counts until this is dropped"]
+pub struct Counted(Arc<AtomicUsize>);
+
+impl Counted {
+    pub(super) fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// An open connection; dropped when it closes.
+#[derive(Debug)]
+#[must_use = "the connection counts as closed when this is dropped"]
+pub struct Connection(Gauge);
+
+impl Connection {
+    pub(super) fn new(open: Gauge) -> Self {
+        open.inc();
+        Self(open)
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
