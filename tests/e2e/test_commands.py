@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.support import mock_model
-from tests.support.processes import run
+from tests.support.processes import DOPD, run
 from tests.support.server import Server, serve
 
 WORKER_FIELDS = {"id", "pid", "role", "state", "address", "running", "seats", "pages"}
@@ -53,6 +55,43 @@ def test_chat_streams_the_answer_and_remembers(mock: Server) -> None:
     assert done.stdout == f"{first}\n{second}\n"
 
 
+def test_complete_streams_to_stdout_and_reads_stdin(mock: Server) -> None:
+    words = ("complete", "--url", f"{mock.url}/v1", "--max-tokens", "8", "--temperature", "0")
+    expected = mock_model.text(mock_model.answer(mock_model.encode("hello"), 8))
+    done = run(*words, "hello")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{expected}\n", "")
+    assert run(*words, "-", stdin="hello").stdout == done.stdout
+    assert run(*words, "--echo", "hello").stdout == f"hello{expected}\n"
+    found = json.loads(run(*words, "--json", "hello").stdout)
+    assert found["text"] == expected
+    assert found["usage"]["completion_tokens"] == 8
+    assert found["finish_reason"] == "length"
+    assert found["ttft_ms"] > 0
+
+
+def test_a_refused_request_ends_complete_with_the_servers_words(mock: Server) -> None:
+    done = run("complete", "--url", mock.url, "--temperature", "-1", "x")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: the server answered 400: ")
+    assert "temperature" in done.stderr
+
+
+def test_every_sampling_flag_reaches_the_server(mock: Server) -> None:
+    flags = ("--top-p", "0.9", "--top-k", "4", "--min-p", "0.1", "--seed", "7", "--stop", "~")
+    done = run("complete", "--url", mock.url, "--max-tokens", "4", *flags, "hello")
+    assert done.returncode == 0, done.stderr
+
+
+def test_status_is_told_again_and_again(mock: Server) -> None:
+    words = [*DOPD, "status", "--url", mock.url, "--json", "--watch", "0.1"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        looks = [json.loads(process.stdout.readline()) for _ in range(3)]
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+    assert [len(found["workers"]) for found in looks] == [2, 2, 2]
+
+
 def test_bench_measures_and_writes(mock: Server, tmp_path: Path) -> None:
     words = ("--rate", "200", "--requests", "60", "--prompt-tokens", "40", "--output-tokens", "9")
     slo = ("--slo-ttft-ms", "30000", "--slo-tpot-ms", "30000")
@@ -95,7 +134,7 @@ def test_a_recorded_run_replays_to_the_same_decisions(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("words", [("status",), ("chat",), ("bench",)])
+@pytest.mark.parametrize("words", [("status",), ("chat",), ("bench",), ("complete", "x")])
 def test_no_server_is_said_with_the_fix(words: tuple[str, ...]) -> None:
     done = run(*words, "--url", "http://127.0.0.1:9")
     assert done.returncode == 3

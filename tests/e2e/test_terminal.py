@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pty
 import re
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -26,7 +28,7 @@ def slow() -> Iterator[Server]:
 class Terminal:
     """A command on a terminal of its own."""
 
-    def __init__(self, *words: str) -> None:
+    def __init__(self, *words: str, env: dict[str, str] | None = None) -> None:
         master, slave = pty.openpty()
         self._master = master
         os.set_blocking(master, False)
@@ -35,7 +37,7 @@ class Terminal:
             stdin=slave,
             stdout=slave,
             stderr=slave,
-            env=os.environ | {"TERM": "xterm", "COLUMNS": "100"},
+            env=os.environ | {"TERM": "xterm", "COLUMNS": "100"} | (env or {}),
             start_new_session=True,
             # The terminal becomes the one that Ctrl-C belongs to.
             preexec_fn=lambda: os.close(os.open(os.ttyname(0), os.O_RDWR)),
@@ -97,6 +99,47 @@ def test_ctrl_c_at_the_prompt_ends_the_talk(slow: Server) -> None:
         terminal.type(CTRL_C)
         assert terminal.ended() == 130
         assert "Traceback" not in terminal.look()
+
+
+def test_a_talk_has_commands_and_tells_its_speed(slow: Server, tmp_path: Path) -> None:
+    terminal = Terminal("chat", "--url", slow.url, "--max-tokens", "5")
+    file = tmp_path / "talk.json"
+    with contextlib.closing(terminal):
+        terminal.wait_for(r"> $")
+        terminal.type(b"/sistem x\r")
+        terminal.wait_for("no command /sistem; /help")
+        terminal.type(b"/system be brief\r")
+        terminal.wait_for("a new talk")
+        terminal.type(b"hello\r")
+        terminal.wait_for(r"5 tokens, [\d.]+ tokens/s, first after \d+ ms, cut at its longest")
+        terminal.type(f"/save {file}\r".encode())
+        terminal.wait_for("3 messages in")
+        # The line before the last one, again, by the editor's history.
+        terminal.type(b"\x1b[A\x1b[A\r")
+        wait_for(lambda: terminal.look().count("first after") == 2, "hello is said again")
+        terminal.type(b"/quit\r")
+        assert terminal.ended() == 0
+    roles = [message["role"] for message in json.loads(file.read_text())]
+    assert roles == ["system", "user", "assistant"]
+
+
+def test_status_is_redrawn_and_outlives_its_server() -> None:
+    with serve("--mock") as server:
+        terminal = Terminal("status", "--url", server.url, "--watch", "0.1")
+        terminal.wait_for("prefill-0.*ready")
+    with contextlib.closing(terminal):
+        terminal.wait_for("no server at .*; looking again")
+        terminal.type(CTRL_C)
+        assert terminal.ended() == 130
+        assert "Traceback" not in terminal.look()
+
+
+def test_no_color_is_honoured(slow: Server) -> None:
+    terminal = Terminal("status", "--url", slow.url, env={"NO_COLOR": "1"})
+    with contextlib.closing(terminal):
+        assert terminal.ended() == 0
+        assert "WORKER" in terminal.look()
+        assert "\x1b" not in terminal.look()
 
 
 def test_bench_shows_a_bar_and_its_report(slow: Server) -> None:

@@ -30,6 +30,7 @@ GROUPS: tuple[tuple[str, tuple[Command, ...]], ...] = (
         "Use",
         (
             Command("chat", "talk to a running server", "chat"),
+            Command("complete", "complete one prompt, from an argument or stdin", "complete"),
             Command("bench", "load a running server and measure it", "bench"),
         ),
     ),

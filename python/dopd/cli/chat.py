@@ -3,72 +3,77 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from pathlib import Path
 from typing import Any
 
-from dopd.cli import console, http
+from dopd.cli import console, options
+from dopd.cli.answer import Answer, note_faintly
 from dopd.errors import DopdError
 
-INTRO = "{model} at {url}. /reset forgets the talk, /quit ends; Ctrl-C ends an answer."
+INTRO = "{model} at {url}. /help lists the commands; Ctrl-C ends an answer, Ctrl-D the talk."
+COMMANDS = {
+    "/reset": "forget the talk, keep the system message",
+    "/system": "/system TEXT sets the system message and forgets the talk",
+    "/save": "/save FILE writes the talk as JSON",
+    "/help": "this list",
+    "/quit": "end; so does Ctrl-D",
+}
 TURNS_MAX = 1_000
 
 
 def run(argv: list[str]) -> int:
     """Read prompts from stdin, one a line, and stream the answers until the input ends."""
-    args = parse(argv[1:])
-    model = args.model or served_model(args.url)
+    args = parser().parse_args(argv[1:])
+    server = options.server(args)
+    model = args.model or server.served_model()
     if sys.stdin.isatty():
         console.note(INTRO.format(model=model, url=args.url))
         import readline  # noqa: F401  # gives input() history and editing
     talk = Talk(args, model)
     for _ in range(TURNS_MAX):
         try:
-            prompt = input("> " if sys.stdin.isatty() else "").strip()
+            line = input("> " if sys.stdin.isatty() else "").strip()
         except EOFError:
+            if sys.stdin.isatty():
+                console.note("")
             return console.OK
-        if prompt == "/quit":
+        if line == "/quit":
             return console.OK
-        if prompt == "/reset":
-            talk.reset()
-        elif prompt:
-            talk.turn(prompt)
+        if line.startswith("/"):
+            talk.command(line)
+        elif line:
+            talk.turn(line)
     raise console.CommandError(f"the talk has {TURNS_MAX} turns", fix="dopd chat starts a new one")
 
 
-def parse(argv: list[str]) -> argparse.Namespace:
+def parser() -> argparse.ArgumentParser:
     """The options of `dopd chat`."""
-    parser = argparse.ArgumentParser(
-        prog="dopd chat", description="Talk to a running server; prompts are read from stdin."
-    )
-    parser.add_argument("--url", default=http.DEFAULT_URL, help="(default: %(default)s)")
-    parser.add_argument("--model", help="name of the model (default: the one served)")
-    parser.add_argument("--system", help="system message")
-    parser.add_argument("--max-tokens", type=int, metavar="N", help="longest answer in tokens")
-    parser.add_argument("--temperature", type=float, metavar="T", help="0 is greedy")
-    parser.add_argument("--seed", type=int, metavar="N", help="same seed, same answer")
-    return parser.parse_args(argv)
+    made = console.parser("chat", "Talk to a running server; prompts are read from stdin.")
+    made.epilog = "in the talk:\n" + commands_text()
+    made.add_argument("--model", help="name of the model (default: the one served)")
+    made.add_argument("--system", metavar="TEXT", help="system message")
+    options.add_server(made)
+    options.add_sampling(made)
+    return made
 
 
-def served_model(url: str) -> str:
-    """Name of the first model that the server lists."""
-    models = http.get_json(url, "/v1/models", "data")["data"]
-    if not models:
-        raise console.CommandError(f"the server at {url} serves no model", code=console.UNHEALTHY)
-    return str(models[0]["id"])
+def commands_text() -> str:
+    """What can be typed besides prompts."""
+    return "\n".join(f"  {name:<8} {text}" for name, text in COMMANDS.items())
 
 
 class Talk:
     """The messages so far. An answer that was cut short stays as far as it came."""
 
     def __init__(self, args: argparse.Namespace, model: str) -> None:
-        self._url: str = args.url
-        options = {
-            "max_tokens": args.max_tokens,
-            "temperature": args.temperature,
-            "seed": args.seed,
-        }
-        self._body: dict[str, Any] = {"model": model, "stream": True}
-        self._body |= {name: value for name, value in options.items() if value is not None}
+        self._server = options.server(args)
+        self._body: dict[str, Any] = {
+            "model": model,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        } | options.sampling(args)
         self._system: str | None = args.system
         self.messages: list[dict[str, str]] = []
         self.reset()
@@ -77,27 +82,53 @@ class Talk:
         """Forget everything but the system message."""
         self.messages = [{"role": "system", "content": self._system}] if self._system else []
 
+    def command(self, line: str) -> None:
+        """Do what a line that begins with a slash says."""
+        name, _, rest = line.partition(" ")
+        if name == "/help":
+            console.note(commands_text())
+        elif name == "/reset":
+            self.reset()
+            console.note("forgotten")
+        elif name == "/system":
+            self._system = rest.strip() or None
+            self.reset()
+            console.note("a new talk with this system message" if rest else "no system message")
+        elif name == "/save":
+            self._save(rest.strip())
+        else:
+            console.note(f"no command {name}; /help lists them")
+
+    def _save(self, name: str) -> None:
+        if not name:
+            console.note("/save needs the name of a file")
+            return
+        try:
+            Path(name).write_text(json.dumps(self.messages, indent=1, ensure_ascii=False) + "\n")
+        except OSError as error:
+            console.note(f"cannot write {name}: {(error.strerror or str(error)).lower()}")
+        else:
+            count = len(self.messages)
+            console.note(f"{count} {'message' if count == 1 else 'messages'} in {name}")
+
     def turn(self, prompt: str) -> None:
         """Send `prompt`, show the answer as it comes, remember both."""
         self.messages.append({"role": "user", "content": prompt})
-        pieces: list[str] = []
+        answer = Answer()
+        body = self._body | {"messages": self.messages}
         try:
-            self._answer(pieces)
+            answer.follow(self._server.post_events("/v1/chat/completions", body))
         except KeyboardInterrupt:
             console.note(" (ended)")
         except DopdError as error:
             self.messages.pop()
             if not sys.stdin.isatty():
                 raise
+            if answer.pieces:
+                console.say()
             console.fail(error)
             return
-        console.say()
-        self.messages.append({"role": "assistant", "content": "".join(pieces)})
-
-    def _answer(self, pieces: list[str]) -> None:
-        body = self._body | {"messages": self.messages}
-        for event in http.post_events(self._url, "/v1/chat/completions", body):
-            for choice in event.get("choices", ()):
-                text = choice["delta"].get("content") or ""
-                pieces.append(text)
-                console.stream(text)
+        else:
+            console.say()
+            note_faintly(answer.summary())
+        self.messages.append({"role": "assistant", "content": answer.text})

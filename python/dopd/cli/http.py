@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import http.client
 import json
+import ssl
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -15,90 +17,121 @@ TIMEOUT_S = 10.0
 STREAM_TIMEOUT_S = 600.0
 BODY_BYTES_MAX = 64 << 20
 EVENT_BYTES_MAX = 1 << 20
+PORTS = {"http": 80, "https": 443}
 
 
 class HttpError(CommandError):
     """The server answered with an error; `status` is the HTTP status."""
 
     def __init__(self, status: int, message: str) -> None:
-        super().__init__(f"the server answered {status}: {message}")
+        fix = "--api-key KEY, or DOPD_API_KEY=KEY in the environment" if status == 401 else None
+        super().__init__(f"the server answered {status}: {message}", fix=fix)
         self.status = status
 
 
 def parse_url(url: str) -> SplitResult:
-    """`url` in parts; host:port without a scheme is accepted."""
+    """`url` in parts; host:port without a scheme is accepted, and a `/v1` at the end dropped."""
     parts = urlsplit(url if "://" in url else f"http://{url}")
     try:
         port = parts.port
     except ValueError:
         port = None
-    if parts.scheme != "http" or not parts.hostname or (":" in parts.netloc and port is None):
+    host = parts.netloc.rpartition("@")[2].rpartition("]")[2]
+    if parts.scheme not in PORTS or not parts.hostname or (":" in host and port is None):
         message = f"{url!r} is not an address of the form http://HOST:PORT"
         raise CommandError(message, fix=f"--url {DEFAULT_URL}", code=USAGE)
-    return parts
+    path = parts.path.rstrip("/").removesuffix("/v1")
+    return parts._replace(path=path, query="", fragment="")
 
 
-def connect(url: str, timeout_s: float) -> http.client.HTTPConnection:
-    """A connection to the server at `url`, already open."""
-    parts = parse_url(url)
-    connection = http.client.HTTPConnection(
-        parts.hostname or "", parts.port or 80, timeout=timeout_s
-    )
-    try:
-        connection.connect()
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise CommandError(
-            f"no server at {parts.netloc}: {reason.lower()}",
-            fix="dopd serve --mock starts one; --url names another address",
-            code=UNHEALTHY,
-        ) from error
-    return connection
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Where a server is, and the key to it."""
 
+    url: str
+    api_key: str | None = field(default=None, repr=False)
 
-def get_json(url: str, path: str, needed: str) -> Any:
-    """The JSON object at `path`; it must have the field `needed`, or this is no dopd server."""
-    connection = connect(url, TIMEOUT_S)
-    try:
-        connection.request("GET", path)
-        response = connection.getresponse()
-        body = response.read(BODY_BYTES_MAX)
-    except (OSError, http.client.HTTPException) as error:
-        raise CommandError(f"GET {path} failed: {error}") from error
-    finally:
-        connection.close()
-    if response.status != 200:
-        raise HttpError(response.status, error_message(body))
-    try:
-        found = json.loads(body)
-    except ValueError as error:
-        message = f"the answer to GET {path} is not JSON; is {url} a dopd server"
-        raise CommandError(message) from error
-    if not isinstance(found, dict) or needed not in found:
-        raise CommandError(f"the answer to GET {path} has no {needed!r}; is {url} a dopd server")
-    return found
+    def headers(self) -> dict[str, str]:
+        """What every request carries."""
+        return {"authorization": f"Bearer {self.api_key}"} if self.api_key else {}
 
+    def path(self, path: str) -> str:
+        """`path` below the path of the URL."""
+        return parse_url(self.url).path + path
 
-def post_events(url: str, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Events of a streamed answer as they arrive. Closing the iterator closes the connection."""
-    connection = connect(url, STREAM_TIMEOUT_S)
-    try:
-        payload = json.dumps(body).encode()
-        connection.request("POST", path, payload, {"content-type": "application/json"})
-        response = connection.getresponse()
+    def connect(self, timeout_s: float) -> http.client.HTTPConnection:
+        """A connection, already open."""
+        parts = parse_url(self.url)
+        host, port = parts.hostname or "", parts.port or PORTS[parts.scheme]
+        if parts.scheme == "https":
+            context = ssl.create_default_context()
+            connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+                host, port, timeout=timeout_s, context=context
+            )
+        else:
+            connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
+        try:
+            connection.connect()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise CommandError(
+                f"no server at {parts.netloc}: {reason.lower()}",
+                fix="dopd serve --mock starts one; --url names another address",
+                code=UNHEALTHY,
+            ) from error
+        return connection
+
+    def get_json(self, path: str, needed: str) -> Any:
+        """The JSON object at `path`; it must have the field `needed`, or this is another server."""
+        connection = self.connect(TIMEOUT_S)
+        try:
+            connection.request("GET", self.path(path), headers=self.headers())
+            response = connection.getresponse()
+            body = response.read(BODY_BYTES_MAX)
+        except (OSError, http.client.HTTPException) as error:
+            raise CommandError(f"GET {path} failed: {error}") from error
+        finally:
+            connection.close()
         if response.status != 200:
-            raise HttpError(response.status, error_message(response.read(BODY_BYTES_MAX)))
-        while line := response.readline(EVENT_BYTES_MAX):
-            data = line.strip().removeprefix(b"data:").strip()
-            if data == b"[DONE]":
-                return
-            if line.startswith(b"data:"):
-                yield _event(data)
-        raise CommandError("the server closed the connection before the answer ended")
-    except (OSError, http.client.HTTPException) as error:
-        raise CommandError(f"POST {path} failed: {error}") from error
-    finally:
-        connection.close()
+            raise HttpError(response.status, error_message(body))
+        question = f"is {self.url} a dopd server"
+        try:
+            found = json.loads(body)
+        except ValueError as error:
+            message = f"the answer to GET {path} is not JSON; {question}"
+            raise CommandError(message) from error
+        if not isinstance(found, dict) or needed not in found:
+            raise CommandError(f"the answer to GET {path} has no {needed!r}; {question}")
+        return found
+
+    def served_model(self) -> str:
+        """Name of the first model that the server lists."""
+        models = self.get_json("/v1/models", "data")["data"]
+        if not models:
+            message = f"the server at {self.url} serves no model"
+            raise CommandError(message, code=UNHEALTHY)
+        return str(models[0]["id"])
+
+    def post_events(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Events of a streamed answer as they arrive. Closing the iterator ends the request."""
+        connection = self.connect(STREAM_TIMEOUT_S)
+        headers = {"content-type": "application/json"} | self.headers()
+        try:
+            connection.request("POST", self.path(path), json.dumps(body).encode(), headers)
+            response = connection.getresponse()
+            if response.status != 200:
+                raise HttpError(response.status, error_message(response.read(BODY_BYTES_MAX)))
+            while line := response.readline(EVENT_BYTES_MAX):
+                data = line.strip().removeprefix(b"data:").strip()
+                if data == b"[DONE]":
+                    return
+                if line.startswith(b"data:"):
+                    yield _event(data)
+            raise CommandError("the server closed the connection before the answer ended")
+        except (OSError, http.client.HTTPException) as error:
+            raise CommandError(f"POST {path} failed: {error}") from error
+        finally:
+            connection.close()
 
 
 def _event(data: bytes) -> dict[str, Any]:

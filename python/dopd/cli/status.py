@@ -1,51 +1,135 @@
-"""status: what the fleet of a running server looks like."""
+"""status: what the fleet of a running server looks like, once or live."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
+import sys
+import time
+from typing import TYPE_CHECKING, Any
 
-from dopd.cli import console, http
+from dopd.cli import console, options
+from dopd.cli.http import Server
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
 
 HEADER = ("WORKER", "PID", "ROLE", "STATE", "ADDRESS", "RUNNING", "SEATS", "QUEUED", "PAGES")
 RIGHT = frozenset({1, 5, 6, 7, 8})
+INTERVAL_S = 1.0
+INTERVAL_MIN_S = 0.1
+# A day at one look a second; nobody watches longer without noticing the end.
+LOOKS_MAX = 100_000
+BAR_CELLS = 12
+ROLE_STYLE = {"prefill": "cyan", "decode": "magenta", "mixed": "blue"}
+STATE_STYLE = {"ready": "green", "suspect": "red bold", "draining": "yellow"}
 
 
 def run(argv: list[str]) -> int:
     """Print the fleet; the exit code is 3 if no worker can take a request."""
-    parser = argparse.ArgumentParser(
-        prog="dopd status",
-        description="Workers, roles, load and pages of a running server.",
-        epilog="exit codes: 0 ready, 1 failed, 2 usage, 3 no server or no worker that can serve",
+    args = parser().parse_args(argv[1:])
+    server = options.server(args)
+    if args.watch is not None:
+        return watch(server, args)
+    status = look(server)
+    if args.json:
+        console.say(json.dumps(status))
+    elif console.has_colour(sys.stdout):
+        from rich.console import Console
+
+        Console().print(draw(status))
+    else:
+        console.say(render(status))
+    return health(status)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of `dopd status`."""
+    made = console.parser("status", "Workers, roles, load and pages of a running server.")
+    made.epilog = (
+        "--url takes the HTTP or the admin listener.\n"
+        "exit codes: 0 ready, 1 failed, 2 usage, 3 no server or no worker that can serve"
     )
-    parser.add_argument(
-        "--url",
-        default=http.DEFAULT_URL,
-        help="address of the HTTP or the admin listener (default: %(default)s)",
+    made.add_argument("--json", action="store_true", help="the server's answer as it is")
+    made.add_argument(
+        "-w",
+        "--watch",
+        type=interval,
+        nargs="?",
+        const=INTERVAL_S,
+        metavar="S",
+        help=f"look again every S seconds, until Ctrl-C (default: {INTERVAL_S:g})",
     )
-    parser.add_argument("--json", action="store_true", help="the server's answer as it is")
-    args = parser.parse_args(argv[1:])
-    status = http.get_json(args.url, "/status", "workers")
-    console.say(json.dumps(status) if args.json else render(status))
+    options.add_server(made)
+    return made
+
+
+def interval(text: str) -> float:
+    """Seconds between two looks."""
+    value = float(text)
+    if not INTERVAL_MIN_S <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is less than {INTERVAL_MIN_S:g}")
+    return value
+
+
+def look(server: Server) -> dict[str, Any]:
+    """The fleet now."""
+    found: dict[str, Any] = server.get_json("/status", "workers")
+    return found
+
+
+def health(status: dict[str, Any]) -> int:
+    """The exit code that tells whether a worker can take a request."""
     ready = any(worker["state"] == "ready" for worker in status["workers"])
     return console.OK if ready else console.UNHEALTHY
 
 
+def watch(server: Server, args: argparse.Namespace) -> int:
+    """Look again and again: redrawn on a terminal, else one text or JSON document a look."""
+    status = look(server)
+    if args.json or not console.has_colour(sys.stdout):
+        for _ in range(LOOKS_MAX):
+            console.say(json.dumps(status) if args.json else render(status) + "\n")
+            time.sleep(args.watch)
+            status = look(server)
+        return health(status)
+    from rich.live import Live
+
+    with Live(draw(status), auto_refresh=False, screen=True) as live:
+        for _ in range(LOOKS_MAX):
+            time.sleep(args.watch)
+            try:
+                status = look(server)
+            except console.CommandError as error:
+                # It may come back; what was seen last stays in sight.
+                live.update(draw(status, str(error)), refresh=True)
+            else:
+                live.update(draw(status), refresh=True)
+    return health(status)
+
+
 def render(status: dict[str, Any]) -> str:
     """A headline, one line per worker, one line for the requests."""
-    model, version = status.get("model", "?"), status.get("version", "?")
-    headline = f"model {model}, dopd {version}, up {duration(status.get('uptime_s', 0))}"
     workers = status["workers"]
     body = "no worker is attached"
     if workers:
         body = console.table(HEADER, [row(worker) for worker in workers], right=RIGHT)
-    requests = (
+    return "\n\n".join([headline(status), body, totals(status)])
+
+
+def headline(status: dict[str, Any]) -> str:
+    """What is served, by which version, since when."""
+    model, version = status.get("model", "?"), status.get("version", "?")
+    return f"model {model}, dopd {version}, up {duration(status.get('uptime_s', 0))}"
+
+
+def totals(status: dict[str, Any]) -> str:
+    """The requests of the whole fleet."""
+    return (
         f"{status['requests_waiting']} waiting ({status['tokens_waiting']} tokens), "
         f"{status['sequences_running']} running, {status['handoffs_running']} handing off; "
         f"{status['handoffs_total']} hand-offs and {status['replays_total']} replays since start"
     )
-    return "\n\n".join([headline, body, requests])
 
 
 def row(worker: dict[str, Any]) -> tuple[str, ...]:
@@ -62,6 +146,52 @@ def row(worker: dict[str, Any]) -> tuple[str, ...]:
         str(worker["prefill_tokens_queued"]),
         f"{pages['total'] - pages['free']}/{pages['total']}",
     )
+
+
+def draw(status: dict[str, Any], problem: str | None = None) -> RenderableType:
+    """The same for a terminal: colours, and a bar for the pages in use."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for name in ("worker", "role", "state"):
+        table.add_column(name)
+    for name in ("running", "seats", "queued", "step ms"):
+        table.add_column(name, justify="right")
+    for name in ("pages in use", "device"):
+        table.add_column(name)
+    table.add_column("pid", justify="right", style="dim")
+    for worker in status["workers"]:
+        table.add_row(
+            worker["id"],
+            Text(worker["role"], ROLE_STYLE.get(worker["role"], "")),
+            Text(worker["state"], STATE_STYLE.get(worker["state"], "")),
+            str(worker["running"]),
+            str(worker["seats"]),
+            str(worker["prefill_tokens_queued"]),
+            f"{worker.get('step_us', 0) / 1e3:.1f}",
+            Text(bar(worker["pages"])),
+            worker.get("device", ""),
+            str(worker["pid"]),
+        )
+    parts: list[RenderableType] = [Text(headline(status), "bold"), table]
+    if not status["workers"]:
+        parts[1] = Text("\nno worker is attached\n", "yellow")
+    parts.append(Text(totals(status)))
+    if problem:
+        parts.append(Text(f"\n{problem}; looking again", "red"))
+    return Group(*parts)
+
+
+def bar(pages: dict[str, int]) -> str:
+    """`###.... 12/40`: pages in use of all."""
+    used, total = pages["total"] - pages["free"], pages["total"]
+    full = round(BAR_CELLS * used / total) if total else 0
+    # One page in use is to be seen.
+    full = max(full, 1) if used else 0
+    return f"{'█' * full}{'░' * (BAR_CELLS - full)} {used}/{total}"
 
 
 def duration(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import platform
 from importlib import metadata
@@ -14,17 +15,20 @@ SHOWN = ("grpcio", "protobuf", "torch", "flashinfer-python", "safetensors", "ggu
 
 def run(argv: list[str]) -> int:
     """Print versions, one a line, or one JSON document."""
-    import argparse
-
-    parser = argparse.ArgumentParser(prog="dopd version", description=__doc__)
-    parser.add_argument("--json", action="store_true", help="one JSON document")
-    args = parser.parse_args(argv[1:])
+    args = parser().parse_args(argv[1:])
     found = versions()
     if args.json:
         console.say(json.dumps(found))
     else:
         console.say("\n".join(f"{name} {version or '-'}" for name, version in found.items()))
     return console.OK
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of `dopd version`."""
+    made = console.parser("version", "What is installed, for a bug report.")
+    made.add_argument("--json", action="store_true", help="one JSON document")
+    return made
 
 
 def versions() -> dict[str, str | None]:

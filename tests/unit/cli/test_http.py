@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from dopd.cli import app, console
+from dopd.cli import app, chat, console, http, options
 
 
 @contextmanager
@@ -46,3 +46,36 @@ def test_a_server_that_is_not_dopd_is_named(
         said = capsys.readouterr().err
     assert said.startswith("error: the answer to GET /")
     assert said.endswith(f"is {address} a dopd server\n")
+
+
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("http://a:1", "/x"),
+        ("http://a:1/", "/x"),
+        ("http://a:1/v1", "/x"),
+        ("https://a/llm/v1/", "/llm/x"),
+    ],
+)
+def test_a_base_url_of_openai_clients_is_understood(url: str, path: str) -> None:
+    assert http.Server(url).path("/x") == path
+
+
+def test_a_key_is_sent_and_never_shown() -> None:
+    server = http.Server("http://a:1", "sesame")
+    assert server.headers() == {"authorization": "Bearer sesame"}
+    assert "sesame" not in repr(server)
+    assert http.Server("http://a:1").headers() == {}
+
+
+def test_the_key_comes_from_the_environment_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOPD_API_KEY", "of the environment")
+    args = chat.parser().parse_args([])
+    assert options.server(args).api_key == "of the environment"
+    args = chat.parser().parse_args(["--api-key", "given"])
+    assert options.server(args).api_key == "given"
+
+
+def test_a_refused_key_gets_its_fix() -> None:
+    assert "DOPD_API_KEY" in (http.HttpError(401, "no").fix or "")
+    assert http.HttpError(404, "no").fix is None

@@ -25,7 +25,7 @@ def run(argv: list[str]) -> int:
 
     report.check_outputs(args)
     plan = arrivals.plan(args)
-    http.connect(args.url, http.TIMEOUT_S).close()
+    http.Server(args.url).connect(http.TIMEOUT_S).close()
     result = load.run(args, plan)
     document = report.document(args, plan, result)
     console.say(report.render(document))

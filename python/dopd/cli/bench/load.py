@@ -183,7 +183,7 @@ class Client:
 
 def run(args: argparse.Namespace, plan: list[Arrival]) -> Result:
     """Run the whole plan; Ctrl-C ends it early and what was measured so far is kept."""
-    args.model = args.model or _served_model(args.url)
+    args.model = args.model or http.Server(args.url).served_model()
     result = Result()
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(_run(args, plan, result))
@@ -246,10 +246,3 @@ async def _send_all(
         while tasks:
             await asyncio.wait(tasks)
         watcher.cancel()
-
-
-def _served_model(url: str) -> str:
-    models = http.get_json(url, "/v1/models", "data")["data"]
-    if not models:
-        raise console.CommandError(f"the server at {url} serves no model", code=console.UNHEALTHY)
-    return str(models[0]["id"])
