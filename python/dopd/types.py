@@ -126,6 +126,21 @@ class Sampled:
     logprobs: Logprobs | None = None
 
 
+@dataclass(slots=True)
+class Scored:
+    """The result of a row with targets: their log probabilities, and what was drawn, if anything.
+
+    prompt: one entry per target of the row.
+    """
+
+    prompt: list[Logprobs] = field(repr=False)
+    sampled: Sampled | None
+
+
+Result = Sampled | Scored | Exception | None
+"""Of one row: see `dopd.engine.base.Engine.step`."""
+
+
 @dataclass(slots=True, eq=False)
 class History:
     """What the adjustments of one sequence look at.
@@ -151,6 +166,8 @@ class Row:
     pos: answer tokens made so far; the counter of the draw.
     forbidden: ids that must not be drawn now (ends of the answer before `min_tokens`).
     history: what the logits are adjusted by before the draw; its answer has `pos` tokens.
+    targets: the prompt's tokens at positions start + 1 and on, if their log probabilities and those
+        of `num_top` alternatives at each are asked for. At most as many as `tokens`.
     """
 
     slot: int
@@ -161,6 +178,8 @@ class Row:
     pos: int
     forbidden: frozenset[int] = frozenset()
     history: History | None = None
+    targets: list[int] | None = field(default=None, repr=False)
+    num_top: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +215,7 @@ class Open:
     prompt_hash: int = 0
     request_id: str = ""
     adjustments: LogitAdjustments = LogitAdjustments()
+    prompt_logprobs: int | None = None
     traceparent: str = ""
 
 
@@ -299,7 +319,7 @@ class ReportColumns:
     """What one report changes. token_slots[i] made tokens[i]; the rest is rare and kept as tuples.
 
     arrived: (slot, pos, tail). closed: (slot, reason, message, retry_ms).
-    logprobs: (index into tokens, values).
+    logprobs: (index into tokens, values). prompt_logprobs: (slot, position of the first, values).
     """
 
     opened_slots: list[int] = field(default_factory=list)
@@ -309,9 +329,11 @@ class ReportColumns:
     tokens: list[int] = field(default_factory=list)
     closed: list[tuple[int, CloseReason, str, int]] = field(default_factory=list)
     logprobs: list[tuple[int, Logprobs]] = field(default_factory=list)
+    prompt_logprobs: list[tuple[int, int, list[Logprobs]]] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.tokens or self.closed or self.opened_slots or self.arrived)
+        seats = self.closed or self.opened_slots or self.arrived
+        return bool(self.tokens or seats or self.prompt_logprobs)
 
 
 @dataclass(frozen=True, slots=True)

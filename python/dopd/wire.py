@@ -33,6 +33,7 @@ from dopd.types import (
     LinkWelcome,
     LinkWrite,
     LogitAdjustments,
+    Logprobs,
     Open,
     Refusal,
     ReportColumns,
@@ -177,7 +178,19 @@ def report(head: ReportHead, columns: ReportColumns) -> pb.AttachRequest:
         it.logprobs.top_lens.append(len(logprobs.top))
         it.logprobs.top_tokens.extend(token for token, _ in logprobs.top)
         it.logprobs.top_logprobs.extend(value for _, value in logprobs.top)
+    for slot, start, values in columns.prompt_logprobs:
+        _add_run(it.prompt_logprobs, slot, start, values)
     return message
+
+
+def _add_run(it: pb.PromptLogprobs, slot: int, start: int, values: list[Logprobs]) -> None:
+    it.slots.append(slot)
+    it.starts.append(start)
+    it.lens.append(len(values))
+    it.chosen.extend(one.chosen for one in values)
+    it.top_lens.extend(len(one.top) for one in values)
+    it.top_tokens.extend(token for one in values for token, _ in one.top)
+    it.top_logprobs.extend(value for one in values for _, value in one.top)
 
 
 # Router -> worker
@@ -248,6 +261,7 @@ def _open(message: pb.Open) -> Open:
         prompt_hash=message.prompt_hash,
         request_id=message.request_id,
         adjustments=_adjustments(message.adjustments),
+        prompt_logprobs=(message.prompt_logprobs if message.HasField("prompt_logprobs") else None),
         traceparent=message.traceparent,
     )
 

@@ -14,14 +14,16 @@ from dopd import wire
 from dopd.engine.mock import GEOMETRY, MockEngine
 from dopd.sched.batch import Batcher
 from dopd.sched.sequence import Sequence, tokens_hash
-from dopd.types import Compute, Limits, LogitAdjustments, Open, SamplingParams
+from dopd.types import Compute, Limits, LogitAdjustments, Open, SamplingParams, Scored
 
 VECTORS = json.loads((Path(__file__).parent / "mock_vectors.json").read_text())
 # Page 0 last: a position must be looked up in the sequence's pages.
 PAGES = [3, 1, 0, 2, *range(4, 400)]
 
 
-def run(case: dict[str, Any], max_batch_tokens: int) -> tuple[Sequence, MockEngine, list[Any]]:
+def run(
+    case: dict[str, Any], max_batch_tokens: int
+) -> tuple[Sequence, MockEngine, list[Any], list[Any]]:
     """All steps of one case, its prompt in chunks; the last token's KV is computed too."""
     sampling = SamplingParams(
         temperature=case["temperature"],
@@ -39,28 +41,34 @@ def run(case: dict[str, Any], max_batch_tokens: int) -> tuple[Sequence, MockEngi
         Compute(case["prompt"]),
         sampling,
         adjustments=adjustments,
+        prompt_logprobs=case["top_logprobs"],
     )
     engine, batcher = MockEngine(400), Batcher(max_batch_tokens, 1)
     sequence = Sequence.of(opened, PAGES, 0, engine.eos_token_ids, engine.max_model_len)
     batcher.add(sequence)
-    logprobs = []
+    logprobs: list[Any] = []
+    told: list[Any] = []
     while len(sequence.answer) < VECTORS["max_tokens"]:
         batch = batcher.plan()
         assert batch is not None
         (result,) = engine.step(batch.rows)
+        if isinstance(result, Scored):
+            assert batch.rows[0].start + 1 == 1 + len(told)
+            told += result.prompt
+            result = result.sampled
         sequence.computed += len(batch.rows[0].tokens)
         if result is not None:
             assert not isinstance(result, Exception)
             sequence.append(result.token)
             logprobs.append(result.logprobs)
         batcher.advance(batch)
-    return sequence, engine, logprobs
+    return sequence, engine, logprobs, told
 
 
 @pytest.mark.parametrize("max_batch_tokens", [1, 7, 8192])
 @pytest.mark.parametrize("case", VECTORS["cases"], ids=lambda case: case["name"])
 def test_the_same_tokens_whatever_the_chunks(case: dict[str, Any], max_batch_tokens: int) -> None:
-    sequence, engine, logprobs = run(case, max_batch_tokens)
+    sequence, engine, logprobs, told = run(case, max_batch_tokens)
     assert sequence.answer == case["tokens"]
     prompt_hash = sha256(struct.pack(f"<{len(case['prompt'])}I", *case["prompt"])).digest()[:8]
     assert int.from_bytes(prompt_hash, "little") == int(case["prompt_hash"], 16)
@@ -72,6 +80,10 @@ def test_the_same_tokens_whatever_the_chunks(case: dict[str, Any], max_batch_tok
         assert [one.chosen for one in logprobs] == case["logprobs"]
         assert [[t for t, _ in one.top] for one in logprobs] == case["top_tokens"]
         assert [[p for _, p in one.top] for one in logprobs] == case["top_token_logprobs"]
+        assert len(told) == len(case["prompt"]) - 1
+    assert [one.chosen for one in told] == case["prompt_logprobs"]
+    assert [t for one in told for t, _ in one.top] == case["prompt_top_tokens"]
+    assert [p for one in told for _, p in one.top] == case["prompt_top_logprobs"]
 
 
 def test_model_and_layout_have_the_same_hashes() -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from dopd.engine.base import Engine
 from dopd.kv.layout import pages_for
-from dopd.types import History, LogitAdjustments, Row, Sampled, SamplingParams
+from dopd.types import History, LogitAdjustments, Logprobs, Row, Sampled, SamplingParams, Scored
 
 GREEDY = SamplingParams(temperature=0.0, top_logprobs=5)
 AS_THEY_ARE = LogitAdjustments()
@@ -24,6 +24,8 @@ class Running:
     adjustments: LogitAdjustments = AS_THEY_ARE
     drawn: list[Sampled] = field(default_factory=list)
     computed: int = 0
+    num_top: int | None = None
+    scored: list[Logprobs] = field(default_factory=list)
 
     @property
     def tokens(self) -> list[int]:
@@ -42,8 +44,21 @@ class Running:
         history = None
         if self.adjustments:
             history = History(self.adjustments, self.prompt, self.tokens)
-        pos = len(self.drawn)
-        return Row(slot, tokens, self.computed, self.pages, sampling, pos, history=history)
+        targets = None
+        if self.num_top is not None and self.prompt_left:
+            first = self.computed + 1
+            targets = self.prompt[first : first + len(tokens)]
+        return Row(
+            slot,
+            tokens,
+            self.computed,
+            self.pages,
+            sampling,
+            len(self.drawn),
+            history=history,
+            targets=targets,
+            num_top=self.num_top or 0,
+        )
 
 
 def start(
@@ -79,6 +94,9 @@ def step(engine: Engine, running: Sequence[Running], budget: int = UNBOUNDED) ->
         if isinstance(result, Exception):
             raise result
         sequence.computed += len(row.tokens)
+        if isinstance(result, Scored):
+            sequence.scored += result.prompt
+            result = result.sampled
         if result is not None:
             sequence.drawn.append(result)
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dopd.engine.base import Engine
 from dopd.engine.mock import MockEngine, draw, mix
 from dopd.sched.events import State
-from dopd.types import Role, Row, Sampled, SamplingParams
+from dopd.types import Result, Role, Row, SamplingParams
 from dopd.worker.build import Worker, make_worker
 from dopd.worker.config import WorkerConfig
 from tests.support.scripted_router import TOKEN, WAIT_S
@@ -30,7 +30,7 @@ class GatedEngine(MockEngine):
         """Let so many more steps happen."""
         self._steps.release(num_steps)
 
-    def step(self, rows: Sequence[Row]) -> list[Sampled | Exception | None]:
+    def step(self, rows: Sequence[Row]) -> list[Result]:
         assert self._steps.acquire(timeout=WAIT_S), "no step was allowed"
         results = super().step(rows)
         self.num_steps += 1

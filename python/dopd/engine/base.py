@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from dopd.kv.base import PagePool as PagePool
-from dopd.types import KvGeometry, Row, Sampled
+from dopd.types import KvGeometry, Result, Row
 
 
 class Engine(Protocol):
@@ -25,12 +25,12 @@ class Engine(Protocol):
         """The KV memory that rows' page numbers mean."""
         ...
 
-    def step(self, rows: Sequence[Row]) -> list[Sampled | Exception | None]:
+    def step(self, rows: Sequence[Row]) -> list[Result]:
         """Compute one step: decode rows first, then prefill rows; at least one row.
 
-        Returns one entry per row, in order: the drawn token; None if the row draws none; an
-        exception if this row alone failed (the others stand). Raises only if the device is
-        unusable.
+        Returns one entry per row, in order: the drawn token; None if the row draws none; both
+        inside of a `Scored` if the row has targets; an exception if this row alone failed (the
+        others stand). Raises only if the device is unusable.
         """
         ...
 

@@ -17,7 +17,7 @@ from dataclasses import replace
 from dopd.engine.base import PagePool
 from dopd.errors import ConfigError
 from dopd.kv.bytes_pool import BytesPool
-from dopd.types import History, KvGeometry, Logprobs, Row, Sampled, SamplingParams
+from dopd.types import History, KvGeometry, Logprobs, Result, Row, Sampled, SamplingParams, Scored
 
 MASK = (1 << 64) - 1
 H_START = 0x9E3779B97F4A7C15
@@ -137,10 +137,10 @@ class MockEngine:
             self._step_time, self.timings_json = load_cost_model(timings)
         self._sleep = sleep
 
-    def step(self, rows: Sequence[Row]) -> list[Sampled | Exception | None]:
+    def step(self, rows: Sequence[Row]) -> list[Result]:
         """Compute the rows, then sleep what the modelled device would have needed more."""
         begun = time.monotonic()
-        results: list[Sampled | Exception | None] = [self._compute(row) for row in rows]
+        results: list[Result] = [self._compute(row) for row in rows]
         rest = self.expected_step_us(rows) / 1e6 - (time.monotonic() - begun)
         if rest > 0:
             self._sleep(rest)
@@ -159,16 +159,26 @@ class MockEngine:
                 prefill.append((len(row.tokens), row.start))
         return self._step_time(self._timings, prefill, decode_seqs, context_sum)
 
-    def _compute(self, row: Row) -> Sampled | None:
+    def _compute(self, row: Row) -> Sampled | Scored | None:
         memory, pages, position = self._memory, row.pages, row.start
         h = H_START
         if position:
             h = _U64.unpack_from(memory, self._offset(pages, position - 1))[0]
+        entries = []
         for token in row.tokens:
             h = mix(h ^ token)
             _U64.pack_into(memory, self._offset(pages, position), h)
             position += 1
-        return None if row.sampling is None else draw(h, row.sampling, row.pos, row.history)
+            entries.append(h)
+        drawn = None if row.sampling is None else draw(h, row.sampling, row.pos, row.history)
+        if row.targets is None:
+            return drawn
+        # The entry of a target's own position is the random word behind it.
+        prompt = [
+            _logprobs(mix(mix(before ^ token)), token, row.num_top)
+            for before, token in zip(entries, row.targets, strict=False)
+        ]
+        return Scored(prompt, drawn)
 
     def _offset(self, pages: list[int], position: int) -> int:
         page, place = divmod(position, self._page_size)

@@ -66,6 +66,21 @@ def sample(logits: Tensor, draws: Sequence[Draw]) -> list[Sampled | Exception]:
     return results
 
 
+def score(logits: Tensor, tokens: list[int], num_top: int) -> list[Logprobs]:
+    """Log probabilities of given tokens, and of the `num_top` most likely ones at each place.
+
+    logits: [tokens, vocab_size], any float dtype and device.
+    """
+    logprobs = torch.log_softmax(logits.float(), dim=-1)
+    places = torch.tensor(tokens, device=logits.device)
+    chosen = logprobs.gather(-1, places.unsqueeze(-1)).squeeze(-1).tolist()
+    values, ids = logprobs.topk(min(num_top, MAX_TOP_LOGPROBS, logprobs.shape[-1]))
+    tops = zip(ids.tolist(), values.tolist(), strict=True)
+    return [
+        Logprobs(one, tuple(zip(*top, strict=True))) for one, top in zip(chosen, tops, strict=True)
+    ]
+
+
 def uniform(seed: int, choice: int, pos: int) -> float:
     """A number in [0, 1) from the counter of a draw: 53 bits of splitmix64.
 

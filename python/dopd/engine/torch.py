@@ -10,9 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from dopd.attention.torch import TorchAttention
-from dopd.engine.sampler import Draw, sample
+from dopd.engine.sampler import Draw, sample, score
 from dopd.engine.torch_batch import RowLimits, build_batch, row_fault
 from dopd.engine.torch_cost import StepCost, Work
 from dopd.engine.torch_device import DTYPES, choose_device, choose_dtype, describe, set_threads
@@ -20,7 +21,7 @@ from dopd.errors import ConfigError, DopdError
 from dopd.kv.layout import LAYOUT, page_bytes
 from dopd.kv.pool import KvPool, memory_for, pages_in
 from dopd.models.llama import Llama
-from dopd.types import KvGeometry, Row, Sampled, SamplingParams
+from dopd.types import KvGeometry, Logprobs, Result, Row, SamplingParams, Scored
 from dopd.weights.checkpoint import open_checkpoint
 from dopd.weights.config import ModelConfig
 from dopd.weights.hash import model_hash
@@ -28,6 +29,8 @@ from dopd.weights.hash import model_hash
 MAX_PAGE_SIZE = 256
 WARM_UP_TOKENS = 64
 WARM_UP_CONTEXT = 1024
+# Logits of prompt positions that are looked at together: 32 MiB in float32, a few times over.
+SCORED_AT_ONCE = 8 << 20
 
 # Called with a stage ("open", "weights", "kv", "warm-up") and the share of it that is done, 0.0 to
 # 1.0.
@@ -123,10 +126,10 @@ class TorchEngine:
         self._limits = RowLimits(self.vocab_size, max_model_len, pool.page_size, pool.num_pages)
         self._cost = StepCost(1.0, 0.0, 0.0)
 
-    def step(self, rows: Sequence[Row]) -> list[Sampled | Exception | None]:
+    def step(self, rows: Sequence[Row]) -> list[Result]:
         """Compute one step (see engine/base.py)."""
         started = time.perf_counter()
-        results: list[Sampled | Exception | None] = [None] * len(rows)
+        results: list[Result] = [None] * len(rows)
         good: list[int] = []
         for index, row in enumerate(rows):
             fault = row_fault(row, self._limits)
@@ -173,23 +176,47 @@ class TorchEngine:
         return (time.perf_counter() - started) * 1e6
 
     @torch.inference_mode()
-    def _compute(self, rows: Sequence[Row]) -> list[Sampled | Exception | None]:
+    def _compute(self, rows: Sequence[Row]) -> list[Result]:
         """Forward and draw; rows have passed `row_fault`."""
         batch = build_batch(rows, self.pool.page_size)
         self._attention.plan(batch.meta)
-        logits = self._weights.forward(
-            batch.tokens.to(self._place),
-            batch.positions.to(self._place),
-            batch.last.to(self._place),
-            self._attention,
+        hidden = self._weights.forward(
+            batch.tokens.to(self._place), batch.positions.to(self._place), self._attention
         )
+        logits = self._weights.logits(hidden[batch.last.to(self._place)])
         draws = [
             Draw(row.sampling, row.pos, row.forbidden, row.history)
             for row in rows
             if row.sampling is not None
         ]
         drawn = iter(sample(logits, draws)) if draws else iter(())
-        return [None if row.sampling is None else next(drawn) for row in rows]
+        results: list[Result] = []
+        first = 0
+        for row in rows:
+            result = None if row.sampling is None else next(drawn)
+            if row.targets is None or isinstance(result, Exception):
+                results.append(result)
+            else:
+                told = hidden[first : first + len(row.targets)]
+                results.append(Scored(self._score(told, row.targets, row.num_top), result))
+            first += len(row.tokens)
+        return results
+
+    def _score(self, hidden: Tensor, targets: list[int], num_top: int) -> list[Logprobs]:
+        """Log probabilities of the tokens that follow these hidden states.
+
+        In slices: the logits of a long chunk would take gigabytes.
+        """
+        size = max(1, SCORED_AT_ONCE // self.vocab_size)
+        return [
+            one
+            for start in range(0, len(targets), size)
+            for one in score(
+                self._weights.logits(hidden[start : start + size]),
+                targets[start : start + size],
+                num_top,
+            )
+        ]
 
 
 def _longest(config: ModelConfig, asked: int | None) -> int:

@@ -53,20 +53,21 @@ class Llama:
         self._norm = RmsNorm(fetch("model.norm.weight"), config.rms_norm_eps)
         self._head = make_linear(embedding if config.tie_embeddings else fetch("lm_head.weight"))
 
-    def forward(
-        self, tokens: Tensor, positions: Tensor, last: Tensor, attention: Attention
-    ) -> Tensor:
+    def forward(self, tokens: Tensor, positions: Tensor, attention: Attention) -> Tensor:
         """Compute one step that `attention` has planned.
 
-        tokens, positions: [tokens] int64, rows end to end. last: [draws] int64, indices of the
-        tokens after which a token is drawn. All on the model's device. Returns logits [draws,
-        vocab_size] in the model's dtype.
+        tokens, positions: [tokens] int64, rows end to end, on the model's device. Returns hidden
+        states [tokens, hidden] in the model's dtype.
         """
         x = F.embedding(tokens, self._embedding)
         cos, sin = self._rope.at(positions)
         for layer in self._layers:
             x = layer(x, cos, sin, attention)
-        return self._head(self._norm(x[last]))
+        return x
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """What follows each of these hidden states: [tokens, vocab_size], in the model's dtype."""
+        return self._head(self._norm(hidden))
 
 
 class LlamaLayer:

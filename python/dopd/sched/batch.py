@@ -13,6 +13,10 @@ from dataclasses import dataclass, field
 from dopd.sched.sequence import Sequence
 from dopd.types import Row
 
+# Prompt positions whose log probabilities one step tells. With 128 alternatives each, a report of
+# them has 4 MB; the router takes 16 MiB.
+SCORED_TOKENS_MAX = 4096
+
 
 @dataclass(slots=True)
 class Batch:
@@ -67,11 +71,16 @@ class Batcher:
         sequences = list(self._decoding)
         rows = [sequence.decode_row() for sequence in sequences]
         batch = Batch(rows, sequences, len(rows))
-        budget = self.max_batch_tokens - len(rows)
+        budget, scored = self.max_batch_tokens - len(rows), SCORED_TOKENS_MAX
         for sequence in self._prefilling:
             if budget == 0:
                 break
             num_tokens = min(sequence.remaining, budget)
+            if sequence.prompt_logprobs is not None:
+                num_tokens = min(num_tokens, scored)
+                scored -= num_tokens
+                if not num_tokens:
+                    continue
             budget -= num_tokens
             batch.num_prefill_tokens += num_tokens
             rows.append(sequence.prefill_row(num_tokens))

@@ -32,6 +32,7 @@ class Sequence:
     computed: positions 0 .. computed have their KV in `pages`.
     ends: ids that end the answer: eos (unless ignored) and stop_token_ids.
     history: what its logits are adjusted by; None if they are not.
+    prompt_logprobs: alternatives told at each position of the prompt; None: nothing is told.
     traceparent: W3C trace context of the request, for logs and spans; may be empty.
     """
 
@@ -49,6 +50,7 @@ class Sequence:
     arrival: int = 0
     computed: int = 0
     request_id: str = ""
+    prompt_logprobs: int | None = None
     traceparent: str = ""
     history: History | None = None
     row: Row = field(init=False, repr=False)
@@ -79,6 +81,7 @@ class Sequence:
             priority=open_.priority,
             arrival=arrival,
             request_id=open_.request_id,
+            prompt_logprobs=open_.prompt_logprobs,
             traceparent=open_.traceparent,
             history=History(adjustments, seen, answer) if adjustments else None,
         )
@@ -107,12 +110,16 @@ class Sequence:
         row.sampling = self.sampling if num_tokens == self.remaining else None
         row.pos = len(self.answer)
         row.forbidden = self._forbidden()
+        if self.prompt_logprobs is not None:
+            # What follows the last token of a chunk is known, unless it is the answer.
+            row.targets, row.num_top = self.prompt[start + 1 : end + 1], self.prompt_logprobs
         return row
 
     def decode_row(self) -> Row:
         """The last answer token as a row."""
         row, answer = self.row, self.answer
         row.tokens = [answer[-1]]
+        row.targets = None
         row.start = self.computed
         row.sampling = self.sampling
         row.pos = pos = len(answer)

@@ -29,8 +29,9 @@ from dopd.types import (
     Peer,
     ReportColumns,
     ReportHead,
+    Result,
     Role,
-    Sampled,
+    Scored,
     Send,
     SetRole,
 )
@@ -166,9 +167,7 @@ class Desk:
         with self.changed:
             self._facts.next_step_us = expected_us
 
-    def publish(
-        self, batch: Batch | None, results: list[Sampled | Exception | None], step_us: int
-    ) -> None:
+    def publish(self, batch: Batch | None, results: list[Result], step_us: int) -> None:
         """Enter a step's results, and report it with all that happened since the last report."""
         with self.changed:
             if batch is not None:
@@ -326,7 +325,7 @@ class Desk:
         link = None if shipment is None else self._links.get(shipment.link or 0)
         return 0 if link is None else int(link.bytes_per_s * self._decode_step_s)
 
-    def _enter(self, batch: Batch, results: list[Sampled | Exception | None], us: int) -> None:
+    def _enter(self, batch: Batch, results: list[Result], us: int) -> None:
         events: list[ev.Event] = []
         page_size = self.seats.page_size
         for row, sequence, result in zip(batch.rows, batch.sequences, results, strict=True):
@@ -334,6 +333,9 @@ class Desk:
                 log.error("slot %d failed: %s", row.slot, result)
                 events.append(ev.Dropped(row.slot, CloseReason.ERROR, str(result)))
                 continue
+            if isinstance(result, Scored):
+                self._outbox.add_prompt_logprobs(row.slot, row.start + 1, result.prompt)
+                result = result.sampled
             sequence.computed += len(row.tokens)
             assert sequence.computed <= len(row.pages) * page_size, f"{sequence} is out of pages"
             if result is not None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from dopd.engine.base import Engine
 from dopd.sched.batch import Batch
-from dopd.types import Sampled
+from dopd.types import Result
 from dopd.worker.desk import Desk
 
 # How late an idle loop sees a drain and an overdue fence; work wakes it at once.
@@ -38,7 +38,7 @@ class StepLoop:
         results, step_us = self._compute(batch)
         self._desk.publish(batch, results, step_us)
 
-    def _compute(self, batch: Batch | None) -> tuple[list[Sampled | Exception | None], int]:
+    def _compute(self, batch: Batch | None) -> tuple[list[Result], int]:
         if batch is None:
             return [], 0
         self._desk.announce(self._engine.expected_step_us(batch.rows))

@@ -35,6 +35,11 @@ class Outbox:
         columns.token_slots.append(slot)
         columns.tokens.append(token)
 
+    def add_prompt_logprobs(self, slot: int, start: int, values: list[Logprobs]) -> None:
+        """Log probabilities of a seat's prompt from position `start` on; none: nothing to say."""
+        if values:
+            self._columns.prompt_logprobs.append((slot, start, values))
+
     def take(self) -> ReportColumns:
         """All that waits; nothing waits any more."""
         columns, self._columns = self._columns, ReportColumns()

@@ -70,6 +70,14 @@ pub fn draw(last: u64, sampling: &Sampling, pos: u32) -> Draw {
 /// A bias as great as the API allows decides alone; the mock knows no other, and no penalty.
 const BIAS_DECIDES: f32 = 100.0;
 
+/// A token of the prompt as if it had been drawn; `entry` is the KV entry of its own position.
+pub fn told(entry: u64, token: u32) -> Draw {
+    Draw {
+        token,
+        word: mix(entry),
+    }
+}
+
 impl Draw {
     /// The draw under `adjustments`: the first token biased by 100, if any; else its own, or the
     /// next printable character that is not biased by -100; the end if there is none.

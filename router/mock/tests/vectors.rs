@@ -136,6 +136,7 @@ fn serve(prompt: &[u32], sampling: Sampling, bias: &[(u32, f32)]) -> Answer {
             bias_values: bias.iter().map(|(_, value)| *value).collect(),
             ..LogitAdjustments::default()
         }),
+        prompt_logprobs: sampling.top_logprobs,
         limits: Some(Limits {
             max_tokens: MAX_TOKENS,
             ignore_eos: true,
@@ -177,6 +178,12 @@ fn vector(name: &str, prompt: &[u32], sampling: Sampling, bias: &[(u32, f32)]) -
     let chosen: Vec<f32> = logprobs.iter().flat_map(|l| l.chosen.clone()).collect();
     let top_tokens: Vec<&[u32]> = logprobs.iter().map(|l| &l.top_tokens[..]).collect();
     let top_logprobs: Vec<&[f32]> = logprobs.iter().map(|l| &l.top_logprobs[..]).collect();
+    let told: Vec<_> = (answer.reports.iter())
+        .filter_map(|r| r.prompt_logprobs.as_ref())
+        .collect();
+    let prompt_chosen: Vec<f32> = told.iter().flat_map(|p| p.chosen.clone()).collect();
+    let prompt_tokens: Vec<u32> = told.iter().flat_map(|p| p.top_tokens.clone()).collect();
+    let prompt_values: Vec<f32> = told.iter().flat_map(|p| p.top_logprobs.clone()).collect();
     json!({
         "name": name,
         "prompt": prompt,
@@ -191,6 +198,9 @@ fn vector(name: &str, prompt: &[u32], sampling: Sampling, bias: &[(u32, f32)]) -
         "logprobs": chosen,
         "top_tokens": top_tokens,
         "top_token_logprobs": top_logprobs,
+        "prompt_logprobs": prompt_chosen,
+        "prompt_top_tokens": prompt_tokens,
+        "prompt_top_logprobs": prompt_values,
         "first_page": hex(&answer.page),
     })
 }

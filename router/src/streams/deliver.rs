@@ -42,6 +42,27 @@ impl Streams {
         self.unpark(key, false)
     }
 
+    /// Log probabilities of the prompt from position `start` on, from seat `life`; dropped unless
+    /// it is current.
+    pub fn prompt_logprobs(
+        &self,
+        key: StreamKey,
+        life: Life,
+        start: u32,
+        logprobs: &[TokenLogprobs],
+    ) {
+        let sink = {
+            let mut inner = self.inner.borrow_mut();
+            let stream = inner.get(key).filter(|stream| stream.current == life);
+            stream.and_then(|stream| stream.sink.take())
+        };
+        let Some(mut sink) = sink else { return };
+        sink.prompt_logprobs(start, logprobs);
+        if let Some(stream) = self.inner.borrow_mut().get(key) {
+            stream.sink = Some(sink);
+        }
+    }
+
     /// The flush of an import seat after a switch. Dropped unless it is awaited; a legacy waits for
     /// its switch. Returns the sequence if its sink wants no more.
     pub fn flush(
@@ -69,7 +90,12 @@ impl Streams {
             }
             stream.awaited = None;
             stream.parked = Some(parked);
-            stream.request.sampling.top_logprobs.is_some() && stream.current_open
+            // The old seat's report is on its way over another connection, and nobody else knows
+            // the log probabilities in it.
+            let request = &stream.request;
+            let has_more =
+                request.sampling.top_logprobs.is_some() || request.prompt_logprobs.is_some();
+            has_more && stream.current_open
         };
         self.unpark(key, !wait)
     }

@@ -117,6 +117,17 @@ impl Front {
         self.stopped(self.streams.tokens(key, life, tokens, logprobs));
     }
 
+    /// Log probabilities of the prompt for a stream of this thread.
+    pub fn prompt_logprobs(
+        &self,
+        key: StreamKey,
+        life: Life,
+        start: u32,
+        logprobs: &[TokenLogprobs],
+    ) {
+        self.streams.prompt_logprobs(key, life, start, logprobs);
+    }
+
     /// A flush for a stream of this thread.
     pub fn flush(
         &self,
@@ -210,6 +221,9 @@ impl Front {
             let row_logprobs = take(&mut logprobs, row.logprobs);
             match &row.kind {
                 RowKind::Tokens => self.tokens(row.key, row.life, row_tokens, row_logprobs),
+                RowKind::Prompt { start } => {
+                    self.prompt_logprobs(row.key, row.life, *start, row_logprobs);
+                }
                 RowKind::Flush(flush) => {
                     self.flush(row.key, row.life, *flush, row_tokens, row_logprobs);
                 }

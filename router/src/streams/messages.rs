@@ -143,7 +143,8 @@ pub struct BatchRow {
     pub life: Life,
     /// Tokens of this row.
     pub tokens: u32,
-    /// Log probabilities of this row: 0 or one per token (flush: one per token past the tail).
+    /// Log probabilities of this row: 0 or one per token (flush: one per token past the tail;
+    /// prompt: one per position).
     pub logprobs: u32,
     /// What happened.
     pub kind: RowKind,
@@ -154,6 +155,11 @@ pub struct BatchRow {
 pub enum RowKind {
     /// New tokens.
     Tokens,
+    /// Log probabilities of the prompt's tokens from this position on; no tokens.
+    Prompt {
+        /// Position of the first.
+        start: u32,
+    },
     /// Answer to a Switch: the tail and all tokens since the seat arrived.
     Flush(Flush),
     /// The seat ended.

@@ -65,8 +65,9 @@ pub enum SeatNews<'a> {
 pub trait Sink: Send {
     /// More tokens of the answer.
     fn tokens(&mut self, chunk: TokenChunk<'_>) -> Flow;
-    /// Log probabilities of the prompt's tokens at positions `start` and on, if they were asked for:
-    /// in order, but a replay tells them again from the start.
+    /// Log probabilities of the prompt's tokens at positions `start` and on, if they were asked
+    /// for: in order, each piece before the tokens of the step that computed it. A replay tells
+    /// them again from the start; a worker that dies at the wrong moment takes some with it.
     fn prompt_logprobs(&mut self, _start: u32, _logprobs: &[TokenLogprobs]) {}
     /// Where the sequence is; may come at any time before the end.
     fn seat(&mut self, _news: SeatNews<'_>) {}

@@ -17,6 +17,7 @@ use crate::{
     workers::{
         hello,
         link::{Kept, Link, Phase, Seat, State, add_row},
+        prompt,
         report::{LogprobCursor, Malformed, check, close_reason, malformed},
     },
 };
@@ -32,6 +33,9 @@ impl Link {
         let state = &mut *state;
         opened(state, &report)?;
         let arrived = arrived(state, &report)?;
+        if let Some(logprobs) = &report.prompt_logprobs {
+            prompt::deliver(state, &self.front, logprobs)?;
+        }
         let tokens = tokens(state, &self.front, &report)?;
         let closed = self.closed(state, &mut report)?;
         let step = StepReport {

@@ -21,7 +21,7 @@ use crate::{
         sink::TokenLogprobs,
     },
     wire::worker::{Close, Grant, Open, Send, command, open},
-    workers::{hello::NUM_SEQS_MAX, outgoing::Outgoing},
+    workers::{hello::NUM_SEQS_MAX, outgoing::Outgoing, prompt::Untold},
 };
 
 /// Slots of a session: each seat that may run and as many that wait or close.
@@ -51,6 +51,8 @@ pub(super) struct Seat {
     pub(super) pos: u32,
     /// Most answer tokens.
     pub(super) max: u32,
+    /// Log probabilities of its prompt that are to come, if they were asked for.
+    pub(super) untold: Option<Untold>,
     /// Close was sent.
     pub(super) closing: bool,
 }
@@ -168,6 +170,7 @@ impl Link {
             phase,
             pos,
             max: open.limits.as_ref().map_or(0, |limits| limits.max_tokens),
+            untold: Untold::of(&open),
             closing: false,
         };
         if let Some(place) = state.slots.get_mut(index) {

@@ -8,12 +8,14 @@
 //! | `session`, `lease` | one attachment from hello to its end |
 //! | `hello`, `registry` | who may join, who is there |
 //! | `link`, `columns`, `report` | slots; what a report does; whether it is well formed |
+//! | `prompt` | log probabilities of prompts |
 //! | `outgoing` | commands, merged per wake |
 mod columns;
 mod hello;
 mod lease;
 mod link;
 mod outgoing;
+mod prompt;
 mod registry;
 mod report;
 mod serve;

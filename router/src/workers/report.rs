@@ -3,6 +3,7 @@
 use crate::{
     streams::{deliver::LOGPROB_UNKNOWN, sink::TokenLogprobs},
     wire::worker::{CloseReason as WireReason, Logprobs, Report},
+    workers::prompt,
 };
 use dopd_core::event::CloseReason;
 
@@ -33,8 +34,11 @@ pub(super) fn check(report: &Report, vocab_size: u32, pages_total: u32) -> Resul
             "pages {pages:?} are more than the {pages_total} of the pool"
         ));
     }
-    match &report.logprobs {
-        Some(logprobs) => check_logprobs(logprobs, report.tokens.len(), vocab_size),
+    if let Some(logprobs) = &report.logprobs {
+        check_logprobs(logprobs, report.tokens.len(), vocab_size)?;
+    }
+    match &report.prompt_logprobs {
+        Some(logprobs) => prompt::check(logprobs, vocab_size),
         None => Ok(()),
     }
 }
@@ -138,7 +142,11 @@ fn check_logprobs(l: &Logprobs, tokens: usize, vocab_size: u32) -> Result<(), Ma
     in_vocabulary("logprobs.top_tokens", &l.top_tokens, vocab_size)
 }
 
-fn in_vocabulary(column: &str, tokens: &[u32], vocab_size: u32) -> Result<(), Malformed> {
+pub(super) fn in_vocabulary(
+    column: &str,
+    tokens: &[u32],
+    vocab_size: u32,
+) -> Result<(), Malformed> {
     match tokens.iter().copied().max() {
         Some(token) if token >= vocab_size => malformed(format!(
             "{column} holds {token}, the vocabulary has {vocab_size}"
@@ -148,11 +156,11 @@ fn in_vocabulary(column: &str, tokens: &[u32], vocab_size: u32) -> Result<(), Ma
 }
 
 /// Sum without overflow.
-fn sum(column: &[u32]) -> usize {
+pub(super) fn sum(column: &[u32]) -> usize {
     column.iter().map(|n| *n as usize).sum()
 }
 
-fn equal((a, a_len, b, b_len): Pair<'_>) -> Result<(), Malformed> {
+pub(super) fn equal((a, a_len, b, b_len): Pair<'_>) -> Result<(), Malformed> {
     if a_len == b_len {
         return Ok(());
     }
@@ -233,7 +241,7 @@ impl<'a> LogprobCursor<'a> {
 }
 
 /// A log probability that JSON can show: minus infinity and NaN become "very unlikely".
-fn finite(logprob: f32) -> f32 {
+pub(super) fn finite(logprob: f32) -> f32 {
     if logprob.is_finite() {
         logprob
     } else {

@@ -206,7 +206,9 @@ async fn check(router: &Router, running: Running, tally: &mut Tally) {
             assert!(!matches!(client, Client::Patient), "an answer broke off");
             tally.broken_off += 1;
         }
-        Some(Told::Tokens(..)) => unreachable!("the loop reads them"),
+        Some(told @ (Told::Tokens(..) | Told::Prompt(..))) => {
+            unreachable!("{told:?}: the loop reads tokens, nobody asked for the prompt")
+        }
     }
 }
 

@@ -87,6 +87,33 @@ def test_sampled_answers_do_not_depend_on_the_batch(folder: Path) -> None:
     assert len({tuple(tokens) for tokens in alone}) == len(PROMPTS)
 
 
+@pytest.mark.parametrize("budget", [stepping.UNBOUNDED, 7])
+def test_prompt_logprobs_are_those_of_the_model_whatever_the_chunks(
+    folder: Path, budget: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = load_tiny(folder)
+    # Slices of 5 positions, so that chunks are cut too.
+    monkeypatch.setattr("dopd.engine.torch.SCORED_AT_ONCE", 5 * engine.vocab_size)
+    running = stepping.start(engine, PROMPTS, NUM_TOKENS)
+    running[0].num_top, running[1].num_top = 0, 3
+    told = stepping.run(engine, running, 2, budget)
+    plain = stepping.start(engine, PROMPTS, NUM_TOKENS)
+    assert stepping.run(engine, plain, 2, budget) == told
+    model = reference.tiny_llama()
+    for one, prompt, num_top in zip(running, PROMPTS, (0, 3, None), strict=True):
+        if num_top is None:
+            assert not one.scored
+            continue
+        logits = model(torch.tensor([prompt])).logits[0].float()
+        expected = torch.log_softmax(logits.detach(), dim=-1)[:-1]
+        assert len(one.scored) == len(prompt) - 1
+        for got, wanted, token in zip(one.scored, expected, prompt[1:], strict=True):
+            assert got.chosen == pytest.approx(float(wanted[token]), abs=1e-3)
+            values, ids = wanted.topk(num_top)
+            assert [token for token, _ in got.top] == ids.tolist()
+            assert [p for _, p in got.top] == pytest.approx(values.tolist(), abs=1e-3)
+
+
 def bad_rows() -> dict[str, Row]:
     return {
         "are none": Row(9, [], 0, [0], GREEDY, 0),

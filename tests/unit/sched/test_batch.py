@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dopd.sched.batch import Batcher
+from dopd.sched.batch import SCORED_TOKENS_MAX, Batcher
 from dopd.sched.sequence import Sequence
 from dopd.types import CloseReason, Compute, Limits, Open
 
@@ -114,6 +114,32 @@ def test_ends_are_forbidden_to_the_draw_before_min_tokens() -> None:
     assert one.decode_row().forbidden == {6, 99}
     one.append(5)
     assert one.decode_row().forbidden == frozenset()
+
+
+def test_targets_are_the_prompt_tokens_behind_each_of_a_chunk() -> None:
+    batcher = Batcher(max_batch_tokens=3, max_num_seqs=2)
+    batcher.add(sequence(1, [10, 11, 12, 13], (20,), prompt_logprobs=2))
+    batch = batcher.plan()
+    assert (batch.rows[0].tokens, batch.rows[0].targets) == ([10, 11, 12], [11, 12, 13])
+    assert batch.rows[0].num_top == 2
+    batch.sequences[0].computed = 3
+    # The answer behind the prompt is no target.
+    row = batcher.plan().rows[0]
+    assert (row.tokens, row.targets) == ([13, 20], [])
+    batch.sequences[0].computed = 5
+    batch.sequences[0].append(21)
+    batcher.advance(batch)
+    assert batcher.plan().rows[0].targets is None
+
+
+def test_a_step_tells_of_a_bounded_number_of_prompt_positions() -> None:
+    batcher = Batcher(max_batch_tokens=3 * SCORED_TOKENS_MAX, max_num_seqs=4)
+    long = [1] * (SCORED_TOKENS_MAX - 5)
+    for slot in (1, 2, 3):
+        batcher.add(sequence(slot, long, prompt_logprobs=0))
+    batcher.add(sequence(4, long))
+    rows = batcher.plan().rows
+    assert [(row.slot, len(row.tokens)) for row in rows] == [(1, len(long)), (2, 5), (4, len(long))]
 
 
 @given(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from dopd._gen.dopd.worker.v1 import worker_pb2 as pb
 from dopd.engine.mock import MockEngine
-from dopd.types import Row, Sampled
+from dopd.types import Result, Row
 from tests.support.scripted_router import ScriptedRouter, open_compute, set_role
 from tests.support.workers import GatedEngine, expected_answer, running
 
@@ -33,7 +33,7 @@ class FailingEngine(MockEngine):
         self._slots = slots
         self._device_error = device_error
 
-    def step(self, rows: Sequence[Row]) -> list[Sampled | Exception | None]:
+    def step(self, rows: Sequence[Row]) -> list[Result]:
         if self._device_error is not None:
             raise self._device_error
         results = super().step(rows)

@@ -2,7 +2,7 @@
 //! is left of the token budget, oldest first.
 
 use dopd_core::units::Micros;
-use dopd_router::wire::worker::CloseReason;
+use dopd_router::wire::worker::{CloseReason, PromptLogprobs};
 
 use super::{Seats, types::Phase};
 use crate::model;
@@ -33,6 +33,30 @@ impl Batch {
     /// Prompt tokens of the step.
     pub fn prefill_tokens(&self) -> u32 {
         self.prefill.iter().map(|&(new, _)| new).sum()
+    }
+}
+
+/// Adds one position of a prompt: to the last run if it goes on there.
+fn add_told(columns: &mut PromptLogprobs, slot: u32, position: u32, top: u32, told: model::Draw) {
+    let goes_on = columns.slots.last() == Some(&slot)
+        && columns
+            .starts
+            .last()
+            .zip(columns.lens.last())
+            .is_some_and(|(start, len)| start + len == position);
+    if !goes_on {
+        columns.slots.push(slot);
+        columns.starts.push(position);
+        columns.lens.push(0);
+    }
+    if let Some(len) = columns.lens.last_mut() {
+        *len += 1;
+    }
+    columns.chosen.push(told.logprob());
+    columns.top_lens.push(top);
+    for (token, logprob) in told.top(top) {
+        columns.top_tokens.push(token);
+        columns.top_logprobs.push(logprob);
     }
 }
 
@@ -134,6 +158,12 @@ impl Seats {
                 None => seat.answer[(position - seat.prompt_tokens) as usize],
             };
             entry = model::next_entry(entry, token);
+            if let Some(top) = seat.prompt_logprobs
+                && (1..seat.prompt_tokens).contains(&position)
+            {
+                let told = self.columns.prompt_logprobs.get_or_insert_default();
+                add_told(told, row.slot, position, top, model::told(entry, token));
+            }
             self.pool.set_entry(&seat.pages, position, entry);
         }
         seat.computed = end;

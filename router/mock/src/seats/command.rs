@@ -95,6 +95,7 @@ impl Seats {
             have: 0,
             sampling: open.sampling.unwrap_or_default(),
             adjustments: open.adjustments,
+            prompt_logprobs: open.prompt_logprobs,
             limits: open.limits.unwrap_or_default(),
             pages,
             todo: Vec::new(),

@@ -145,6 +145,8 @@ pub struct Seat {
     pub sampling: Sampling,
     /// Bias that decides draws; penalties are ignored.
     pub adjustments: Option<LogitAdjustments>,
+    /// Alternatives to tell at each position of the prompt.
+    pub prompt_logprobs: Option<u32>,
     /// When the answer ends.
     pub limits: Limits,
     /// All pages of the seat, in order of positions.

@@ -177,7 +177,7 @@ impl Router {
                 ..Limits::default()
             },
             adjustments: None,
-            prompt_logprobs: None,
+            prompt_logprobs: request.prompt_logprobs,
             traceparent: String::new(),
             tenant: "default".into(),
             priority: 0,
@@ -234,6 +234,7 @@ pub(crate) struct Request {
     pub(crate) max_tokens: u32,
     pub(crate) choices: usize,
     pub(crate) top_logprobs: Option<u32>,
+    pub(crate) prompt_logprobs: Option<u32>,
     pub(crate) stop_after: usize,
     pub(crate) timeout: Duration,
 }
@@ -246,6 +247,7 @@ impl Default for Request {
             max_tokens: 8,
             choices: 1,
             top_logprobs: None,
+            prompt_logprobs: None,
             stop_after: usize::MAX,
             timeout: Duration::from_secs(600),
         }

@@ -12,6 +12,7 @@ use super::PATIENCE;
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Told {
     Tokens(Vec<u32>, Vec<TokenLogprobs>),
+    Prompt(u32, Vec<TokenLogprobs>),
     Finish(FinishReason),
     Fail(Error),
 }
@@ -54,6 +55,10 @@ impl Sink for Recorder {
             return Flow::Stop;
         }
         Flow::Continue
+    }
+
+    fn prompt_logprobs(&mut self, start: u32, logprobs: &[TokenLogprobs]) {
+        drop(self.told.try_send(Told::Prompt(start, logprobs.to_vec())));
     }
 
     fn finish(&mut self, reason: FinishReason) {
