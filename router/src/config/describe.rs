@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::{Config, FIELDS, Field, Origin, Settings};
+use super::{Config, FIELDS, Field, KeyConfig, Origin, Settings, keys};
 
 /// Shown in the place of a secret.
 pub const MASK: &str = "********";
@@ -51,12 +51,36 @@ pub fn schema(worker: Value) -> Value {
         table["properties"][field.name] = property(field, &defaults[field.table][field.name]);
     }
     tables.insert("worker".to_owned(), worker);
+    tables.insert(keys::TABLE.to_owned(), key_schema());
     json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": format!("Settings of dopd {}", env!("CARGO_PKG_VERSION")),
         "type": "object",
         "additionalProperties": false,
         "properties": tables,
+    })
+}
+
+/// Of the tables `[[key]]`.
+fn key_schema() -> Value {
+    let defaults = serde_json::to_value(KeyConfig::default()).unwrap_or_default();
+    let fields = keys::FIELDS.iter();
+    let properties: Map<String, Value> = fields
+        .map(|field| {
+            (
+                field.name.to_owned(),
+                property(field, &defaults[field.name]),
+            )
+        })
+        .collect();
+    json!({
+        "type": "array",
+        "items": {
+            "type": "object",
+            "additionalProperties": false,
+            "required": ["name", "sha256"],
+            "properties": properties,
+        },
     })
 }
 

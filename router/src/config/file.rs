@@ -9,7 +9,7 @@ use toml::{
 };
 
 use super::{
-    ConfigError, Origin, at,
+    ConfigError, Origin, at, keys,
     layers::{FOREIGN_TABLES, Layers, find},
     records::FIELDS,
     suggest,
@@ -80,6 +80,10 @@ fn parse(
     for (key, value) in document {
         let origin = at(path, text, key.span().start);
         let name = key.into_inner();
+        if name == keys::TABLE {
+            read_keys(path, text, value, &origin, layers, problems);
+            continue;
+        }
         let DeValue::Table(table) = value.into_inner() else {
             problems.push(not_a_table(&name, origin));
             continue;
@@ -104,6 +108,42 @@ fn parse(
         }
     }
     foreign
+}
+
+/// The tables `[[key]]`.
+fn read_keys(
+    path: &Path,
+    text: &str,
+    value: Spanned<DeValue<'_>>,
+    origin: &Origin,
+    layers: &mut Layers,
+    problems: &mut Vec<ConfigError>,
+) {
+    let not_tables = || ConfigError::Syntax {
+        origin: origin.clone(),
+        message: "keys are tables of their own, each begins with [[key]]".to_owned(),
+    };
+    let DeValue::Array(tables) = value.into_inner() else {
+        problems.push(not_tables());
+        return;
+    };
+    for table in tables {
+        let begins = at(path, text, table.span().start);
+        let DeValue::Table(table) = table.into_inner() else {
+            problems.push(not_tables());
+            continue;
+        };
+        let entries = table.into_iter().map(|(key, value)| {
+            let origin = at(path, text, key.span().start);
+            let value = json(value, &origin)?;
+            Ok((key.into_inner().into_owned(), value, origin))
+        });
+        let key = entries
+            .collect::<Result<Vec<_>, _>>()
+            .and_then(|entries| keys::read(entries, &begins))
+            .and_then(|key| keys::add(&mut layers.keys, key, begins));
+        problems.extend(key.err());
+    }
 }
 
 /// A key outside of any table: the table it probably belongs to is in the hint.

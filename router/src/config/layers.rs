@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 
 use super::{
     ConfigError, Field, Origin, describe,
+    keys::{self, KeyConfig},
     records::{Config, FIELDS},
     suggest,
 };
@@ -25,6 +26,8 @@ pub(super) const FOREIGN_TABLES: [&str; 1] = ["worker"];
 pub(super) struct Layers {
     values: BTreeMap<&'static str, (&'static Field, Value)>,
     origins: BTreeMap<&'static str, Origin>,
+    /// Tables `[[key]]`.
+    pub(super) keys: Vec<KeyConfig>,
 }
 
 impl Layers {
@@ -133,8 +136,9 @@ impl Layers {
         }
         // Each value was checked when it was set, so this names a defect rather than a mistake of
         // the user.
-        let config = serde_json::from_value(Value::Object(tables))
+        let mut config: Config = serde_json::from_value(Value::Object(tables))
             .map_err(|error| ConfigError::Relation(format!("settings do not fit: {error}")))?;
+        config.key = self.keys;
         Ok((config, self.origins))
     }
 }
@@ -161,7 +165,8 @@ pub(super) fn find(table: &str, key: &str, origin: &Origin) -> Result<&'static F
         .filter(|field| field.table == table)
         .peekable();
     if same_table.peek().is_none() {
-        let tables = FIELDS.iter().map(|field| field.table).chain(FOREIGN_TABLES);
+        let tables = FIELDS.iter().map(|field| field.table);
+        let tables = tables.chain(FOREIGN_TABLES).chain([keys::TABLE]);
         return unknown("table", table, suggest::hint(table, tables));
     }
     unknown("setting", &format!("{table}.{key}"), {
@@ -179,6 +184,12 @@ pub(super) fn find(table: &str, key: &str, origin: &Origin) -> Result<&'static F
 
 /// Whether `value` has the type of `field` and is within its limits; else what is allowed.
 fn check(field: &Field, value: &Value) -> Result<(), String> {
+    within(field, value)?;
+    deserialize(field, value)
+}
+
+/// Whether `value` is within the limits of `field`; else what is allowed.
+pub(super) fn within(field: &Field, value: &Value) -> Result<(), String> {
     if let Some(range) = &field.within
         && !value.as_u64().is_some_and(|number| range.contains(&number))
     {
@@ -190,7 +201,16 @@ fn check(field: &Field, value: &Value) -> Result<(), String> {
     {
         return Err(format!("allowed are {}", words.join(", ")));
     }
-    deserialize(field, value)
+    Ok(())
+}
+
+/// What `error` says was expected.
+pub(super) fn expected(error: &serde_json::Error) -> String {
+    let message = error.to_string();
+    match message.split_once("expected ") {
+        Some((_, expected)) => format!("expected {expected}"),
+        None => message,
+    }
 }
 
 /// Whether the record takes `value` for `field`; else what it expects.
@@ -201,12 +221,6 @@ fn deserialize(field: &Field, value: &Value) -> Result<(), String> {
     config.insert(field.table.to_owned(), Value::Object(table));
     match serde_json::from_value::<Config>(Value::Object(config)) {
         Ok(_) => Ok(()),
-        Err(error) => {
-            let message = error.to_string();
-            Err(match message.split_once("expected ") {
-                Some((_, expected)) => format!("expected {expected}"),
-                None => message,
-            })
-        }
+        Err(error) => Err(expected(&error)),
     }
 }

@@ -9,6 +9,7 @@
 pub mod declare;
 pub mod describe;
 mod file;
+pub mod keys;
 mod layers;
 pub mod records;
 mod relations;
@@ -24,6 +25,7 @@ use std::{
 
 pub use declare::Field;
 pub use file::ForeignValue;
+pub use keys::{KeyConfig, KeyDigest};
 pub use records::{Config, FIELDS};
 pub use relations::Scope;
 
@@ -144,6 +146,8 @@ pub struct Sources {
     pub variables: Vec<(String, String)>,
     /// Flags that were given, with their values; none for a switch.
     pub flags: Vec<(&'static Field, Vec<String>)>,
+    /// Hash of a key that was given beside the file, and where.
+    pub api_key: Option<(KeyDigest, Origin)>,
 }
 
 impl Sources {
@@ -201,6 +205,10 @@ pub fn load(sources: &Sources, scope: Scope) -> Result<Settings, ConfigError> {
     }
     layers.add_variables(&sources.variables)?;
     layers.add_flags(&sources.flags)?;
+    if let Some((digest, origin)) = &sources.api_key {
+        let key = KeyConfig::unlimited(keys::DEFAULT_NAME, *digest);
+        keys::add(&mut layers.keys, key, origin.clone())?;
+    }
     settings(layers, worker, scope)
 }
 

@@ -7,7 +7,10 @@ use std::{net::IpAddr, net::Ipv4Addr, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::declare::{Field, maybe, settings};
+use super::{
+    declare::{Field, maybe, settings},
+    keys::KeyConfig,
+};
 
 const LOOPBACK: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 const DAY_MS: u64 = 24 * 3_600_000;
@@ -34,6 +37,8 @@ pub struct Config {
     pub limits: LimitsConfig,
     /// Logs and records.
     pub log: LogConfig,
+    /// Who may call; empty: everyone.
+    pub key: Vec<KeyConfig>,
 }
 
 settings! {
@@ -93,6 +98,11 @@ settings! {
         connections_max: usize = 16_384, within 1..=1_048_576;
         /// Time for head and body of a request to arrive, in milliseconds.
         read_timeout_ms: u64 = 30_000, within 100..=DAY_MS;
+        /// Listen off loopback without API keys: whoever reaches the ports may use them.
+        allow_anonymous: bool = false, flag "allow-anonymous" "";
+        /// Origins of web pages that may call, as `https://chat.example.org`; `*`: all. None: pages
+        /// of other sites cannot.
+        cors_origins: Vec<String> = Vec::new(), flag "cors-origin" "ORIGIN";
     }
 
     /// The gRPC front.
@@ -105,6 +115,8 @@ settings! {
         streams_max: u32 = 1_000, within 1..=1_000_000;
         /// Time for the message of a call to arrive, in milliseconds.
         read_timeout_ms: u64 = 30_000, within 100..=DAY_MS;
+        /// Reflection off loopback too; on loopback it is always on.
+        reflection: bool = false, flag "reflection" "";
     }
 
     /// Where workers dial in.
@@ -125,7 +137,7 @@ settings! {
 
     /// Metrics and admin.
     AdminConfig "admin" {
-        /// Address to listen on. Off loopback is refused until keys exist.
+        /// Address to listen on. Off loopback is refused until mutual TLS exists.
         host: IpAddr = LOOPBACK, flag "metrics-host" "ADDR";
         /// Port for metrics and admin; 0 picks a free one.
         port: u16 = 9464, flag "metrics-port" "PORT", within 0..=65_535;

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::{ConfigError, Origin, Settings};
+use super::{Config, ConfigError, Origin, Settings};
 
 /// Reports that must fit into a lease: four missed ones make a worker suspect before its session
 /// ends.
@@ -43,8 +43,10 @@ pub(super) fn check(settings: &Settings, scope: Scope) -> Result<(), ConfigError
         settings,
         "admin.host",
         settings.config.admin.host,
-        "API keys",
+        "mutual TLS",
     )?;
+    anonymous(settings)?;
+    origins(settings)?;
     ports(settings)?;
     if scope == Scope::Serve {
         local_workers(settings)?;
@@ -91,6 +93,44 @@ fn loopback(
          have yet; use 127.0.0.1 and a tunnel (ssh -L)",
         settings.origin(path)
     ))
+}
+
+/// Off loopback whoever reaches the port may use the model.
+fn anonymous(settings: &Settings) -> Result<(), ConfigError> {
+    let Config { http, key, .. } = &settings.config;
+    if http.host.is_loopback() || !key.is_empty() || http.allow_anonymous {
+        return Ok(());
+    }
+    refuse(format!(
+        "http.host is {} (from {}) and there is no API key: anyone who reaches it could use the \
+         model; give one with DOPD_API_KEY or [[key]] in the settings file, or say \
+         --allow-anonymous",
+        http.host,
+        settings.origin("http.host")
+    ))
+}
+
+/// An origin that no browser sends would never match, and nobody would know why.
+fn origins(settings: &Settings) -> Result<(), ConfigError> {
+    let is_origin = |text: &str| {
+        let rest = text
+            .split_once("://")
+            .filter(|(scheme, _)| !scheme.is_empty());
+        rest.is_some_and(|(_, host)| {
+            !host.is_empty()
+                && text.bytes().all(|byte| byte.is_ascii_graphic())
+                && !host.contains(['/', '?', '#', '@', '*'])
+        })
+    };
+    let origins = &settings.config.http.cors_origins;
+    match origins.iter().find(|text| *text != "*" && !is_origin(text)) {
+        None => Ok(()),
+        Some(bad) => refuse(format!(
+            "http.cors_origins has {bad:?} (from {}): an origin is scheme://host or \
+             scheme://host:port, without a path; or \"*\"",
+            settings.origin("http.cors_origins")
+        )),
+    }
 }
 
 fn ports(settings: &Settings) -> Result<(), ConfigError> {

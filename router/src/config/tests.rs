@@ -95,13 +95,12 @@ fn every_field_of_the_records_is_declared_once() {
     let tables = serde_json::to_value(Config::default()).unwrap();
     let mut paths: Vec<String> = Vec::new();
     for (table, fields) in tables.as_object().unwrap() {
-        paths.extend(
-            fields
-                .as_object()
-                .unwrap()
-                .keys()
-                .map(|name| format!("{table}.{name}")),
-        );
+        // Tables of keys have declarations of their own.
+        let Some(fields) = fields.as_object() else {
+            assert_eq!(table, "key");
+            continue;
+        };
+        paths.extend(fields.keys().map(|name| format!("{table}.{name}")));
     }
     let declared: Vec<&str> = FIELDS.iter().map(|field| field.path).collect();
     assert_eq!(paths, declared);

@@ -32,7 +32,7 @@ use self::{
     inference::Inference,
 };
 use crate::{
-    auth::Caller,
+    auth::{Door, Gate},
     config::records::GrpcConfig,
     error::Error,
     listen::{self, Bounds, Handler, Versions},
@@ -52,6 +52,7 @@ const REFLECTION: &str = "/grpc.reflection.";
 pub async fn serve(
     listener: TcpListener,
     service: Arc<Service>,
+    gate: Arc<Gate>,
     config: GrpcConfig,
     stop: CancellationToken,
 ) {
@@ -66,9 +67,11 @@ pub async fn serve(
     let inference = InferenceServiceServer::new(Inference::new(Arc::clone(&service)))
         .max_decoding_message_size(config.message_bytes_max);
     let mut routes = Routes::new(inference).add_service(health_server);
-    match reflect::servers() {
-        Ok((v1, v1alpha)) => routes = routes.add_service(v1).add_service(v1alpha),
-        Err(error) => tracing::error!(%error, "gRPC reflection is off"),
+    if config.reflection || is_loopback(&listener) {
+        match reflect::servers() {
+            Ok((v1, v1alpha)) => routes = routes.add_service(v1).add_service(v1alpha),
+            Err(error) => tracing::error!(%error, "gRPC reflection is off"),
+        }
     }
     let front = Front {
         routes: routes.prepare(),
@@ -76,16 +79,25 @@ pub async fn serve(
         life_max: Duration::from_millis(service.limits().request_timeout_ms),
         message_bytes_max: config.message_bytes_max,
         service,
+        gate,
     };
     let watched = stop.clone();
     let serving = listen::serve(listener, bounds, front, stop);
     tokio::join!(serving, health.watch(watched));
 }
 
+/// Whether only this machine can call: it may know what there is to call.
+fn is_loopback(listener: &TcpListener) -> bool {
+    listener
+        .local_addr()
+        .is_ok_and(|address| address.ip().is_loopback())
+}
+
 #[derive(Clone, Debug)]
 struct Front {
     routes: Routes,
     service: Arc<Service>,
+    gate: Arc<Gate>,
     message_bytes_max: usize,
     /// Time for the message of a call to arrive.
     read_timeout: Duration,
@@ -97,11 +109,13 @@ impl Handler for Front {
     type Body = Timed<Body>;
 
     async fn answer(self, request: Request<Incoming>) -> Response<Timed<Body>> {
-        let call = match Call::of(request.headers(), Caller::default()) {
-            Ok(call) => call,
-            Err(error) => return refusal(&error),
-        };
-        self.run(call, request).await
+        let (path, headers) = (request.uri().path(), request.headers());
+        let admitted = self.gate.admit(Door::Grpc, path, headers);
+        let call = admitted.and_then(|caller| Call::of(headers, caller));
+        match call {
+            Ok(call) => self.run(call, request).await,
+            Err(error) => refusal(&error),
+        }
     }
 
     fn tick(&self, now: Instant) {

@@ -11,6 +11,9 @@ use crate::error::{Error, Reason, Retry};
 /// `ErrorInfo.domain` of all our errors.
 const DOMAIN: &str = "dopd";
 
+/// What a quota belongs to; its key is named in the description.
+const QUOTA_SUBJECT: &str = "api key";
+
 /// The status of `error`; `id` if the request got one.
 pub(super) fn of(error: &Error, id: Option<&str>) -> Status {
     with_code(error.reason.row().grpc, error, id)
@@ -24,6 +27,9 @@ fn with_code(code: Code, error: &Error, id: Option<&str>) -> Status {
     }
     if row.retry == Retry::Later && error.retry_after.is_some() {
         details.set_retry_info(error.retry_after);
+    }
+    if error.reason == Reason::RateLimited {
+        details.add_quota_failure_violation(QUOTA_SUBJECT, error.message.as_ref());
     }
     if let Some(id) = id {
         details.set_request_info(id, "");

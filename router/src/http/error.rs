@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use hyper::{
     Method, Response, StatusCode,
-    header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER},
+    header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE},
 };
 use serde::Serialize;
 
 use super::stream::Body;
-use crate::error::{Error, Retry};
+use crate::error::{Error, Reason, Retry};
 
 /// Milliseconds to wait; finer than `retry-after`, read by OpenAI's clients.
 const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
@@ -58,6 +58,9 @@ pub(super) fn response(error: &Error, id: Option<&str>) -> Response<Body> {
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
     if let Some(id) = id.and_then(|id| HeaderValue::from_str(id).ok()) {
         headers.insert(REQUEST_ID, id);
+    }
+    if error.reason == Reason::Unauthenticated {
+        headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
     match row.retry {
         Retry::Never => {

@@ -43,7 +43,12 @@ pub(super) async fn respond(
     endpoint: Endpoint,
     request: Request<Incoming>,
 ) -> Response<Body> {
-    let arrival = match app.service.arrive(Caller::default(), String::new()) {
+    // Whoever comes past the gate without being named has no key to be named by.
+    let caller = request.extensions().get::<Caller>().cloned();
+    let arrival = match app
+        .service
+        .arrive(caller.unwrap_or_default(), String::new())
+    {
         Ok(arrival) => arrival,
         Err(error) => return error::response(&error, None),
     };

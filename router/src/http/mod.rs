@@ -6,12 +6,14 @@
 //! one frame.
 
 mod app;
+mod cors;
 mod error;
 mod generate;
 mod json;
 mod logprobs;
 mod openapi;
 mod pages;
+mod quota;
 mod receive;
 mod shapes;
 mod stream;
@@ -28,8 +30,9 @@ use hyper::{Request, Response, body::Incoming};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use self::{app::App, stream::Body};
+use self::{app::App, cors::Cors, stream::Body};
 use crate::{
+    auth::{Door, Gate},
     config::records::HttpConfig,
     listen::{self, Bounds, Handler, Versions},
     service::Service,
@@ -43,6 +46,7 @@ const STREAMS_MAX: u32 = 1_000;
 pub async fn serve(
     listener: TcpListener,
     service: Arc<Service>,
+    gate: Arc<Gate>,
     config: HttpConfig,
     stop: CancellationToken,
 ) {
@@ -53,18 +57,48 @@ pub async fn serve(
         head_timeout: Duration::from_millis(config.read_timeout_ms),
         stall_timeout: Duration::from_millis(service.limits().slow_reader_timeout_ms),
     };
+    let cors = Rc::new(Cors::new(&config.cors_origins));
     let app = Rc::new(App::new(service, config));
-    listen::serve(listener, bounds, app, stop).await;
+    listen::serve(listener, bounds, Front { app, gate, cors }, stop).await;
 }
 
-impl Handler for Rc<App> {
+#[derive(Clone, Debug)]
+struct Front {
+    app: Rc<App>,
+    gate: Arc<Gate>,
+    cors: Rc<Cors>,
+}
+
+impl Handler for Front {
     type Body = Body;
 
     async fn answer(self, request: Request<Incoming>) -> Response<Body> {
-        App::answer(&self, request).await
+        // A browser asks first without a key, and shows a page only answers that name its origin.
+        if let Some(response) = self.cors.preflight(&request) {
+            return response;
+        }
+        let origin = self.cors.allowed(request.headers());
+        let mut response = self.admitted(request).await;
+        cors::mark(origin, response.headers_mut());
+        response
     }
 
     fn tick(&self, now: Instant) {
-        self.service.sweep(now);
+        self.app.service.sweep(now);
+    }
+}
+
+impl Front {
+    /// Answers whoever may come in.
+    async fn admitted(&self, mut request: Request<Incoming>) -> Response<Body> {
+        let (path, headers) = (request.uri().path(), request.headers());
+        let caller = match self.gate.admit(Door::Http, path, headers) {
+            Ok(caller) => caller,
+            Err(error) => return error::response(&error, None),
+        };
+        request.extensions_mut().insert(caller.clone());
+        let mut response = self.app.answer(request).await;
+        quota::tell(&caller, response.headers_mut());
+        response
     }
 }

@@ -3,11 +3,19 @@
 
 use std::path::PathBuf;
 
-use clap::{Arg, ArgAction, ArgMatches, Command, builder::ValueHint, value_parser};
+use clap::{
+    Arg, ArgAction, ArgMatches, Command,
+    builder::{NonEmptyStringValueParser, ValueHint},
+    value_parser,
+};
 use serde_json::Value;
 
 use super::{console::USAGE, habits};
-use crate::config::{Config, FIELDS, Field, Scope, Sources};
+use crate::config::{Config, FIELDS, Field, KeyDigest, Origin, Scope, Sources};
+
+/// Flag and variable of the key named `default`.
+const API_KEY_FLAG: &str = "api-key";
+const API_KEY_VARIABLE: &str = "DOPD_API_KEY";
 
 /// What the command line asks for.
 #[derive(Clone, Debug)]
@@ -141,10 +149,12 @@ fn serve_plan(scope: Scope, matches: &ArgMatches, variables: Vec<(String, String
         .get_one::<PathBuf>("config")
         .cloned()
         .or_else(from_environment);
+    let api_key = api_key(matches, &variables);
     let sources = Sources {
         file,
         variables,
         flags,
+        api_key,
     };
     ServePlan {
         scope,
@@ -152,6 +162,19 @@ fn serve_plan(scope: Scope, matches: &ArgMatches, variables: Vec<(String, String
         // `config show` has no such flag.
         ready_file: matches.try_get_one("ready-file").ok().flatten().cloned(),
     }
+}
+
+/// Hash of the key of `--api-key`, else of `DOPD_API_KEY`. The key itself goes no further.
+fn api_key(matches: &ArgMatches, variables: &[(String, String)]) -> Option<(KeyDigest, Origin)> {
+    let flag = matches.try_get_one::<String>(API_KEY_FLAG).ok().flatten();
+    if let Some(key) = flag {
+        return Some((KeyDigest::of(key.as_bytes()), Origin::Flag(API_KEY_FLAG)));
+    }
+    let variable = variables
+        .iter()
+        .find(|(name, value)| name == API_KEY_VARIABLE && !value.is_empty());
+    let origin = || Origin::Variable(API_KEY_VARIABLE.to_owned());
+    variable.map(|(_, key)| (KeyDigest::of(key.as_bytes()), origin()))
 }
 
 /// The whole command.
@@ -246,7 +269,18 @@ fn common(mut command: Command, scope: Scope) -> Command {
     for (field, name) in flagged(scope) {
         command = command.arg(flag(field, name, &defaults[field.table][field.name]));
     }
-    command.arg(path("config", "FILE", "Settings file [env: DOPD_CONFIG]").short('c'))
+    let api_key = Arg::new(API_KEY_FLAG)
+        .long(API_KEY_FLAG)
+        .value_name("KEY")
+        .help(
+            "Key that clients must send; others see it in the process list, so rather \
+             [env: DOPD_API_KEY] or [[key]] in the settings file",
+        )
+        .value_parser(NonEmptyStringValueParser::new())
+        .help_heading("Listeners");
+    command
+        .arg(api_key)
+        .arg(path("config", "FILE", "Settings file [env: DOPD_CONFIG]").short('c'))
 }
 
 /// Flags of commands that stay up.

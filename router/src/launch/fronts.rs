@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{console::Failure, listeners::FrontListeners};
 use crate::{
+    auth::Gate,
     config::records::{GrpcConfig, HttpConfig},
     dispatch::Dispatch,
     grpc, http,
@@ -50,6 +51,7 @@ pub(super) struct Served {
     pub(super) dispatch: Dispatch,
     pub(super) service: Arc<Service>,
     pub(super) attachments: Arc<Attachments>,
+    pub(super) gate: Arc<Gate>,
     pub(super) http: HttpConfig,
     pub(super) grpc: GrpcConfig,
 }
@@ -179,10 +181,17 @@ async fn serve(
     let http = http::serve(
         listen(sockets.http)?,
         Arc::clone(&service),
+        Arc::clone(&served.gate),
         served.http,
         stop_requests.clone(),
     );
-    let grpc = grpc::serve(listen(sockets.grpc)?, service, served.grpc, stop_requests);
+    let grpc = grpc::serve(
+        listen(sockets.grpc)?,
+        service,
+        served.gate,
+        served.grpc,
+        stop_requests,
+    );
     let workers = workers::serve(listen(sockets.workers)?, served.attachments, stop.workers);
     let served = async {
         let ((), (), workers) = tokio::join!(http, grpc, workers);

@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     admin::Admin,
+    auth::Gate,
     config::{self, Config, Scope},
     dispatch::{BrainThread, Dispatch, DispatchConfig},
     metrics::{Metrics, MetricsConfig, SloTargets},
@@ -55,6 +56,7 @@ pub(super) fn run(launch: &Launch, plan: &ServePlan) -> Result<i32, Failure> {
             metrics.clone(),
         ),
         dispatch: dispatch.clone(),
+        gate: Arc::new(Gate::new(&config.key)),
         http: config.http.clone(),
         grpc: config.grpc.clone(),
     };

@@ -38,7 +38,7 @@ use self::{
     text::AnswerText,
 };
 use crate::{
-    auth::Caller,
+    auth::{Caller, Lease},
     config::records::LimitsConfig,
     dispatch::Submission,
     error::{Error, Reason},
@@ -83,6 +83,17 @@ pub struct Arrival {
     pub caller: Caller,
     /// W3C trace context that came with it; empty: none.
     pub traceparent: String,
+    /// Hold on the caller's quotas; `None` only if they refused it.
+    lease: Option<Arc<Lease>>,
+}
+
+impl Arrival {
+    /// Tells the caller's quota what the request used. One without a token cost nothing.
+    fn used(&self, prompt_tokens: u32, completion_tokens: u64) {
+        if let Some(lease) = self.lease.as_ref().filter(|_| completion_tokens > 0) {
+            lease.used(u64::from(prompt_tokens) + completion_tokens);
+        }
+    }
 }
 
 /// One served model behind both fronts. Shared by all front threads.
@@ -153,14 +164,21 @@ impl Service {
         self.backend.status().await
     }
 
-    /// Names a request; call it when its head has been read.
+    /// Names a request; call it when its head has been read. Refused, counted and logged where the
+    /// caller's quota is used up.
     pub fn arrive(&self, caller: Caller, traceparent: String) -> Result<Arrival, Error> {
-        Ok(Arrival {
+        let at = Instant::now();
+        let lease = caller.begin(at);
+        let mut arrival = Arrival {
             id: ids::request_id()?,
-            at: Instant::now(),
+            at,
             caller,
             traceparent,
-        })
+            lease: None,
+        };
+        let lease = lease.inspect_err(|error| self.refuse(&arrival, error))?;
+        arrival.lease = Some(Arc::new(lease));
+        Ok(arrival)
     }
 
     /// Counts and logs a request that was refused before [`Self::submit`].
@@ -247,6 +265,10 @@ impl Service {
         max_tokens: u32,
         wanted: Wanted,
     ) -> Result<Answer, Error> {
+        if let Some(lease) = &arrival.lease {
+            let answers = u64::from(max_tokens) * u64::from(spec.choices);
+            lease.charge(prompt.len() as u64 + answers, arrival.at)?;
+        }
         let seed = match spec.sampling.seed {
             Some(seed) => seed,
             None => ids::seed()?,

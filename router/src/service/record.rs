@@ -152,6 +152,8 @@ impl Record {
 
     /// Tells of the request; `code` is `ok` or that of the error.
     pub(super) fn end(self, code: &'static str) {
+        self.arrival
+            .used(self.asked.prompt_tokens, self.completion_tokens);
         let outcome = self.outcome(code);
         let Self {
             arrival, choices, ..

@@ -1,6 +1,10 @@
 //! Connections: how many, and how they end.
 
-use std::{net::SocketAddr, sync::atomic::Ordering, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use dopd_router::{
     config::records::{HttpConfig, LimitsConfig},
@@ -73,7 +77,8 @@ fn a_stop_finishes_what_runs_and_takes_nothing_new() {
         let stop = CancellationToken::new();
         let service = service(fake.clone(), LimitsConfig::default());
         let config = HttpConfig::default();
-        let server = dopd_router::http::serve(listener, service, config, stop.clone());
+        let server =
+            dopd_router::http::serve(listener, service, Arc::default(), config, stop.clone());
         let server = tokio::task::spawn_local(server);
         let idle = TcpStream::connect(address).await.unwrap();
         let (running, _) = open(address, STREAM, "\"text\":\"a\"").await;

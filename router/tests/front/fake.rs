@@ -11,6 +11,7 @@ use std::{
 };
 
 use dopd_router::{
+    auth::Gate,
     config::records::{HttpConfig, LimitsConfig, ModelConfig},
     dispatch::Submission,
     error::Error,
@@ -193,6 +194,17 @@ pub(crate) fn with_http<F: Future<Output = ()>>(
     limits: LimitsConfig,
     test: impl FnOnce(SocketAddr) -> F,
 ) {
+    with_gate(fake, Gate::default(), config, limits, test);
+}
+
+/// The same behind `gate`.
+pub(crate) fn with_gate<F: Future<Output = ()>>(
+    fake: Fake,
+    gate: Gate,
+    config: HttpConfig,
+    limits: LimitsConfig,
+    test: impl FnOnce(SocketAddr) -> F,
+) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -202,7 +214,8 @@ pub(crate) fn with_http<F: Future<Output = ()>>(
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
         let service = service(fake, limits);
-        let server = dopd_router::http::serve(listener, service, config, stop.clone());
+        let server =
+            dopd_router::http::serve(listener, service, Arc::new(gate), config, stop.clone());
         let server = tokio::task::spawn_local(server);
         test(address).await;
         stop.cancel();

@@ -1,8 +1,13 @@
 //! The gRPC front through a real socket, with tonic's own client.
 
-use std::{future::Future, sync::atomic::Ordering, time::Duration};
+use std::{
+    future::Future,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use dopd_router::{
+    auth::Gate,
     config::records::{GrpcConfig, LimitsConfig},
     error::{Error, Reason},
     streams::sink::{FinishReason, TokenLogprobs},
@@ -27,6 +32,16 @@ pub(crate) fn serve<F: Future<Output = ()>>(
     config: GrpcConfig,
     test: impl FnOnce(Channel) -> F,
 ) {
+    with_gate(fake, Gate::default(), config, test);
+}
+
+/// The same behind `gate`.
+pub(crate) fn with_gate<F: Future<Output = ()>>(
+    fake: Fake,
+    gate: Gate,
+    config: GrpcConfig,
+    test: impl FnOnce(Channel) -> F,
+) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -36,7 +51,8 @@ pub(crate) fn serve<F: Future<Output = ()>>(
         let url = format!("http://{}", listener.local_addr().unwrap());
         let stop = CancellationToken::new();
         let service = service(fake, LimitsConfig::default());
-        let server = dopd_router::grpc::serve(listener, service, config, stop.clone());
+        let server =
+            dopd_router::grpc::serve(listener, service, Arc::new(gate), config, stop.clone());
         let server = tokio::task::spawn_local(server);
         let channel = Channel::from_shared(url).unwrap().connect().await.unwrap();
         test(channel).await;

@@ -5,7 +5,7 @@
 //! protobuf cannot (a text for a number) is not here. `max_tokens` always stands: where it is
 //! absent, completions stop at OpenAI's 16 tokens, gRPC goes on.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
 use dopd_router::{
     config::records::{GrpcConfig, HttpConfig, LimitsConfig},
@@ -281,9 +281,10 @@ fn compare(fake: &Fake, limits: LimitsConfig) -> usize {
         let address = http.local_addr().unwrap();
         let url = format!("http://{}", grpc.local_addr().unwrap());
         let config = HttpConfig::default();
-        let http = dopd_router::http::serve(http, service.clone(), config, stop.clone());
+        let http =
+            dopd_router::http::serve(http, service.clone(), Arc::default(), config, stop.clone());
         let config = GrpcConfig::default();
-        let grpc = dopd_router::grpc::serve(grpc, service, config, stop.clone());
+        let grpc = dopd_router::grpc::serve(grpc, service, Arc::default(), config, stop.clone());
         let fronts = [
             tokio::task::spawn_local(http),
             tokio::task::spawn_local(grpc),

@@ -5,8 +5,10 @@
     reason = "a test that cannot go on panics, one that is skipped says so"
 )]
 
+mod auth;
 mod client;
 mod connections;
+mod cors;
 mod fake;
 mod grpc;
 mod grpc_contract;
