@@ -95,16 +95,15 @@ def test_status_is_told_again_and_again(mock: Server) -> None:
 def test_bench_measures_and_writes(mock: Server, tmp_path: Path) -> None:
     words = ("--rate", "200", "--requests", "60", "--prompt-tokens", "40", "--output-tokens", "9")
     slo = ("--slo-ttft-ms", "30000", "--slo-tpot-ms", "30000")
-    files = ("--json", tmp_path / "out.json", "--png", tmp_path / "out.png")
+    files = ("--json", tmp_path / "out.json", "--plot", tmp_path / "out.png")
     done = run("bench", "--url", mock.url, *words, *slo, *files)
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    assert "TTFT" in done.stdout
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert len(found.pop("requests")) == 60
     assert (found["sent"], found["completed"], found["failed"]) == (60, 60, 0)
     assert found["goodput"]["share"] == 1
     assert found["output_tokens_per_s"] * found["duration_s"] == pytest.approx(60 * 9, rel=0.01)
-    written = json.loads((tmp_path / "out.json").read_text())
-    assert len(written.pop("requests")) == 60
-    assert written == found
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
     mock.wait_idle()
 
@@ -112,16 +111,55 @@ def test_bench_measures_and_writes(mock: Server, tmp_path: Path) -> None:
 def test_bench_follows_a_trace(mock: Server, tmp_path: Path) -> None:
     trace = tmp_path / "trace.csv"
     trace.write_text("arrival_s,prompt_tokens,output_tokens\n5.0,10,3\n5.1,20,4\n5.2,30,5\n")
-    done = run("bench", "--url", mock.url, "--trace", trace)
-    found = json.loads(done.stdout.splitlines()[-1])
+    done = run("bench", "--url", mock.url, "--trace", trace, "--json")
+    found = json.loads(done.stdout)
     assert found["completed"] == 3
     assert found["output_tokens_per_s"] * found["duration_s"] == pytest.approx(12, rel=0.01)
+
+
+@pytest.mark.parametrize("words", [(), ("--chat",), ("--rate", "inf", "--concurrency", "2")])
+def test_every_kind_of_request_is_answered_in_full(mock: Server, words: tuple[str, ...]) -> None:
+    load = ("--requests", "6", "--rate", "100", "--output-tokens", "5", "--prompt-tokens", "7")
+    done = run("bench", "--url", mock.url, *load, *words, "--json")
+    found = json.loads(done.stdout)
+    assert (found["completed"], found["errors"]) == (6, {})
+    assert found["output_tokens_per_s"] * found["duration_s"] == pytest.approx(30, rel=0.01)
+    assert found["itl_ms"]["mean"] >= 0
+    if "--chat" not in words:
+        assert found["prompt_tokens_per_s"] * found["duration_s"] == pytest.approx(42, rel=0.01)
+
+
+def test_two_servers_get_the_same_load_in_turns(mock: Server, tmp_path: Path) -> None:
+    plot, out = tmp_path / "both.svg", tmp_path / "both.json"
+    load = ("--requests", "24", "--rate", "200", "--output-tokens", "4", "--rounds", "3")
+    with serve("--mock", "--mock-timings", "h100-8b") as slow:
+        words = ("bench", "--url", mock.url, "--compare", slow.url, *load)
+        done = run(*words, "--plot", plot, "--json", out, "--slo-ttft-ms", "10000")
+    assert done.returncode == 0, done.stderr
+    assert f"{mock.http} over {slow.http}, the same load in 3 rounds" in done.stdout
+    found = json.loads(out.read_text())
+    for server in (mock, slow):
+        assert found["servers"][server.http]["completed"] == 24
+        assert len(found["requests"][server.http]) == 24
+    # An instant mock beside the step times of a GPU.
+    assert found["ratios"]["tpot_ms.p50"]["whole"] < 1
+    assert found["ratios"]["goodput.requests_per_s"]["whole"] > 0
+    assert plot.read_text().count("<svg") == 1
 
 
 def test_bench_says_what_failed(mock: Server) -> None:
     done = run("bench", "--url", mock.url, "--requests", "3", "--model", "nope")
     assert done.returncode == 1
     assert "nope" in done.stderr
+
+
+def test_failures_are_counted_by_code(mock: Server) -> None:
+    words = ("--requests", "3", "--warmup", "0", "--rate", "100", "--model", "nope")
+    done = run("bench", "--url", mock.url, *words, "--json")
+    assert done.returncode == 1
+    found = json.loads(done.stdout)
+    assert found["errors"]["404"]["count"] == 3
+    assert "nope" in found["errors"]["404"]["example"]
 
 
 def test_a_recorded_run_replays_to_the_same_decisions(tmp_path: Path) -> None:

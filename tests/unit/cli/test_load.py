@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
+from dopd.cli.bench.arguments import parse
 from dopd.cli.bench.arrivals import Arrival
 from dopd.cli.bench.load import Client, Sample
+from dopd.cli.http import Server
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 EVENT = b'data: {"choices":[{"text":"a"}]}\n\n'
@@ -41,6 +43,10 @@ async def answering(answer: bytes) -> AsyncIterator[str]:
         await is_left.wait()
 
 
+def client_of(url: str, timeout_s: str) -> Client:
+    return Client(Server(url), parse(["--concurrency", "1", "--timeout", timeout_s]))
+
+
 def new_sample() -> Sample:
     return Sample(Arrival(0.0, 1, 2), 0.0)
 
@@ -50,7 +56,7 @@ def test_a_request_out_of_time_says_so() -> None:
 
     async def run() -> Sample:
         async with answering(HEAD + chunk(EVENT)) as url:
-            client, sample = Client(url, 1, 0.05), new_sample()
+            client, sample = client_of(url, "0.05"), new_sample()
             await client.send(sample, b"{}")
             # The loop tells the connection of its end.
             await asyncio.sleep(0)
@@ -65,7 +71,7 @@ def test_a_request_out_of_time_says_so() -> None:
 def test_a_whole_answer_is_complete_and_one_that_was_cancelled_is_not() -> None:
     async def run(answer: bytes) -> Sample:
         async with answering(answer) as url:
-            client, sample = Client(url, 1, 30.0), new_sample()
+            client, sample = client_of(url, "30"), new_sample()
             task = asyncio.create_task(client.send(sample, b"{}"))
             while sample.last_s is None:
                 await asyncio.sleep(0.001)

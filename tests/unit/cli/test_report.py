@@ -9,8 +9,9 @@ import pytest
 
 from dopd.cli.bench import parse, report
 from dopd.cli.bench.arrivals import Arrival
-from dopd.cli.bench.load import Result, Sample
+from dopd.cli.bench.load import Result, Sample, Target
 from dopd.cli.console import CommandError
+from dopd.cli.http import Server
 
 
 def sample(due_s: float, first_s: float, last_s: float, tokens: int) -> Sample:
@@ -25,11 +26,12 @@ def sample(due_s: float, first_s: float, last_s: float, tokens: int) -> Sample:
     )
 
 
+TARGET = Target(Server("http://a:1"), "m", "a:1")
 RESULT = Result(
     samples=[
         sample(0.0, 0.1, 1.1, 11),
         sample(1.0, 1.5, 1.5, 1),
-        Sample(Arrival(2.0, 10, 5), 2.0, error="status 503: queue full"),
+        Sample(Arrival(2.0, 10, 5), 2.0, error="status 503: queue full", error_code="503"),
     ],
     start_s=0.0,
     end_s=4.0,
@@ -38,8 +40,7 @@ RESULT = Result(
 
 
 def build(*words: str) -> dict[str, object]:
-    args = parse(["--model", "m", *words])
-    return report.document(args, [s.arrival for s in RESULT.samples], RESULT)
+    return report.document(parse([*words]), TARGET, RESULT)
 
 
 def test_ttft_counts_from_the_due_moment_and_tpot_from_the_first_token() -> None:
@@ -60,7 +61,7 @@ def test_goodput_counts_failed_requests_as_missed() -> None:
 def test_the_document_adds_up() -> None:
     found = build()
     assert (found["sent"], found["completed"], found["failed"]) == (3, 2, 1)
-    assert found["errors"] == {"status 503: queue full": 1}
+    assert found["errors"] == {"503": {"count": 1, "example": "status 503: queue full"}}
     assert found["output_tokens_per_s"] == 3.0
     assert found["client_cpu_share"] == 0.1
 
@@ -76,7 +77,7 @@ def test_percentiles_are_those_of_the_standard_library() -> None:
 
 def test_the_report_for_people_has_the_errors() -> None:
     text = report.render(build("--slo-ttft-ms", "200"))
-    assert "1 x status 503: queue full" in text
+    assert "1 x 503: status 503: queue full" in text
     assert "goodput 0.25 requests/s: 33.3%" in text
 
 
@@ -84,8 +85,7 @@ def test_a_request_that_was_interrupted_is_neither_complete_nor_good() -> None:
     cut = sample(0.5, 0.6, 0.9, 0)
     cut.is_complete, cut.tokens = False, None
     result = Result([RESULT.samples[0], cut], 0.0, 1.2)
-    args = parse(["--model", "m", "--slo-ttft-ms", "200"])
-    found = report.document(args, [s.arrival for s in result.samples], result)
+    found = report.document(parse(["--slo-ttft-ms", "200"]), TARGET, result)
     assert (found["sent"], found["completed"], found["failed"]) == (2, 1, 0)
     assert found["goodput"]["share"] == 0.5
     assert [one["is_complete"] for one in report.requests(result)] == [True, False]
@@ -95,6 +95,7 @@ def test_a_request_that_was_interrupted_is_neither_complete_nor_good() -> None:
 def test_a_report_that_cannot_be_written_is_refused_before_the_run(
     option: str, tmp_path: Path
 ) -> None:
-    for path in (tmp_path, tmp_path / "missing" / "out"):
+    (tmp_path / "a.png").mkdir()
+    for path in (tmp_path / "a.png", tmp_path / "missing" / "out.png"):
         with pytest.raises(CommandError, match="folder"):
             report.check_outputs(parse([option, str(path)]))

@@ -26,7 +26,7 @@ def test_any_split_gives_the_same_answer(cuts: list[int]) -> None:
     edges = [0, *sorted(cuts), len(ANSWER)]
     events = sum(response.feed(ANSWER[start:end]) for start, end in itertools.pairwise(edges))
     assert response.state is State.DONE
-    assert (response.status, events, response.is_done_seen) == (200, 5, True)
+    assert (response.status, events, response.is_done_seen) == (200, 3, True)
     assert response.completion_tokens() == 17
     assert response.can_reuse
 
@@ -58,6 +58,22 @@ def test_an_error_inside_a_stream_is_found() -> None:
     response.feed(HEAD + b"%x\r\n%s\r\n0\r\n\r\n" % (len(event), event))
     assert (response.state, response.is_done_seen) == (State.DONE, False)
     assert response.error() == "the deadline passed"
+
+
+def test_only_text_that_can_be_seen_counts() -> None:
+    events = (
+        b'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}\n\n',
+        b'data: {"choices":[{"delta": {"content": "a"}}]}\n\n',
+        b'data: {"choices":[{"text":""}]}\n\n',
+        rb'data: {"choices":[{"text":"\"text\":\"x"}]}' + b"\n\n",
+        EVENTS[3],
+    )
+    response = Response()
+    counts = [
+        response.feed((HEAD if e is events[0] else b"") + b"%x\r\n%s\r\n" % (len(e), e))
+        for e in events
+    ]
+    assert counts == [0, 1, 0, 1, 0]
 
 
 @pytest.mark.parametrize(

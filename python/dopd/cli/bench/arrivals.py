@@ -1,4 +1,4 @@
-"""When requests are due and how long they are: a Poisson process, or a trace from a file."""
+"""When requests are due and how long they are: a random process, a trace, a file of prompts."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import gzip
 import io
 import itertools
 import json
+import math
 import random
 import zlib
 from collections.abc import Iterable, Iterator
@@ -27,11 +28,19 @@ class Arrival:
     at_s: float
     prompt_tokens: int
     output_tokens: int
+    # The prompt itself, if it is one of a dataset; prompt_tokens is then 0: nobody counted.
+    text: str | None = None
 
 
 def plan(args: argparse.Namespace) -> list[Arrival]:
     """Every request of the run, in the order of its time."""
-    stream = from_trace(args.trace, args.speed) if args.trace else poisson(args)
+    stream: Iterator[Arrival]
+    if args.trace:
+        stream = from_trace(args.trace, args.speed)
+    elif args.dataset:
+        stream = from_dataset(args)
+    else:
+        stream = random_lengths(args)
     if args.duration is not None:
         stream = itertools.takewhile(lambda arrival: arrival.at_s < args.duration, stream)
     arrivals = list(itertools.islice(stream, args.requests or REQUESTS_MAX))
@@ -40,13 +49,57 @@ def plan(args: argparse.Namespace) -> list[Arrival]:
     return arrivals
 
 
-def poisson(args: argparse.Namespace) -> Iterator[Arrival]:
-    """Independent arrivals at `args.rate` per second, all of one length, without end."""
-    source = random.Random(args.seed)
+def times(args: argparse.Namespace, source: random.Random) -> Iterator[float]:
+    """Arrivals at `args.rate` per second, without end.
+
+    Gaps are gamma distributed, as vLLM's: shape `args.burstiness`, mean 1 / rate.
+    """
     at_s = 0.0
     while True:
-        at_s += source.expovariate(args.rate)
-        yield Arrival(at_s, args.prompt_tokens, args.output_tokens)
+        if args.rate != math.inf:
+            at_s += source.gammavariate(args.burstiness, 1 / (args.rate * args.burstiness))
+        yield at_s
+
+
+def random_lengths(args: argparse.Namespace) -> Iterator[Arrival]:
+    """Requests of the asked lengths, or evenly around them, without end."""
+    source = random.Random(args.seed)
+    lengths = random.Random(args.seed + 1)
+
+    def around(length: int) -> int:
+        if not args.range_ratio:
+            return length
+        low, high = length * (1 - args.range_ratio), length * (1 + args.range_ratio)
+        return max(1, lengths.randint(math.floor(low), math.ceil(high)))
+
+    for at_s in times(args, source):
+        yield Arrival(at_s, around(args.prompt_tokens), around(args.output_tokens))
+
+
+def from_dataset(args: argparse.Namespace) -> Iterator[Arrival]:
+    """The prompts of a file, once, at the asked rate."""
+    try:
+        rows = list(dataset_rows(args.dataset.read_text(), args.output_tokens))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        message = f"dataset {args.dataset} cannot be read: {type(error).__name__}: {error}"
+        fix = 'one JSON object a line with "prompt", or ShareGPT\'s list of conversations'
+        raise CommandError(message, fix=fix, code=USAGE) from error
+    arrivals = times(args, random.Random(args.seed))
+    for (prompt, output_tokens), at_s in zip(rows, arrivals, strict=False):
+        yield Arrival(at_s, 0, output_tokens, prompt)
+
+
+def dataset_rows(text: str, output_tokens: int) -> Iterator[tuple[str, int]]:
+    """Prompt and answer's length of jsonl, or the first turn of each of ShareGPT's talks."""
+    if text.lstrip().startswith("["):
+        for talk in json.loads(text):
+            turns = talk.get("conversations") or talk.get("conversation") or []
+            if turns and turns[0]["value"]:
+                yield str(turns[0]["value"]), output_tokens
+        return
+    for line in filter(str.strip, text.splitlines()):
+        row = json.loads(line)
+        yield str(row["prompt"]), max(1, int(row.get("output_tokens") or output_tokens))
 
 
 def from_trace(path: Path, speed: float) -> Iterator[Arrival]:

@@ -9,17 +9,20 @@ import argparse
 import asyncio
 import collections
 import contextlib
+import math
+import ssl
 import time
+from array import array
 from dataclasses import dataclass, field
 from typing import Any
 
 from dopd.cli import console, http
 from dopd.cli.bench.arrivals import Arrival
 from dopd.cli.bench.progress import Progress
-from dopd.cli.bench.prompts import Prompts
+from dopd.cli.bench.prompts import Form, Prompts
 from dopd.cli.bench.stream import ProtocolError, Response, State
 
-PATH = "/v1/completions"
+COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
 WARMUP_TIMEOUT_S = 120.0
 
 
@@ -32,9 +35,13 @@ class Sample:
     sent_s: float | None = None
     first_s: float | None = None
     last_s: float | None = None
-    gap_max_s: float = 0.0
+    # Seconds between two pieces of text.
+    gaps_s: array[float] = field(default_factory=lambda: array("f"))
     tokens: int | None = None
+    prompt_tokens: int | None = None
     error: str | None = None
+    # The HTTP status, or `timeout`, `connect`, `closed`, `protocol`, `stream`.
+    error_code: str | None = None
     # The answer came to its end; neither this nor an error: Ctrl-C came first.
     is_complete: bool = False
 
@@ -47,6 +54,21 @@ class Result:
     start_s: float = 0.0
     end_s: float = 0.0
     cpu_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A server under load, the model to ask for, and its name in reports."""
+
+    server: http.Server
+    model: str
+    label: str
+
+    @classmethod
+    def of(cls, server: http.Server, model: str | None) -> Target:
+        """The server, asked for its model if there is none. Raises CommandError."""
+        label = http.parse_url(server.url).netloc
+        return cls(server, model or server.served_model(), label)
 
 
 class Connection(asyncio.Protocol):
@@ -68,7 +90,8 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by asyncio."""
         self.is_open = False
-        self._finish(f"connection lost: {exc}" if exc else "connection closed by the server")
+        lost = f"connection lost: {exc}" if exc else "connection closed by the server"
+        self._finish("closed", lost)
 
     def data_received(self, data: bytes) -> None:
         """Called by asyncio."""
@@ -78,7 +101,7 @@ class Connection(asyncio.Protocol):
         try:
             events = self._response.feed(data)
         except (ProtocolError, ValueError) as error:
-            self._finish(str(error))
+            self._finish("protocol", str(error))
             self.close()
             return
         if events:
@@ -86,7 +109,7 @@ class Connection(asyncio.Protocol):
             if sample.first_s is None:
                 sample.first_s = now
             elif sample.last_s is not None:
-                sample.gap_max_s = max(sample.gap_max_s, now - sample.last_s)
+                sample.gaps_s.append(now - sample.last_s)
             sample.last_s = now
         if self._response.state is State.DONE:
             self._complete(sample)
@@ -94,19 +117,20 @@ class Connection(asyncio.Protocol):
     def _complete(self, sample: Sample) -> None:
         response = self._response
         sample.tokens = response.completion_tokens()
+        sample.prompt_tokens = response.prompt_tokens()
         if response.status != 200:
             text = http.error_message(bytes(response.body))
-            self._finish(f"status {response.status}: {text}")
+            self._finish(str(response.status), f"status {response.status}: {text}")
         elif not response.is_done_seen:
-            self._finish(f"the stream ended early: {response.error()}")
+            self._finish("stream", f"the stream ended early: {response.error()}")
         else:
-            self._finish(None)
+            self._finish(None, None)
         if not response.can_reuse:
             self.close()
 
-    def _finish(self, error: str | None) -> None:
+    def _finish(self, code: str | None, error: str | None) -> None:
         if self._sample is not None:
-            self._sample.error = error
+            self._sample.error_code, self._sample.error = code, error
             self._sample.is_complete = error is None
         self._sample = None
         if self._done is not None and not self._done.done():
@@ -131,29 +155,35 @@ class Connection(asyncio.Protocol):
 
 
 class Client:
-    """Sends requests over a pool of connections, at most `concurrency_max` at once."""
+    """Sends requests over a pool of connections, at most `args.concurrency` at once."""
 
-    def __init__(self, url: str, concurrency_max: int, timeout_s: float) -> None:
-        parts = http.parse_url(url)
-        self._host, self._port = parts.hostname or "", parts.port or 80
-        self._head = (
-            f"POST {PATH} HTTP/1.1\r\nhost: {parts.netloc}\r\n"
-            "content-type: application/json\r\ncontent-length: "
-        ).encode()
+    def __init__(self, server: http.Server, args: argparse.Namespace) -> None:
+        parts = http.parse_url(server.url)
+        self._host, self._port = parts.hostname or "", parts.port or http.PORTS[parts.scheme]
+        self._tls = ssl.create_default_context() if parts.scheme == "https" else None
+        headers = server.headers() | {"host": parts.netloc, "content-type": "application/json"}
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        path = server.path(CHAT if args.chat else COMPLETIONS)
+        self._head = f"POST {path} HTTP/1.1\r\n{lines}content-length: ".encode()
         self._idle: collections.deque[Connection] = collections.deque()
-        self._places = asyncio.Semaphore(concurrency_max)
-        self._timeout_s = timeout_s
+        self._places = asyncio.Semaphore(args.concurrency)
+        self._timeout_s: float = args.timeout
+        self._is_closed_loop = args.rate == math.inf
 
     async def send(self, sample: Sample, body: bytes) -> None:
         """One request from its due moment to its end; failures are noted in the sample."""
         payload = self._head + str(len(body)).encode() + b"\r\n\r\n" + body
         async with self._places:
+            if self._is_closed_loop:
+                # Requests are due when there is a place for them.
+                sample.due_s = time.perf_counter()
             connection: Connection | None = None
             try:
                 async with asyncio.timeout(self._timeout_s):
                     connection = await self._connection()
                     await connection.request(sample, payload)
             except TimeoutError:
+                sample.error_code = "timeout"
                 sample.error = f"no answer within {self._timeout_s:g} s"
                 if connection is not None:
                     connection.close()
@@ -162,6 +192,7 @@ class Client:
                     connection.close()
                 raise
             except OSError as error:
+                sample.error_code = "connect"
                 sample.error = f"cannot connect: {error.strerror or error}"
             if connection is not None and connection.is_open:
                 self._idle.append(connection)
@@ -172,7 +203,9 @@ class Client:
             if connection.is_open:
                 return connection
         loop = asyncio.get_running_loop()
-        _, connection = await loop.create_connection(Connection, self._host, self._port)
+        _, connection = await loop.create_connection(
+            Connection, self._host, self._port, ssl=self._tls
+        )
         return connection
 
     def close(self) -> None:
@@ -181,44 +214,84 @@ class Client:
             self._idle.pop().close()
 
 
-def run(args: argparse.Namespace, plan: list[Arrival]) -> Result:
+def run(args: argparse.Namespace, target: Target, plan: list[Arrival]) -> Result:
     """Run the whole plan; Ctrl-C ends it early and what was measured so far is kept."""
-    args.model = args.model or http.Server(args.url).served_model()
-    result = Result()
+    return run_rounds(args, [target], [(0, plan)])[target.label][0]
+
+
+def run_rounds(
+    args: argparse.Namespace, targets: list[Target], turns: list[tuple[int, list[Arrival]]]
+) -> dict[str, list[Result]]:
+    """Run each turn (index of its target, its plan) after the other; results by target.
+
+    Ctrl-C ends it early and what was measured so far is kept.
+    """
+    results: dict[str, list[Result]] = {target.label: [] for target in targets}
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_run(args, plan, result))
-    if not any(sample.sent_s for sample in result.samples):
+        asyncio.run(_run(args, targets, turns, results))
+    if not any(sample.sent_s for found in results.values() for r in found for sample in r.samples):
         raise console.CommandError("interrupted before the first request", code=console.INTERRUPTED)
-    return result
+    return results
 
 
-async def _run(args: argparse.Namespace, plan: list[Arrival], result: Result) -> None:
-    client = Client(args.url, args.concurrency_max, args.timeout)
-    prompts = Prompts(args.model, args.seed, max(arrival.prompt_tokens for arrival in plan))
-    await _warm_up(client, prompts, plan[0], args.warmup)
+async def _run(
+    args: argparse.Namespace,
+    targets: list[Target],
+    turns: list[tuple[int, list[Arrival]]],
+    results: dict[str, list[Result]],
+) -> None:
+    tokens_max = max(arrival.prompt_tokens for _, plan in turns for arrival in plan)
+    form = Form(is_chat=args.chat, extra=args.extra_body)
+    clients = [Client(target.server, args) for target in targets]
+    # Each target has its own stream of prompts, the same for the same seed.
+    prompts = [Prompts(target.model, args.seed, tokens_max, form) for target in targets]
+    for client, bodies, target in zip(clients, prompts, targets, strict=True):
+        await _warm_up(client, bodies, turns[0][1][0], args.warmup, target)
+    total = sum(len(plan) for _, plan in turns)
+    sent: list[Sample] = []
+    try:
+        with Progress(total, sent) as progress:
+            for index, plan in turns:
+                result = Result()
+                results[targets[index].label].append(result)
+                await _turn(clients[index], prompts[index], plan, result, progress, sent)
+    finally:
+        for client in clients:
+            client.close()
+
+
+async def _turn(
+    client: Client,
+    prompts: Prompts,
+    plan: list[Arrival],
+    result: Result,
+    progress: Progress,
+    sent: list[Sample],
+) -> None:
+    """One plan on one target, from its first request to its last answer."""
     result.start_s = time.perf_counter()
     cpu_s = time.process_time()
     try:
-        with Progress(len(plan), result.samples) as progress:
-            await _send_all(client, prompts, plan, result, progress)
+        await _send_all(client, prompts, plan, result, progress, sent)
     finally:
         result.end_s = time.perf_counter()
         result.cpu_s = time.process_time() - cpu_s
-        client.close()
 
 
-async def _warm_up(client: Client, prompts: Prompts, like: Arrival, requests: int) -> None:
+async def _warm_up(
+    client: Client, prompts: Prompts, like: Arrival, requests: int, target: Target
+) -> None:
     """Requests one after the other, not counted; the first failure ends the run."""
     for index in range(requests):
         sample = Sample(like, time.perf_counter())
-        body = prompts.body(index, like.prompt_tokens, like.output_tokens)
         try:
             async with asyncio.timeout(WARMUP_TIMEOUT_S):
-                await client.send(sample, body)
+                await client.send(sample, prompts.body(index, like))
         except TimeoutError:
             sample.error = f"no answer within {WARMUP_TIMEOUT_S:g} s"
         if sample.error:
-            raise console.CommandError(f"the first request failed: {sample.error}")
+            message = f"the first request to {target.label} failed: {sample.error}"
+            raise console.CommandError(message)
 
 
 async def _send_all(
@@ -227,19 +300,21 @@ async def _send_all(
     plan: list[Arrival],
     result: Result,
     progress: Progress,
+    sent: list[Sample],
 ) -> None:
     async with asyncio.TaskGroup() as group:
         watcher = group.create_task(progress.watch())
         tasks: set[asyncio.Task[Any]] = set()
         for index, arrival in enumerate(plan):
             sample = Sample(arrival, result.start_s + arrival.at_s)
-            body = prompts.body(index, arrival.prompt_tokens, arrival.output_tokens)
+            body = prompts.body(index, arrival)
             if (wait_s := sample.due_s - time.perf_counter()) > 0:
                 await asyncio.sleep(wait_s)
             elif index % 16 == 0:
                 # Behind: let answers in even so.
                 await asyncio.sleep(0)
             result.samples.append(sample)
+            sent.append(sample)
             task = group.create_task(client.send(sample, body))
             tasks.add(task)
             task.add_done_callback(tasks.discard)

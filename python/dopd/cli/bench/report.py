@@ -1,4 +1,4 @@
-"""What a run showed: percentiles, goodput, a table, a picture."""
+"""What a run showed: percentiles, goodput, errors, a table."""
 
 from __future__ import annotations
 
@@ -6,20 +6,28 @@ import argparse
 import collections
 import math
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from dopd import __version__
 from dopd.cli import console
-from dopd.cli.bench.arrivals import Arrival
-from dopd.cli.bench.load import Result, Sample
+from dopd.cli.bench.load import Result, Sample, Target
 
 PERCENTILES = (50, 90, 99)
-ERRORS_SHOWN = 5
+PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 # A client that lags more than this measures itself.
 LAG_WARN_MS = 20.0
+COLUMNS = ("mean", "p50", "p90", "p99", "max")
+TIMES = (
+    ("TTFT", "ttft_ms"),
+    ("TPOT", "tpot_ms"),
+    ("ITL", "itl_ms"),
+    ("longest gap", "gap_max_ms"),
+    ("whole answer", "e2e_ms"),
+    ("client lag", "client_lag_ms"),
+)
 
 
 def ttft_ms(sample: Sample) -> float | None:
@@ -34,80 +42,113 @@ def tpot_ms(sample: Sample) -> float | None:
     return 1e3 * (sample.last_s - sample.first_s) / ((sample.tokens or 0) - 1)
 
 
-def document(args: argparse.Namespace, plan: list[Arrival], result: Result) -> dict[str, Any]:
-    """The report as one JSON document; times in milliseconds, rates per second."""
+def e2e_ms(sample: Sample) -> float | None:
+    """Milliseconds from the due moment to the last token."""
+    return None if sample.last_s is None else 1e3 * (sample.last_s - sample.due_s)
+
+
+def prompt_tokens(sample: Sample) -> int:
+    """As the server counted them, else as they were asked for."""
+    return sample.prompt_tokens or sample.arrival.prompt_tokens
+
+
+def document(args: argparse.Namespace, target: Target, result: Result) -> dict[str, Any]:
+    """The report as one JSON document."""
+    return {
+        "bench": "dopd bench",
+        "conditions": conditions(args) | {"url": target.server.url, "model": target.model},
+    } | figures(args, result)
+
+
+def figures(args: argparse.Namespace, result: Result) -> dict[str, Any]:
+    """What was measured; times in milliseconds, rates per second."""
     done = [sample for sample in result.samples if sample.is_complete]
-    errors = collections.Counter(sample.error for sample in result.samples if sample.error)
     span_s = max(1e-9, result.end_s - result.start_s)
     tokens = sum(sample.tokens or 0 for sample in done)
     lags = [1e3 * (sample.sent_s - sample.due_s) for sample in result.samples if sample.sent_s]
     return {
-        "bench": "dopd bench",
-        "conditions": conditions(args),
-        "planned": len(plan),
         "sent": len(result.samples),
         "completed": len(done),
-        "failed": sum(errors.values()),
-        "errors": dict(errors.most_common(ERRORS_SHOWN)),
+        "failed": sum(sample.error is not None for sample in result.samples),
+        "errors": errors(result),
         "duration_s": round(span_s, 3),
         "requests_per_s": round(len(done) / span_s, 3),
-        "prompt_tokens_per_s": round(sum(s.arrival.prompt_tokens for s in done) / span_s, 1),
+        "prompt_tokens_per_s": round(sum(map(prompt_tokens, done)) / span_s, 1),
         "output_tokens_per_s": round(tokens / span_s, 1),
-        "ttft_ms": summary([ttft_ms(sample) for sample in done]),
-        "tpot_ms": summary([tpot_ms(sample) for sample in done]),
-        "gap_max_ms": summary([1e3 * sample.gap_max_s for sample in done]),
-        "total_ms": summary([1e3 * ((s.last_s or 0.0) - s.due_s) for s in done]),
+        "ttft_ms": summary(map(ttft_ms, done)),
+        "tpot_ms": summary(map(tpot_ms, done)),
+        "itl_ms": summary(1e3 * gap for sample in done for gap in sample.gaps_s),
+        "gap_max_ms": summary(1e3 * max(sample.gaps_s, default=0.0) for sample in done),
+        "e2e_ms": summary(map(e2e_ms, done)),
         "goodput": goodput(args, result, done, span_s),
-        "client_lag_ms": summary(list(lags)),
+        "client_lag_ms": summary(lags),
         "client_cpu_share": round(result.cpu_s / span_s, 3),
+    }
+
+
+def errors(result: Result) -> dict[str, dict[str, Any]]:
+    """How many failed by code, most frequent first, with the words of the first of each."""
+    failed = [sample for sample in result.samples if sample.error is not None]
+    counts = collections.Counter(sample.error_code or "other" for sample in failed)
+    return {
+        code: {
+            "count": count,
+            "example": next(s.error for s in failed if (s.error_code or "other") == code),
+        }
+        for code, count in counts.most_common()
     }
 
 
 def conditions(args: argparse.Namespace) -> dict[str, Any]:
     """Everything that one needs to run the same load again."""
-    load: dict[str, Any] = {"trace": str(args.trace), "speed": args.speed}
-    if not args.trace:
-        load = {
-            "rate": args.rate,
-            "prompt_tokens": args.prompt_tokens,
-            "output_tokens": args.output_tokens,
+    # JSON has no infinity.
+    rate = "inf" if args.rate == math.inf else args.rate
+    load: dict[str, Any] = {"rate": rate, "burstiness": args.burstiness}
+    if args.trace:
+        load = {"trace": str(args.trace), "speed": args.speed}
+    elif args.dataset:
+        load |= {"dataset": str(args.dataset)}
+    else:
+        names = ("prompt_tokens", "output_tokens", "range_ratio")
+        load |= {name: getattr(args, name) for name in names}
+    others = ("requests", "duration", "chat", "extra_body", "seed", "warmup", "concurrency")
+    return (
+        load
+        | {name: getattr(args, name) for name in others}
+        | {
+            "dopd": __version__,
+            "client": f"{platform.machine()} python {platform.python_version()}",
         }
-    return load | {
-        "requests": args.requests,
-        "duration": args.duration,
-        "model": args.model,
-        "url": args.url,
-        "seed": args.seed,
-        "warmup": args.warmup,
-        "concurrency_max": args.concurrency_max,
-        "dopd": __version__,
-        "client": f"{platform.machine()} python {platform.python_version()}",
-    }
+    )
 
 
 def goodput(
     args: argparse.Namespace, result: Result, done: list[Sample], span_s: float
 ) -> dict[str, Any] | None:
     """Requests per second that met every given target, and their share of all that were sent."""
-    if args.slo_ttft_ms is None and args.slo_tpot_ms is None:
+    goals = (
+        (ttft_ms, args.slo_ttft_ms),
+        (tpot_ms, args.slo_tpot_ms),
+        (e2e_ms, args.slo_e2e_ms),
+    )
+    if all(goal is None for _, goal in goals):
         return None
-    ttft_max = args.slo_ttft_ms or math.inf
-    tpot_max = args.slo_tpot_ms or math.inf
     good = [
         sample
         for sample in done
-        if (ttft_ms(sample) or 0.0) <= ttft_max and (tpot_ms(sample) or 0.0) <= tpot_max
+        if all(goal is None or (measure(sample) or 0.0) <= goal for measure, goal in goals)
     ]
     return {
         "slo_ttft_ms": args.slo_ttft_ms,
         "slo_tpot_ms": args.slo_tpot_ms,
+        "slo_e2e_ms": args.slo_e2e_ms,
         "requests_per_s": round(len(good) / span_s, 3),
         "output_tokens_per_s": round(sum(sample.tokens or 0 for sample in good) / span_s, 1),
-        "share": round(len(good) / len(result.samples), 4),
+        "share": round(len(good) / max(1, len(result.samples)), 4),
     }
 
 
-def summary(values: Sequence[float | None]) -> dict[str, float] | None:
+def summary(values: Iterable[float | None]) -> dict[str, float] | None:
     """Mean, percentiles and maximum; None if there is no value."""
     known = sorted(value for value in values if value is not None)
     if not known:
@@ -136,34 +177,41 @@ def render(document: dict[str, Any]) -> str:
         f"{document['prompt_tokens_per_s']:.0f} prompt tokens/s",
     ]
     rows = [
-        (
-            label,
-            *(f"{document[name][column]:.1f}" for column in ("mean", "p50", "p90", "p99", "max")),
-        )
-        for label, name in (
-            ("TTFT", "ttft_ms"),
-            ("TPOT", "tpot_ms"),
-            ("longest gap", "gap_max_ms"),
-            ("whole answer", "total_ms"),
-            ("client lag", "client_lag_ms"),
-        )
+        (label, *(f"{document[name][column]:.1f}" for column in COLUMNS))
+        for label, name in TIMES
         if document[name]
     ]
-    header = ("ms", "mean", "p50", "p90", "p99", "max")
-    lines += ["", console.table(header, rows, right=frozenset(range(1, 6))), ""]
-    if good := document["goodput"]:
+    table = console.table(("ms", *COLUMNS), rows, right=frozenset(range(1, 6)))
+    lines += ["", table, "", *notes(document)]
+    return "\n".join(lines).rstrip()
+
+
+def notes(figures: dict[str, Any]) -> list[str]:
+    """Goodput, a client that measured itself, errors."""
+    lines = []
+    if good := figures["goodput"]:
+        goals = ", ".join(
+            f"{name} {good[goal]:g} ms"
+            for name, goal in (
+                ("TTFT", "slo_ttft_ms"),
+                ("TPOT", "slo_tpot_ms"),
+                ("whole answer", "slo_e2e_ms"),
+            )
+            if good[goal] is not None
+        )
         lines.append(
             f"goodput {good['requests_per_s']:.2f} requests/s: {good['share']:.1%} of requests met "
-            f"TTFT {good['slo_ttft_ms'] or '-'} ms, TPOT {good['slo_tpot_ms'] or '-'} ms"
+            + goals
         )
-    lag = document["client_lag_ms"]
+    lag = figures["client_lag_ms"]
     if lag and lag["p99"] > LAG_WARN_MS:
         lines.append(
             f"warning: this client sent late (p99 {lag['p99']:.0f} ms, "
-            f"{document['client_cpu_share']:.0%} of a core): it is part of what was measured"
+            f"{figures['client_cpu_share']:.0%} of a core): it is part of what was measured"
         )
-    lines += [f"{count} x {error}" for error, count in document["errors"].items()]
-    return "\n".join(lines)
+    for code, found in figures["errors"].items():
+        lines.append(f"{found['count']} x {code}: {found['example']}")
+    return lines
 
 
 def requests(result: Result) -> list[dict[str, Any]]:
@@ -178,11 +226,12 @@ def requests(result: Result) -> list[dict[str, Any]]:
             "sent_s": since_start(sample.sent_s),
             "first_s": since_start(sample.first_s),
             "last_s": since_start(sample.last_s),
-            "gap_max_s": round(sample.gap_max_s, 6),
-            "prompt_tokens": sample.arrival.prompt_tokens,
+            "gap_max_s": round(max(sample.gaps_s, default=0.0), 6),
+            "prompt_tokens": prompt_tokens(sample),
             "output_tokens": sample.tokens,
             "is_complete": sample.is_complete,
             "error": sample.error,
+            "error_code": sample.error_code,
         }
         for sample in result.samples
     ]
@@ -190,36 +239,15 @@ def requests(result: Result) -> list[dict[str, Any]]:
 
 def check_outputs(args: argparse.Namespace) -> None:
     """Refuse before the run what would lose its report after it. Raises CommandError."""
-    for path in filter(None, (args.json, args.png)):
+    files = [args.plot, None if args.json in (None, "-") else Path(args.json)]
+    for path in filter(None, files):
         if path.is_dir() or not path.parent.is_dir():
             message = f"{path} cannot be written: {path.parent} is no folder"
             if path.is_dir():
                 message = f"{path} is a folder"
             raise console.CommandError(message, code=console.USAGE)
-    if args.png and find_spec("matplotlib") is None:
-        raise console.CommandError("--png needs matplotlib", fix="pip install 'dopd[bench]'")
-
-
-def draw(path: Path, args: argparse.Namespace, result: Result) -> None:
-    """TTFT and TPOT over the time of arrival, and their distributions."""
-    from matplotlib.figure import Figure
-
-    done = [sample for sample in result.samples if sample.is_complete]
-    figure = Figure(figsize=(10, 6), layout="constrained")
-    panels = figure.subplots(2, 2)
-    shown = (("TTFT", ttft_ms, args.slo_ttft_ms), ("TPOT", tpot_ms, args.slo_tpot_ms))
-    for (name, measure, slo_ms), (over_time, spread) in zip(shown, panels, strict=True):
-        points = [(s.due_s - result.start_s, y) for s in done if (y := measure(s)) is not None]
-        if not points:
-            continue
-        times, values = zip(*points, strict=True)
-        over_time.plot(times, values, ".", markersize=3)
-        over_time.set(xlabel="time of arrival (s)", ylabel=f"{name} (ms)", ylim=(0, None))
-        shares = [(rank + 1) / len(values) for rank in range(len(values))]
-        spread.plot(sorted(values), shares)
-        spread.set(xlabel=f"{name} (ms)", ylabel="share of requests", ylim=(0, 1), xlim=(0, None))
-        if slo_ms is not None:
-            over_time.axhline(slo_ms, color="tab:red", linestyle="--")
-            spread.axvline(slo_ms, color="tab:red", linestyle="--")
-    figure.suptitle(f"{args.model}: {len(done)} of {len(result.samples)} requests completed")
-    figure.savefig(path, dpi=120)
+    if args.plot and args.plot.suffix not in PLOT_SUFFIXES:
+        message = f"{args.plot} is none of {', '.join(PLOT_SUFFIXES)}"
+        raise console.CommandError(message, code=console.USAGE)
+    if args.plot and find_spec("matplotlib") is None:
+        raise console.CommandError("--plot needs matplotlib", fix="pip install 'dopd[bench]'")

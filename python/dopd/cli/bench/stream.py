@@ -14,7 +14,11 @@ CHUNK_LINE_BYTES_MAX = 256
 BODY_BYTES_MAX = 16 << 20
 # Enough for the last text, the usage and the end mark.
 TAIL_BYTES = 2048
-USAGE = re.compile(rb'"completion_tokens"\s*:\s*(\d+)')
+COMPLETION_TOKENS = re.compile(rb'"completion_tokens"\s*:\s*(\d+)')
+PROMPT_TOKENS = re.compile(rb'"prompt_tokens"\s*:\s*(\d+)')
+# The start of a text that is not empty, whichever the API calls it.
+TEXT = re.compile(rb'"(?:text|content)"\s*:\s*"[^"]')
+TEXT_BYTES_MAX = 16
 ERROR = re.compile(rb'"error"\s*:\s*\{\s*"message"\s*:\s*"((?:[^"\\]|\\.)*)"')
 
 
@@ -42,7 +46,7 @@ class Response:
         self.state = State.HEAD
         self.status = 0
         self.can_reuse = True
-        # Events with data seen so far; the last one is `[DONE]`.
+        # Pieces of text seen so far: what a client can show. Roles and usage are none.
         self.events = 0
         self.is_done_seen = False
         # The end of the body (the usage is there), or a whole error.
@@ -51,7 +55,7 @@ class Response:
         self._left = 0
 
     def feed(self, data: bytes) -> int:
-        """Take `data`; returns the number of events that came with it."""
+        """Take `data`; returns the number of pieces of text that came with it."""
         before = self.events
         self._raw += data
         while self._step():
@@ -118,8 +122,10 @@ class Response:
         if self.status != 200:
             self.body += piece[: HEAD_BYTES_MAX - len(self.body)]
             return
-        self.events += piece.count(b"data:")
-        # An event may be cut anywhere: keep what may hold the end of the stream.
+        # An event may be cut anywhere: look from a little before, count what ends in the new part.
+        before = self.body[-TEXT_BYTES_MAX:]
+        self.events += sum(found.end() > len(before) for found in TEXT.finditer(before + piece))
+        # The end of the stream is kept for its usage.
         self.body = self.body[-TAIL_BYTES:] + piece
         if b"[DONE]" in self.body:
             self.is_done_seen = True
@@ -141,5 +147,12 @@ class Response:
 
     def completion_tokens(self) -> int | None:
         """Tokens of the answer as the server counted them in its last event."""
-        found = USAGE.findall(bytes(self.body))
+        return self._last(COMPLETION_TOKENS)
+
+    def prompt_tokens(self) -> int | None:
+        """Tokens of the prompt, the same way."""
+        return self._last(PROMPT_TOKENS)
+
+    def _last(self, pattern: re.Pattern[bytes]) -> int | None:
+        found = pattern.findall(bytes(self.body))
         return int(found[-1]) if found else None
