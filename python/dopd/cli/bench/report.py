@@ -72,6 +72,8 @@ def figures(args: argparse.Namespace, result: Result) -> dict[str, Any]:
         "failed": sum(sample.error is not None for sample in result.samples),
         "errors": errors(result),
         "duration_s": round(span_s, 3),
+        "prompt_tokens": sum(map(prompt_tokens, done)),
+        "output_tokens": tokens,
         "requests_per_s": round(len(done) / span_s, 3),
         "prompt_tokens_per_s": round(sum(map(prompt_tokens, done)) / span_s, 1),
         "output_tokens_per_s": round(tokens / span_s, 1),
