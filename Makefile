@@ -44,8 +44,8 @@ serve: build ## Build, then serve SmolLM2: one prefill and one decode worker (MO
 
 ##@ Check
 .PHONY: test check statics fmt-check lint types contracts deny proto-check
-.PHONY: rust-test python-test unit-test
-test: build statics rust-test python-test ## Every check of the project; CI runs this line
+.PHONY: docs-check rust-test python-test unit-test
+test: build statics docs-check rust-test python-test ## Every check of the project; CI runs this line
 
 check: statics unit-test ## The fast half: all but Rust tests and real processes
 
@@ -72,6 +72,9 @@ deny: $(STAMPS)/deps ## Licences, sources, banned and outdated crates, without a
 proto-check: $(STAMPS)/deps ## Committed protobuf code equals the generated one
 	$(BIN)/python proto/generate.py --check
 
+docs-check: build ## The generated reference says what the program says
+	$(BIN)/python docs/generate.py --check
+
 unit-test: $(STAMPS)/deps ## Tidy and unit tests of Python that need no build and no model
 	PYTHONPATH=python $(BIN)/pytest tests/tidy tests/unit -n $(PYTEST_JOBS) \
 	-m "not model and not slow" $(PYTEST_ARGS)
@@ -87,7 +90,7 @@ python-test: build ## All Python tests, real processes and the real model includ
 	$(BIN)/pytest tests -n $(PYTEST_JOBS) --dist loadfile -rs $(PYTEST_ARGS)
 
 ##@ Change
-.PHONY: fmt proto lock bench wheel clean
+.PHONY: fmt proto docs lock bench wheel clean
 fmt: $(STAMPS)/deps ## Format Rust and Python, apply safe fixes
 	cargo fmt --all
 	$(BIN)/ruff check --fix --quiet .
@@ -95,6 +98,9 @@ fmt: $(STAMPS)/deps ## Format Rust and Python, apply safe fixes
 
 proto: $(STAMPS)/deps ## Generate the protobuf code again
 	$(BIN)/python proto/generate.py
+
+docs: build ## Generate docs/reference again
+	$(BIN)/python docs/generate.py
 
 lock: $(UV) ## Resolve requirements.lock again (UPGRADE=1 takes the newest versions)
 	$(UV) pip compile pyproject.toml --extra dev --universal --python-version 3.11 \

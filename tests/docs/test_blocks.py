@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +45,24 @@ def test_a_reader_can_do_what_it_says(name: str) -> None:
     done = subprocess.run(words, cwd=sources.REPO, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     print(done.stdout.strip())
+
+
+@pytest.mark.skipif(not own_network(), reason="no network namespaces here")
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("```console\n$ dopd nosuch\n```\n", "exit code 2 of: dopd nosuch"),
+        ("```console\n$ dopd serve ./nosuch\n```\n", "did not answer"),
+        ("```python\nraise SystemExit(3)\n```\n", "exit code 3"),
+    ],
+)
+def test_a_document_that_is_wrong_fails(text: str, told: str, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(text)
+    words = ["unshare", "-rn", sys.executable, "-m", "tests.support.documents", str(page)]
+    done = subprocess.run(words, cwd=sources.REPO, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stdout
+    assert told in done.stderr
 
 
 def test_few_blocks_are_left_out_and_each_says_why() -> None:

@@ -123,6 +123,11 @@ fn property(field: &Field, default: &Value) -> Value {
     if let Some(words) = field.one_of {
         property["enum"] = json!(words);
     }
+    // Not words of JSON Schema, which ignores what begins so.
+    property["x-variable"] = Value::from(field.variable());
+    if let Some((flag, _)) = field.flag {
+        property["x-flag"] = Value::from(format!("--{flag}"));
+    }
     property
 }
 
