@@ -3,11 +3,10 @@
 The names below are the client, loaded at their first use: `import dopd` alone loads no gRPC.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING
-
 __version__ = "0.1.0"
 
+# As `typing.TYPE_CHECKING`, without the time to load it.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from dopd.client import (
         Answer,
@@ -98,6 +97,8 @@ if not TYPE_CHECKING:
         """A name of the client, loaded now."""
         if name not in __all__:
             raise AttributeError(f"module 'dopd' has no attribute {name!r}")
+        from importlib import import_module
+
         module = import_module("dopd.errors" if name == "DopdError" else "dopd.client")
         found: object = getattr(module, name)
         globals()[name] = found

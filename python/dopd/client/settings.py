@@ -6,13 +6,12 @@ import math
 import os
 import re
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypeAlias
 
 import grpc
 
-from dopd import env
+from dopd import __version__, env
 from dopd.client.errors import RequestError
 from dopd.client.status import error_of
 
@@ -114,7 +113,7 @@ def checked_timeout(timeout_s: float) -> float:
 
 def _options(endpoint: str) -> ChannelOptions:
     options: ChannelOptions = (
-        ("grpc.primary_user_agent", f"dopd-python/{_version()}"),
+        ("grpc.primary_user_agent", f"dopd-python/{__version__}"),
         ("grpc.keepalive_time_ms", KEEPALIVE_PERIOD_MS),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
         ("grpc.http2.max_pings_without_data", 0),
@@ -134,10 +133,3 @@ def _options(endpoint: str) -> ChannelOptions:
 
 def _read(file: File | None) -> bytes | None:
     return None if file is None else Path(file).read_bytes()
-
-
-def _version() -> str:
-    try:
-        return version("dopd")
-    except PackageNotFoundError:
-        return "source"
