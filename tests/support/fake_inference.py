@@ -79,15 +79,15 @@ class _Handler(grpc.GenericRpcHandler):
 
 @contextlib.contextmanager
 def serve(
-    *scripts: Script, credentials: grpc.ServerCredentials | None = None
+    *scripts: Script, credentials: grpc.ServerCredentials | None = None, port: int = 0
 ) -> Iterator[FakeServer]:
-    """A fake server with `scripts`."""
+    """A fake server with `scripts`; port 0: any free one."""
     fake = FakeServer()
     fake.scripts = list(scripts)
     with futures.ThreadPoolExecutor(THREADS) as threads:
         server = grpc.server(threads, handlers=[_Handler(fake)])
         if credentials is None:
-            port = server.add_insecure_port("127.0.0.1:0")
+            port = server.add_insecure_port(f"127.0.0.1:{port}")
         else:
             port = server.add_secure_port("localhost:0", credentials)
         fake.endpoint = f"{'127.0.0.1' if credentials is None else 'localhost'}:{port}"

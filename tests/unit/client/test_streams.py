@@ -279,6 +279,26 @@ def test_no_server_is_unavailable_and_says_where(kind: str) -> None:
     assert "dopd serve" in str(error)
 
 
+def test_a_restarted_server_is_found_again() -> None:
+    with fake.serve(fake.says(*fake.whole())) as server:
+        client = dopd.Client(server.endpoint)
+        assert client.generate("x").text == "Hello"
+    port = int(server.endpoint.rpartition(":")[2])
+    with pytest.raises(dopd.UnavailableError):
+        client.generate("x")
+    with fake.serve(fake.says(*fake.whole(["again"])), port=port):
+        # The next attempt to connect may be up to two seconds away.
+        wait_for(lambda: is_up(client), "the client is connected again", WAIT_S)
+    client.close()
+
+
+def is_up(client: dopd.Client) -> bool:
+    try:
+        return client.generate("x").text == "again"
+    except dopd.UnavailableError:
+        return False
+
+
 @BOTH
 def test_simple_calls_are_sent_again_too(kind: str) -> None:
     answer = pb.TokenizeResponse(token_ids=[1, 2], max_model_len=9)
