@@ -41,6 +41,7 @@ GROUPS: tuple[tuple[str, tuple[Command, ...]], ...] = (
             Command("doctor", "what is wrong with this machine, and the fix", "doctor"),
             Command("config", "show the settings, check a settings file", "native"),
             Command("replay", "decide a recorded event log again", "native"),
+            Command("completion", "print the script that completes dopd in a shell", "completion"),
             Command("version", "versions of dopd and of what it stands on", "version"),
         ),
     ),
@@ -48,7 +49,7 @@ GROUPS: tuple[tuple[str, tuple[Command, ...]], ...] = (
 COMMANDS = {command.name: command for _, commands in GROUPS for command in commands}
 
 FOOTER = """\
-`dopd COMMAND --help` tells a command's options. To try everything without a model or a GPU:
+`dopd help COMMAND` tells a command's options and their defaults. Without a model or a GPU:
 
   dopd serve --mock
   dopd chat
@@ -64,13 +65,15 @@ def help_text() -> str:
     ]
     for title, commands in GROUPS:
         lines += ["", f"{title}:"]
-        lines += [f"  {command.name:<9} {command.summary}" for command in commands]
+        lines += [f"  {command.name:<10} {command.summary}" for command in commands]
     return "\n".join([*lines, "", FOOTER.rstrip()])
 
 
 def run(argv: list[str]) -> int:
     """Run `dopd ARGV...` and return its exit code."""
     if not argv or argv[0] in {"-h", "--help", "help"}:
+        if argv[:1] == ["help"] and len(argv) > 1:
+            return run([*argv[1:], "--help"])
         console.say(help_text())
         return console.OK if argv else console.USAGE
     name = "version" if argv[0] in {"-V", "--version"} else argv[0]

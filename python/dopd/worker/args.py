@@ -20,7 +20,7 @@ TOKEN_BYTES_MAX = 4096
 
 def parse(argv: Sequence[str]) -> WorkerConfig:
     """The settings. Raises ConfigError; argparse itself exits with 2."""
-    given = dict(vars(_parser().parse_args(argv)))
+    given = dict(vars(parser().parse_args(argv)))
     file = given.pop("config", None)
     values = (_read_table(Path(file)) if file else {}) | given
     for required in ("role", "join"):
@@ -88,7 +88,7 @@ def table_keys() -> dict[str, str]:
     """Every key of the [worker] table with its help text."""
     # Options of the command line only.
     skipped = ("help", "config", "exit_on_stdin_eof")
-    actions = [action for action in _parser()._actions if action.dest not in skipped]
+    actions = [action for action in parser()._actions if action.dest not in skipped]
     return {action.dest: action.help or "" for action in actions}
 
 
@@ -102,7 +102,8 @@ def unknown_key(key: str) -> str | None:
     return f'unknown setting "worker.{key}"{hint}'
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """The options of a worker, also for completion in shells."""
     parser = argparse.ArgumentParser(
         prog="python -m dopd.worker",
         description="One dopd worker: attaches to a router and computes what it is told.",

@@ -32,6 +32,38 @@ def test_help_of_a_command(
         assert_snapshot(f"help_{command}", text)
 
 
+def test_help_of_a_command_by_its_name(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["help", "chat"], ["chat", "--help"]):
+        with pytest.raises(SystemExit) as caught:
+            app.run(words)
+        assert caught.value.code == console.OK
+    shown = capsys.readouterr().out
+    half = len(shown) // 2
+    assert shown[:half] == shown[half:]
+    assert app.run(["help", "nope"]) == console.USAGE
+
+
+@pytest.mark.parametrize(
+    ("words", "fix"),
+    [
+        (["status", "--jsn"], "--json"),
+        (["chat", "--tempreature=1"], "--temperature"),
+        (["bench", "--rate", "much"], "dopd bench --help"),
+        (["complete"], "dopd complete --help"),
+        (["completion", "tcsh"], "dopd completion --help"),
+    ],
+)
+def test_a_wrong_flag_gets_a_suggestion(
+    words: list[str], fix: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        app.run(words)
+    assert caught.value.code == console.USAGE
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert said.endswith(f"  fix: {fix}\n")
+
+
 def test_help_takes_less_than_150_ms() -> None:
     command = [sys.executable, "-m", "dopd", "--help"]
     times = []

@@ -10,7 +10,7 @@ import pytest
 from dopd.errors import ConfigError
 from dopd.kv.size import parse_memory
 from dopd.types import Role
-from dopd.worker.args import _parser, parse
+from dopd.worker.args import parse, parser
 from dopd.worker.config import WorkerConfig
 
 BASE = ["--mock", "--role", "decode", "--join", "127.0.0.1:50052"]
@@ -113,6 +113,6 @@ def test_sizes() -> None:
 
 
 def test_every_option_is_a_field_and_every_field_an_option() -> None:
-    options = {action.dest for action in _parser()._actions} - {"help", "config"}
+    options = {action.dest for action in parser()._actions} - {"help", "config"}
     fields = {field.name for field in dataclasses.fields(WorkerConfig)}
     assert options ^ fields == {"join_token", "join_token_file"}
