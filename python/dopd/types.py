@@ -184,10 +184,14 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Compute:
-    """Open: compute the KV of prompt and answer so far, then go on."""
+    """Open: compute the KV of prompt and answer so far, then go on.
+
+    prompt_group: seats of a session with the same number have the same prompt; 0: none.
+    """
 
     prompt: list[int] = field(repr=False)
     answer: list[int] = field(repr=False, default_factory=list)
+    prompt_group: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -240,7 +240,8 @@ def _open(message: pb.Open) -> Open:
         raise ProtocolError(f"open of slot {message.slot} says neither compute nor import")
     opened: Compute | Import
     if kind == "compute":
-        opened = Compute(list(message.compute.prompt), list(message.compute.answer))
+        compute = message.compute
+        opened = Compute(list(compute.prompt), list(compute.answer), compute.prompt_group)
     else:
         imported = getattr(message, "import")
         opened = Import(imported.have, list(imported.prompt))

@@ -54,6 +54,26 @@ def test_a_pair_answers_as_the_model_and_hands_every_request_off(
         assert geometry == {(0, 0)}
 
 
+def test_choices_of_a_long_prompt_answer_as_if_each_were_alone(tmp_path: Path) -> None:
+    """A Python worker computes the prompt once and ships shared pages, a Rust one four times."""
+    prompt = [n % 256 for n in range(300)]
+    for prefill, decode in (("python", "rust"), ("rust", "python")):
+        folder = tmp_path / prefill
+        with (
+            serve("--mock", command="router") as server,
+            worker(prefill, "prefill", server, folder),
+            worker(decode, "decode", server, folder),
+        ):
+            wait_for(lambda: len(server.status()["workers"]) == 2, "both workers are attached")
+            sampling = {"temperature": 1, "seed": 7, "ignore_eos": True}
+            found = server.complete(prompt, max_tokens=20, n=4, **sampling)
+            assert found["usage"]["prompt_tokens"] == len(prompt)
+            for choice in found["choices"]:
+                expected = mock_model.answer(prompt, 20, choice=choice["index"], **sampling)
+                assert choice["text"] == mock_model.text(expected)
+            assert server.wait_idle()["handoffs_total"] == 4
+
+
 def test_logprobs_are_the_same_from_both(tmp_path: Path) -> None:
     content = []
     for kind in ("python", "rust"):

@@ -6,11 +6,11 @@ the data links are played.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 
 from dopd._gen.dopd.worker.v1 import worker_pb2 as pb
 from dopd.engine.mock import MockEngine
-from dopd.sched.pages import FENCED, OWNED
+from dopd.sched.pages import FENCED
 from dopd.transfer.base import LinkIdentity
 from dopd.transfer.fake import FakeNetwork
 from dopd.types import Commands, Grant, Role
@@ -100,14 +100,33 @@ class Node:
         seats = self.desk.seats
         owned = [page for seat in seats.by_slot.values() for page in seat.sequence.pages]
         fenced = [page for fence in seats.fences.values() for page in fence.pages]
-        every = owned + fenced
+        every = list(dict.fromkeys(owned)) + fenced
         assert len(set(every)) == len(every), "page_has_one_owner"
-        assert all(seats.pages.state(page) == OWNED for page in owned), "page_has_one_owner"
+        owners = Counter(owned)
+        assert all(seats.pages.num_owners(page) == n for page, n in owners.items()), (
+            "page_has_one_owner, or as many as share it"
+        )
+        self.check_shared(owners)
         assert all(seats.pages.state(page) == FENCED for page in fenced), "page_has_one_owner"
         assert seats.pages.num_free + len(every) == self.num_pages, "accounting_closes"
         live = {link.id for link in self.transport.links}
         assert {fence.link for fence in seats.fences.values()} <= live, "fence_implies_live_link"
         assert self.desk.session is not None or not seats.by_slot, "seat_has_session"
+
+    def check_shared(self, owners: Counter[int]) -> None:
+        """Only complete pages of one prompt are shared: no step writes them."""
+        for seat in self.desk.seats.by_slot.values():
+            sequence = seat.sequence
+            for index, page in enumerate(sequence.pages):
+                if owners[page] > 1:
+                    end = (index + 1) * 16
+                    assert end <= min(sequence.computed, sequence.prompt_tokens - 1)
+
+    def num_shared(self) -> int:
+        """Pages that more than one seat holds."""
+        seats = self.desk.seats
+        every = {page for seat in seats.by_slot.values() for page in seat.sequence.pages}
+        return sum(seats.pages.num_owners(page) > 1 for page in every)
 
     def is_clean(self) -> bool:
         """Nothing is left of any request."""

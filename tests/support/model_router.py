@@ -39,6 +39,7 @@ class Request:
     cur: Seat | None = None
     nxt: Seat | None = None
     planned: int | None = None
+    group: int = 0
 
 
 class ModelRouter:
@@ -214,7 +215,7 @@ class ModelRouter:
         return worker, slot
 
     def _compute(self, request: Request) -> Compute:
-        return Compute(request.prompt, list(request.got))
+        return Compute(request.prompt, list(request.got), request.group)
 
     def _send_grant(self, seat: Seat, grant: pb.Grant) -> None:
         sent = command(pb.Command(send=pb.Send(slot=seat[1], grant=grant)))

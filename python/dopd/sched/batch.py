@@ -48,7 +48,7 @@ class Batcher:
     @property
     def prefill_tokens_queued(self) -> int:
         """Tokens of open prompts that are not computed yet."""
-        return sum(sequence.remaining for sequence in self._prefilling)
+        return sum(sequence.remaining - sequence.awaited for sequence in self._prefilling)
 
     def add(self, sequence: Sequence) -> None:
         """The sequence takes part from the next step on."""
@@ -75,6 +75,8 @@ class Batcher:
         for sequence in self._prefilling:
             if budget == 0:
                 break
+            if sequence.awaited:
+                continue
             num_tokens = min(sequence.remaining, budget)
             if sequence.prompt_logprobs is not None:
                 num_tokens = min(num_tokens, scored)
@@ -85,6 +87,7 @@ class Batcher:
             batch.num_prefill_tokens += num_tokens
             rows.append(sequence.prefill_row(num_tokens))
             sequences.append(sequence)
+        assert rows, "sequences wait for a prompt that nobody computes"
         return batch
 
     def advance(self, batch: Batch) -> None:

@@ -116,8 +116,9 @@ def resume(seats: Seats, seat: Seat, event: object) -> None:
 
 
 def free(seats: Seats, seat: Seat, event: object) -> None:
-    """Pages FREE at once; no peer can reach them."""
+    """Pages FREE at once, but for those that others share; no peer can reach them."""
     leave(seats, seat)
+    seats.groups.leave(seat.sequence)
     seats.pages.free(seat.sequence.pages)
     gone(seats, seat, event)
 

@@ -106,6 +106,8 @@ class PageAllocator:
         self._free = FreeRuns(num_pages)
         # Readers of each cached page; a page without readers may be evicted.
         self._readers: dict[int, int] = {}
+        # Owners of each owned page beyond the first.
+        self._shares: dict[int, int] = {}
 
     @property
     def num_free(self) -> int:
@@ -114,7 +116,7 @@ class PageAllocator:
 
     @property
     def num_owned(self) -> int:
-        """Pages of one seat each."""
+        """Pages that seats hold; a shared one counts once."""
         return self._counts[OWNED]
 
     @property
@@ -140,13 +142,27 @@ class PageAllocator:
             self._move(start, length, FREE, OWNED)
         return list(itertools.chain.from_iterable(range(s, s + n) for s, n in runs))
 
+    def share(self, pages: Iterable[int]) -> None:
+        """One more owner of each owned page; it stays OWNED, and counts once, until the last one
+        frees it. Only pages that nobody writes any more."""
+        for page in pages:
+            assert self._state[page] == OWNED, f"page {page} is not owned"
+            self._shares[page] = self._shares.get(page, 0) + 1
+
+    def num_owners(self, page: int) -> int:
+        """Seats that hold a page."""
+        return self._shares.get(page, 0) + 1 if self._state[page] == OWNED else 0
+
     def free(self, pages: Iterable[int]) -> None:
-        """OWNED -> FREE: the pages of a closed seat that no peer can write."""
+        """OWNED -> FREE: the pages of a closed seat that no peer can write. Shared ones stay."""
+        if self._shares:
+            pages = [page for page in pages if not self._unshare(page)]
         self._release(pages, OWNED)
 
     def fence(self, pages: Iterable[int]) -> None:
         """OWNED -> FENCED: the seat is gone, but a peer was told these page numbers."""
         for start, length in runs_of(pages):
+            assert self._shares.keys().isdisjoint(range(start, start + length)), "page is shared"
             self._move(start, length, OWNED, FENCED)
 
     def unfence(self, pages: Iterable[int]) -> None:
@@ -189,6 +205,14 @@ class PageAllocator:
         for (start, length), (after, _) in itertools.pairwise(covered):
             assert start + length < after, "free runs overlap or were not joined"
         assert len(self._readers) == self.num_cached
+        assert all(self._state[page] == OWNED and n > 0 for page, n in self._shares.items())
+
+    def _unshare(self, page: int) -> bool:
+        """One owner fewer, if there is more than one."""
+        others = self._shares.pop(page, 0)
+        if others > 1:
+            self._shares[page] = others - 1
+        return others > 0
 
     def _release(self, pages: Iterable[int], old: int) -> None:
         for start, length in runs_of(pages):

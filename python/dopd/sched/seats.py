@@ -17,6 +17,7 @@ from dopd.kv.layout import pages_for
 from dopd.sched import events as ev
 from dopd.sched.cells import TABLE
 from dopd.sched.events import State
+from dopd.sched.groups import PromptGroups
 from dopd.sched.pages import PageAllocator
 from dopd.sched.sequence import Sequence, tokens_hash
 from dopd.types import Close, CloseReason, Compute, Grant, Import, LinkEnd, Open, Peer, Send
@@ -93,6 +94,7 @@ class Seats:
         self.fences: dict[int, Fence] = {}
         self._imports: dict[int, Seat] = {}
         self._shipments: dict[int, Seat] = {}
+        self.groups = PromptGroups(pages, limits.page_size)
         self._links: dict[Peer, int] = {}
         self._ticket = limits.ticket
         self._draw = draw
@@ -287,6 +289,7 @@ class Seats:
         )
         have = event.kind.have if isinstance(event.kind, Import) else 0
         seat = self.by_slot[event.slot] = Seat(event.slot, sequence, have=have)
+        self.groups.join(sequence)
         return seat
 
     def grant(self, seat: Seat) -> Grant:

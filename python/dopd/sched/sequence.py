@@ -31,6 +31,8 @@ class Sequence:
     answer: ids made so far, by whichever worker.
     computed: positions 0 .. computed have their KV in `pages`.
     ends: ids that end the answer: eos (unless ignored) and stop_token_ids.
+    group: sequences of one session with the same number have the same prompt; 0: none.
+    awaited: tokens whose KV another sequence of the group computes; this one waits. 0: it does not.
     history: what its logits are adjusted by; None if they are not.
     prompt_logprobs: alternatives told at each position of the prompt; None: nothing is told.
     traceparent: W3C trace context of the request, for logs and spans; may be empty.
@@ -52,6 +54,8 @@ class Sequence:
     request_id: str = ""
     prompt_logprobs: int | None = None
     traceparent: str = ""
+    group: int = 0
+    awaited: int = 0
     history: History | None = None
     row: Row = field(init=False, repr=False)
 
@@ -64,7 +68,10 @@ class Sequence:
     ) -> Sequence:
         """The sequence that an Open asks for, on pages that were allocated for it."""
         prompt = open_.kind.prompt
-        answer = list(open_.kind.answer) if isinstance(open_.kind, Compute) else []
+        answer: list[int] = []
+        group = 0
+        if isinstance(open_.kind, Compute):
+            answer, group = list(open_.kind.answer), open_.kind.prompt_group
         ends, adjustments = open_.limits.stop_token_ids, open_.adjustments
         seen = prompt if adjustments.needs_prompt else []
         return cls(
@@ -83,6 +90,7 @@ class Sequence:
             request_id=open_.request_id,
             prompt_logprobs=open_.prompt_logprobs,
             traceparent=open_.traceparent,
+            group=group,
             history=History(adjustments, seen, answer) if adjustments else None,
         )
 

@@ -344,6 +344,8 @@ class Desk:
                 if reason is not None:
                     events.append(ev.Finished(row.slot, reason))
         self.batcher.advance(batch)
+        # Before anybody leaves: what was computed is for the others, too.
+        self.seats.groups.settle()
         for event in events:
             self._handle(event)
         for slot in self.seats.shipping():

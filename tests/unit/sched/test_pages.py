@@ -16,6 +16,7 @@ class Pages(RuleBasedStateMachine):
     """`page_has_one_owner` and `accounting_closes`, against a dict of who has what."""
 
     owned = Bundle("owned")
+    shared = Bundle("shared")
     fenced = Bundle("fenced")
     cached = Bundle("cached")
 
@@ -42,6 +43,26 @@ class Pages(RuleBasedStateMachine):
     def free(self, pages: tuple[int, ...]) -> None:
         self.pages.free(pages)
         self.move(pages, OWNED, FREE)
+
+    @rule(target=shared, pages=consumes(owned), num_owners=st.integers(2, 4))
+    def share(self, pages: tuple[int, ...], num_owners: int) -> tuple[tuple[int, ...], int]:
+        for _ in range(num_owners - 1):
+            self.pages.share(pages)
+        return pages, num_owners
+
+    @rule(target=shared, held=consumes(shared))
+    def free_shared(self, held: tuple[tuple[int, ...], int]) -> tuple[tuple[int, ...], int]:
+        """Free only when the last owner is gone."""
+        pages, num_owners = held
+        assert all(self.pages.num_owners(page) == num_owners for page in pages)
+        if num_owners > 1 and pages:
+            with pytest.raises(AssertionError, match="shared"):
+                self.pages.fence(pages)
+        if num_owners:
+            self.pages.free(pages)
+        if num_owners == 1:
+            self.move(pages, OWNED, FREE)
+        return (pages, num_owners - 1) if num_owners > 1 else ((), 0)
 
     @rule(target=fenced, pages=consumes(owned))
     def fence(self, pages: tuple[int, ...]) -> tuple[int, ...]:

@@ -46,7 +46,12 @@ class History:
         rng = self.random
         self.arrivals_left -= 1
         prompt = [rng.randrange(256) for _ in range(rng.choice((1, 5, 16, 30, 40)))]
-        self.router.requests.append(Request(prompt, answer(prompt, rng.choice((1, 2, 8, 20)))))
+        # Some come as choices of one request: the same prompt under one number.
+        num_choices = rng.choice((1, 1, 3))
+        group = self.arrivals_left + 1 if num_choices > 1 else 0
+        for _ in range(num_choices):
+            expected = answer(prompt, rng.choice((1, 2, 8, 20)))
+            self.router.requests.append(Request(prompt, expected, group=group))
 
     def choices(self) -> list[tuple[str, Callable[[], None]]]:
         """Everything that may happen now."""
@@ -139,6 +144,7 @@ class History:
             for link in node.transport.links:
                 link.bytes_per_s = self.link_rate
             node.check()
+            self.seen["shared"] += bool(node.num_shared())
 
     def is_over(self) -> bool:
         return (
@@ -181,5 +187,7 @@ def test_the_histories_see_everything() -> None:
             history.happen()
         seen += history.seen
     wanted = "turn command report connect begin go write written end down place move cancel crash"
-    missing = {*wanted.split(), "cut", "drop", "double", "give up", "time passes"} - set(seen)
+    missing = {*wanted.split(), "cut", "shared", "drop", "double", "give up", "time passes"} - set(
+        seen
+    )
     assert not missing

@@ -220,8 +220,7 @@ impl Brain {
         let timer =
             (!self.workers.is_any_usable()).then(|| self.now.plus(self.config.no_worker_wait));
         sequence.phase = Phase::Wait { timer };
-        self.queue
-            .push(sequence.queue_key, key, sequence.to_prefill());
+        self.queue.push(sequence.queue_key, key, sequence.queued());
         let request = sequence.id.request;
         self.sequences.waits(request);
         if let Some(at) = timer {
@@ -302,15 +301,28 @@ impl Brain {
 
     fn plan(&mut self, key: usize, worker: usize, kind: OpenKind) -> Option<Seat> {
         let sequence = self.sequences.get(key)?;
-        let len = sequence.len();
-        let prefill = match kind {
-            OpenKind::Compute => sequence.to_prefill(),
-            OpenKind::Import => Tokens(0),
-        };
+        let (len, prompt, to_prefill) = (sequence.len(), sequence.prompt, sequence.to_prefill());
+        // A worker that computes the prompt for another choice shares its full pages.
+        let is_shared = kind == OpenKind::Compute && self.siblings(key).any(|at| at == worker);
         let slot = self.workers.update(worker, |worker| {
+            let shared = worker.shareable(prompt);
+            let prefill = match kind {
+                OpenKind::Compute if is_shared => Some(to_prefill.minus(shared)),
+                OpenKind::Compute => Some(to_prefill),
+                OpenKind::Import => None,
+            };
             worker.slots.plan(key, worker.pages_of(len), prefill)
         })?;
         Some(Seat { worker, slot })
+    }
+
+    /// Workers at which other choices of the same request compute their prompt, or did.
+    pub(super) fn siblings(&self, key: usize) -> impl Iterator<Item = usize> {
+        self.sequences.siblings(key).filter_map(|other| {
+            let cur = self.sequences.get(other)?.phase.cur()?;
+            let worker = self.workers.get(cur.worker)?;
+            worker.slots.is_compute(cur.slot).then_some(cur.worker)
+        })
     }
 
     fn open(&mut self, key: usize, seat: Seat, kind: OpenKind) {

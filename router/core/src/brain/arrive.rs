@@ -62,7 +62,7 @@ impl Brain {
         if self.is_draining {
             return Some((RejectReason::Draining, self.config.retry_after_min));
         }
-        let tokens = u64::from(facts.prompt_tokens.0) * u64::from(facts.choices.max(1));
+        let tokens = u64::from(facts.prompt_tokens.0) + u64::from(facts.choices.max(1)) - 1;
         let has_place = self.sequences.requests_waiting() < self.config.queue_requests_max;
         let has_tokens = self.queue.tokens().saturating_add(tokens) <= self.config.queue_tokens_max;
         if has_place && (has_tokens || self.queue.is_empty()) {
@@ -132,11 +132,13 @@ impl Brain {
             let staying = self.workers.staying();
             if staying.workers > 0 && staying.len_max < need.len {
                 self.end(key, Some((RejectReason::TooLarge, Micros(0))));
-            } else if let Some(place) = choose(&self.workers, need, self.config.keep_pool_percent) {
-                self.apply(key, Input::Place(place));
-            } else {
-                return;
+                continue;
             }
+            let sibling = self.siblings(key).next();
+            match choose(&self.workers, need, sibling, self.config.keep_pool_percent) {
+                Some(place) => self.apply(key, Input::Place(place)),
+                None => return,
+            };
         }
     }
 

@@ -28,7 +28,15 @@ pub(super) struct Need {
 }
 
 /// Chooses. `None`: nobody has room for it now.
-pub(super) fn choose(workers: &Workers, need: Need, keep_pool_percent: u32) -> Option<Place> {
+///
+/// `sibling`: where another choice of the request computes the same prompt. It goes there if there
+/// is room, however much that worker has before it: only what follows the shared pages is added.
+pub(super) fn choose(
+    workers: &Workers,
+    need: Need,
+    sibling: Option<usize>,
+    keep_pool_percent: u32,
+) -> Option<Place> {
     let can_hold = |group| workers.totals(group).len_max >= need.len;
     let group = if can_hold(Group::Prompts) {
         Group::Prompts
@@ -38,7 +46,11 @@ pub(super) fn choose(workers: &Workers, need: Need, keep_pool_percent: u32) -> O
     // With one token left there is nothing to hand off: it comes out of the prefill itself.
     let wants_pair = can_hold(Group::Decode) && need.answer_left > Tokens(1);
     let mut decode = None;
-    for (key, worker) in workers.ready_for_prompts(group) {
+    let sibling = sibling
+        .and_then(|key| Some((key, workers.get(key)?)))
+        .filter(|(_, worker)| worker.can_take(need.len));
+    let candidates = sibling.into_iter().chain(workers.ready_for_prompts(group));
+    for (key, worker) in candidates {
         if !worker.has_room(need.len) {
             continue;
         }

@@ -96,6 +96,16 @@ impl Sequence {
         self.prompt.plus(self.max_tokens)
     }
 
+    /// Tokens that it adds to the work of the queue: the choices of a request share its prompt, so
+    /// that only the first one counts it. An estimate: replays go where they find room.
+    pub(super) const fn queued(&self) -> Tokens {
+        if self.id.choice == 0 || self.answer.0 > 0 {
+            self.to_prefill()
+        } else {
+            Tokens(1)
+        }
+    }
+
     /// Tokens to compute before the next answer token.
     pub(super) const fn to_prefill(&self) -> Tokens {
         self.prompt.plus(self.answer)
@@ -187,6 +197,24 @@ impl Sequences {
 
     pub(super) fn key_of(&self, id: SequenceId) -> Option<usize> {
         self.by_id.get(&id).copied()
+    }
+
+    /// Keys of the other living sequences of the same request, by choice.
+    pub(super) fn siblings(&self, key: usize) -> impl Iterator<Item = usize> {
+        let id = self.by_key.get(key).map(|sequence| sequence.id);
+        let request = id.filter(|id| {
+            let request = self.requests.get(&id.request);
+            request.is_some_and(|request| request.alive > 1)
+        });
+        let range = request.map(|id| {
+            let of = |choice| SequenceId { choice, ..id };
+            self.by_id.range(of(0)..=of(u8::MAX))
+        });
+        range
+            .into_iter()
+            .flatten()
+            .map(|(_, &other)| other)
+            .filter(move |&other| other != key)
     }
 
     /// Keys of the living sequences of a request, by choice.

@@ -87,6 +87,8 @@ struct Slot {
     pages: Pages,
     /// Prompt tokens still to compute here.
     prefill: Tokens,
+    /// It computes its prompt here, or did; else the KV came from elsewhere.
+    is_compute: bool,
 }
 
 /// All slots of one session, with their account.
@@ -101,13 +103,22 @@ pub(super) struct Slots {
 }
 
 impl Slots {
-    /// Takes a free slot into the account: PLANNED.
-    pub(super) fn plan(&mut self, sequence: usize, pages: Pages, prefill: Tokens) -> SlotId {
+    /// Takes a free slot into the account: PLANNED. `prefill`: prompt tokens to compute; none at an
+    /// import.
+    pub(super) fn plan(
+        &mut self,
+        sequence: usize,
+        pages: Pages,
+        prefill: Option<Tokens>,
+    ) -> SlotId {
+        let is_compute = prefill.is_some();
+        let prefill = prefill.unwrap_or_default();
         let slot = Slot {
             state: SlotState::Planned,
             sequence,
             pages,
             prefill,
+            is_compute,
         };
         self.pages_used += u64::from(pages.0);
         self.seats_used += 1;
@@ -193,6 +204,13 @@ impl Slots {
         self.rows
             .get(id.0 as usize)
             .is_some_and(|slot| slot.prefill.0 > 0)
+    }
+
+    /// The slot computes its prompt, or has.
+    pub(super) fn is_compute(&self, id: SlotId) -> bool {
+        self.rows
+            .get(id.0 as usize)
+            .is_some_and(|slot| slot.is_compute)
     }
 
     /// FREE, out of the account.

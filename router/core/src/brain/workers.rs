@@ -111,6 +111,16 @@ impl Worker {
         len.pages(self.facts.page_size)
     }
 
+    /// Tokens of a prompt on pages that it fills before its last token: those that the choices of a
+    /// request compute once.
+    pub(super) const fn shareable(&self, prompt: Tokens) -> Tokens {
+        let size = self.facts.page_size;
+        Tokens(match prompt.0.saturating_sub(1).checked_div(size) {
+            Some(pages) => pages * size,
+            None => 0,
+        })
+    }
+
     /// A sequence of this length finds room now.
     pub(super) fn has_room(&self, len: Tokens) -> bool {
         len <= self.len_max() && u64::from(self.pages_of(len).0) <= self.pages_room()

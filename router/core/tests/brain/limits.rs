@@ -80,6 +80,24 @@ fn waiting_tokens_are_limited_unless_nothing_else_waits() {
 }
 
 #[test]
+fn a_prompt_of_several_choices_waits_once() {
+    let mut brain = brain(BrainConfig {
+        queue_tokens_max: 40,
+        ..BrainConfig::default()
+    });
+    for id in 1..=2 {
+        arrive(&mut brain, id, 16);
+    }
+    let mut facts = request(3, 30, 4);
+    facts.choices = 8;
+    assert_eq!(
+        why(&brain.handle(Micros(3), Event::RequestArrived(facts))),
+        []
+    );
+    assert_eq!(brain.status().tokens_waiting, 37);
+}
+
+#[test]
 fn drain_takes_no_new_request_and_ends_the_old_ones() {
     let mut brain = brain(BrainConfig::default());
     for id in 1..=3 {

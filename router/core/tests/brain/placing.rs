@@ -199,6 +199,54 @@ fn order_is_priority_then_arrival_and_nothing_overtakes() {
     assert_eq!(brain.status().requests_waiting, 1);
 }
 
+/// Sessions and kinds of the seats that a request of three choices opens at once.
+fn opens_three(brain: &mut Brain, id: u64, prompt: u32, max_tokens: u32) -> Vec<(u64, OpenKind)> {
+    let mut facts = request(id, prompt, max_tokens);
+    facts.choices = 3;
+    shown(&brain.handle(Micros(id), Event::RequestArrived(facts)))
+}
+
+#[test]
+fn choices_go_where_their_prompt_is_computed_and_count_it_once() {
+    let mut brain = fleet(&[(Mixed, 60), (Mixed, 60)]);
+    // More than a batch of 16, so nothing else is bound to it; 28 of 30 tokens are on full pages.
+    assert_eq!(opens_three(&mut brain, 1, 30, 2), [(1, COMPUTE); 3]);
+    assert_eq!(opens(&mut brain, 2, 12, 2), [(2, COMPUTE)]);
+    // 30 + 2 + 2 tokens before the one, 12 before the other; with the second prompt, 24.
+    assert_eq!(opens(&mut brain, 3, 12, 2), [(2, COMPUTE)]);
+    assert_eq!(opens(&mut brain, 4, 4, 2), []);
+    let sessions = brain.status().sessions;
+    let pending = |at: usize| sessions[at].prefill_tokens_pending;
+    assert_eq!((pending(0), pending(1)), (34, 24));
+}
+
+#[test]
+fn a_choice_that_finds_no_room_beside_the_others_goes_elsewhere() {
+    // Eight pages each.
+    let mut brain = fleet(&[(Mixed, 20), (Mixed, 20)]);
+    let places = opens_three(&mut brain, 1, 16, 16);
+    assert_eq!(places, [(1, COMPUTE), (1, COMPUTE), (2, COMPUTE)]);
+}
+
+#[test]
+fn choices_are_computed_together_and_handed_off_apart() {
+    let mut brain = fleet(&[(Prefill, 60), (Prefill, 60), (Decode, 20), (Decode, 20)]);
+    let imports = opens_three(&mut brain, 1, 16, 8);
+    assert_eq!(imports, [(3, IMPORT), (4, IMPORT), (3, IMPORT)]);
+    let opened = |session, slots: &[u32]| {
+        said(StepReport {
+            opened: slots.iter().copied().map(SlotId).collect(),
+            ..report(session, Decode)
+        })
+    };
+    let first = brain.handle(Micros(2), opened(3, &[0, 1]));
+    assert_eq!(shown(&first), [(1, COMPUTE); 2]);
+    assert_eq!(
+        shown(&brain.handle(Micros(3), opened(4, &[0]))),
+        [(1, COMPUTE)]
+    );
+}
+
 #[test]
 fn fenced_pages_are_not_promised() {
     let mut brain = fleet(&[(Mixed, 10)]);
