@@ -11,8 +11,8 @@ import sys
 from collections.abc import Sequence
 
 from dopd.errors import ConfigError
-from dopd.worker import args, lifecycle
-from dopd.worker.build import make_engine, make_worker
+from dopd.worker import args, lifecycle, logs
+from dopd.worker.build import make_engine, make_spans, make_worker
 
 EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 
@@ -24,13 +24,16 @@ def main(argv: Sequence[str]) -> int:
     lifecycle.ignore_interrupts()
     try:
         config = args.parse(argv)
-        lifecycle.set_up_logs(config.name, config.log_level)
+        logs.set_up(config.name, config.log_level, config.log_format)
         log.info("loading %s", config.model or "the mock model")
         engine = make_engine(config)
         worker = make_worker(config, engine)
+        spans = make_spans(config)
     except ConfigError as error:
         sys.stderr.write(f"error: {error}\n")
         return EXIT_USAGE
+    if spans is not None:
+        worker.desk.observer = spans
     lifecycle.drain_on_terminate(worker.desk)
     if config.exit_on_stdin_eof:
         lifecycle.stop_on_stdin_eof(worker.desk)
@@ -45,6 +48,8 @@ def main(argv: Sequence[str]) -> int:
         return EXIT_FAILED
     worker.attach.close()
     worker.transport.close()
+    if spans is not None:
+        spans.close()
     if worker.attach.refusal is not None:
         sys.stderr.write(f"error: the router refuses this worker: {worker.attach.refusal}\n")
         return EXIT_USAGE

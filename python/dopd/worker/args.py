@@ -13,7 +13,7 @@ from typing import Any
 from dopd import env
 from dopd.errors import ConfigError
 from dopd.types import Role
-from dopd.worker.config import LOG_LEVELS, WorkerConfig
+from dopd.worker.config import LOG_FORMATS, LOG_LEVELS, WorkerConfig
 
 TOKEN_BYTES_MAX = 4096
 
@@ -130,5 +130,7 @@ def parser() -> argparse.ArgumentParser:
     add("--join-token-file", metavar="FILE", help="join token (default: $DOPD_JOIN_TOKEN)")
     add("--exit-on-stdin-eof", action="store_true", help="end when stdin is closed")
     add("--log-level", choices=LOG_LEVELS, help="least level to show (default: info)")
+    add("--log-format", choices=LOG_FORMATS, help="text or json (default: text)")
+    add("--otel", metavar="URL", help="OTLP collector that gets spans, as http://127.0.0.1:4317")
     add("--config", metavar="FILE", help="TOML file whose [worker] table gives defaults")
     return parser

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dopd import __version__, wire
 from dopd.engine.base import Engine
@@ -24,6 +25,9 @@ from dopd.worker.config import WorkerConfig
 from dopd.worker.desk import Desk
 from dopd.worker.loop import StepLoop
 from dopd.worker.progress import Progress
+
+if TYPE_CHECKING:
+    from dopd.worker.spans import Spans
 
 MOCK_KV_MEMORY = "8MiB"
 
@@ -69,6 +73,19 @@ def make_engine(config: WorkerConfig) -> Engine:
         name=config.served_model_name,
         progress=Progress(sys.stderr),
     )
+
+
+def make_spans(config: WorkerConfig) -> Spans | None:
+    """The exporter of spans, if one is asked for; OpenTelemetry is imported only then."""
+    if config.otel is None:
+        return None
+    try:
+        from dopd.worker.spans import Spans
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"--otel needs the package {error.name}: pip install 'dopd[otel]'"
+        ) from error
+    return Spans(config.otel, config.name, config.role.value)
 
 
 def make_desk(

@@ -11,6 +11,7 @@ from dopd.kv.size import parse_memory
 from dopd.types import Role
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
+LOG_FORMATS = ("text", "json")
 # The link's join token travels in the clear.
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -37,6 +38,8 @@ class WorkerConfig:
     threads: int = 1
     exit_on_stdin_eof: bool = False
     log_level: str = "info"
+    log_format: str = "text"
+    otel: str | None = None
 
     def __post_init__(self) -> None:
         if self.mock == (self.model is not None):
@@ -56,8 +59,15 @@ class WorkerConfig:
             parse_memory(self.kv_memory)
         if not self.join_token:
             raise ConfigError("no join token: set DOPD_JOIN_TOKEN or give --join-token-file")
+        self._check_logs()
+
+    def _check_logs(self) -> None:
         if self.log_level not in LOG_LEVELS:
             raise ConfigError(f"log level {self.log_level!r} is none of {', '.join(LOG_LEVELS)}")
+        if self.log_format not in LOG_FORMATS:
+            raise ConfigError(f"log format {self.log_format!r} is none of {', '.join(LOG_FORMATS)}")
+        if self.otel is not None and not self.otel.startswith("http://"):
+            raise ConfigError(f"otel is {self.otel!r}: spans go to plain gRPC, http://HOST:PORT")
 
     def _check_numbers(self) -> None:
         for setting in ("max_num_seqs", "page_size", "threads"):

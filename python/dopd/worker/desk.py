@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from dopd import wire
@@ -20,6 +20,7 @@ from dopd.errors import ProtocolError
 from dopd.sched import events as ev
 from dopd.sched.batch import Batch, Batcher
 from dopd.sched.seats import Seats
+from dopd.sched.sequence import Sequence
 from dopd.transfer.base import Link, Transport
 from dopd.types import (
     CloseReason,
@@ -71,6 +72,19 @@ class StepFacts:
     decode_seqs: int = 0
 
 
+class Observer:
+    """Told under the lock which sequences take part in steps; must not block. This one ignores."""
+
+    def joined(self, sequence: Sequence) -> None:
+        """It takes part from now on."""
+
+    def stepped(self, sequences: Iterable[Sequence]) -> None:
+        """A step of these ended; some have a new token."""
+
+    def left(self, sequence: Sequence) -> None:
+        """It takes part no longer."""
+
+
 class Desk:
     """See the module."""
 
@@ -87,6 +101,7 @@ class Desk:
         self.batcher = batcher
         self.label = Label(role)
         self.session: Session | None = None
+        self.observer = Observer()
         self.is_stopped = False
         self._is_ending = False
         self._clock = clock
@@ -292,8 +307,10 @@ class Desk:
                 self._outbox.add(effect)
             case ev.Joins(sequence):
                 self.batcher.add(sequence)
+                self.observer.joined(sequence)
             case ev.Leaves(sequence):
                 self.batcher.remove(sequence)
+                self.observer.left(sequence)
             case ev.Dial(peer):
                 assert self._transport is not None
                 self._transport.dial(peer)
@@ -346,6 +363,7 @@ class Desk:
         self.batcher.advance(batch)
         # Before anybody leaves: what was computed is for the others, too.
         self.seats.groups.settle()
+        self.observer.stepped(batch.sequences)
         for event in events:
             self._handle(event)
         for slot in self.seats.shipping():

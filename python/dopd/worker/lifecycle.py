@@ -1,4 +1,4 @@
-"""Signals, standard input and logs of a worker process."""
+"""Signals and standard input of a worker process."""
 
 from __future__ import annotations
 
@@ -16,16 +16,6 @@ log = logging.getLogger(__name__)
 # Python lets a computing thread keep the interpreter for 5 ms before another may have it. Link
 # threads need it for microseconds at a time, and a hand-off waits for them.
 SWITCH_INTERVAL_S = 0.0005
-
-
-def set_up_logs(name: str, level: str) -> None:
-    """One line an event on stderr."""
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=level.upper(),
-        format=f"%(asctime)s {name} %(levelname)s %(message)s",
-        datefmt="%H:%M:%S",
-    )
 
 
 def ignore_interrupts() -> None:

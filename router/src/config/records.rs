@@ -35,6 +35,8 @@ pub struct Config {
     pub slo: SloConfig,
     /// Bounds on requests.
     pub limits: LimitsConfig,
+    /// Spans.
+    pub otel: OtelConfig,
     /// Logs and records.
     pub log: LogConfig,
     /// Who may call; empty: everyone.
@@ -184,6 +186,12 @@ settings! {
         slow_reader_timeout_ms: u64 = 30_000, within 1..=DAY_MS;
         /// Time given to running requests at shutdown, in milliseconds.
         drain_timeout_ms: u64 = 120_000, flag "drain-timeout-ms" "MS", within 0..=DAY_MS;
+    }
+
+    /// Spans of requests, by OpenTelemetry.
+    OtelConfig "otel" {
+        /// Collector that gets spans by OTLP over gRPC, as `http://127.0.0.1:4317`; none: no spans.
+        endpoint: Option<String> = None, flag "otel" "URL";
     }
 
     /// Logs and records.

@@ -8,6 +8,7 @@ mod driver;
 mod front;
 mod record;
 mod reject;
+mod stats;
 mod status;
 pub mod submission;
 mod tally;

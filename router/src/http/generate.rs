@@ -19,6 +19,7 @@ use crate::{
     auth::Caller,
     error::{Error, Reason},
     service::{Answer, Arrival, Next, Wake, Wanted},
+    trace,
     validate::{self, ChatOrText, Endpoint, Spec},
 };
 
@@ -43,13 +44,16 @@ pub(super) async fn respond(
     endpoint: Endpoint,
     request: Request<Incoming>,
 ) -> Response<Body> {
+    let header = |name: &str| request.headers().get(name)?.to_str().ok();
+    let traceparent = header("traceparent").unwrap_or_default().to_owned();
+    let client_id = trace::client_id(header("x-client-request-id").or(header("x-request-id")));
     // Whoever comes past the gate without being named has no key to be named by.
     let caller = request.extensions().get::<Caller>().cloned();
-    let arrival = match app
-        .service
-        .arrive(caller.unwrap_or_default(), String::new())
-    {
-        Ok(arrival) => arrival,
+    let arrival = match app.service.arrive(caller.unwrap_or_default(), traceparent) {
+        Ok(mut arrival) => {
+            arrival.client_id = client_id;
+            arrival
+        }
         Err(error) => return error::response(&error, None),
     };
     let id = arrival.id.clone();

@@ -43,6 +43,9 @@ pub(super) fn run(launch: &Launch, plan: &ServePlan) -> Result<i32, Failure> {
         Scope::Router => None,
     };
     let model = Arc::new(model::load(config)?);
+    if let Some(endpoint) = &config.otel.endpoint {
+        trace::start(endpoint, &model.name)?;
+    }
     let metrics = metrics(config, &model);
     let runtime = runtime()?;
     let threads = fronts::count(config.http.threads);
@@ -88,7 +91,9 @@ pub(super) fn run(launch: &Launch, plan: &ServePlan) -> Result<i32, Failure> {
         outcome
     });
     dispatch.shutdown();
-    brain.join().map_err(Failure::new).and(outcome)
+    let outcome = brain.join().map_err(Failure::new).and(outcome);
+    trace::shutdown();
+    outcome
 }
 
 fn runtime() -> Result<Runtime, Failure> {

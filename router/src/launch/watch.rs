@@ -82,6 +82,7 @@ impl Watch<'_> {
             stop_admin.clone(),
         );
         let pages = tokio::spawn(pages);
+        let stats = tokio::spawn(site.dispatch.clone().log_stats(metrics.clone()));
         let supervisor = supervisor.map(|config| {
             let specs = local::specs(site.settings, site.addresses.workers, site.model);
             Supervisor::start(&config, specs, metrics)
@@ -103,6 +104,7 @@ impl Watch<'_> {
         }
         stop_workers(&mut watched, &at_once).await;
         stop_admin.cancel();
+        stats.abort();
         pages.abort();
         outcome
     }

@@ -1,6 +1,6 @@
 //! The local workers of `serve`: which there are, and the command line of each.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{borrow::Cow, net::SocketAddr, sync::Arc, time::Duration};
 
 use super::{
     Launch,
@@ -48,14 +48,38 @@ pub(super) fn supervisor(
     })
 }
 
-/// Workers' lines go to standard error: as they are behind the name, or as log events if logs are
-/// JSON.
+/// Workers' lines go to standard error: behind the name, or, if logs are JSON, as the objects that
+/// workers write then; what is none (a traceback, a library's warning) becomes a log event.
 fn output(format: &str) -> LineSink {
     if format == "json" {
-        Arc::new(|name, line| tracing::info!(worker = name, "{line}"))
+        Arc::new(|name, line| {
+            let object = serde_json::from_str::<serde_json::Map<_, _>>(line);
+            if object.is_ok() {
+                note(line);
+            } else {
+                tracing::info!(worker = name, "{line}");
+            }
+        })
     } else {
-        Arc::new(|name, line| note(&format!("[{name}] {line}")))
+        Arc::new(|name, line| note(&format!("[{name}] {}", printable(line))))
     }
+}
+
+/// `line` without characters that steer a terminal.
+fn printable(line: &str) -> Cow<'_, str> {
+    let steers = |c: char| c.is_control() && c != '\t';
+    if !line.contains(steers) {
+        return Cow::Borrowed(line);
+    }
+    let mut shown = String::with_capacity(line.len() + 8);
+    for c in line.chars() {
+        if steers(c) {
+            shown.extend(c.escape_default());
+        } else {
+            shown.push(c);
+        }
+    }
+    Cow::Owned(shown)
 }
 
 /// All local workers, in the order of the banner.
@@ -90,6 +114,7 @@ fn args(settings: &Settings, role: &str, name: &str, join: SocketAddr, model: &s
         cluster,
         model: model_config,
         log,
+        otel,
         ..
     } = &settings.config;
     let mut args: Vec<String> = Vec::new();
@@ -127,6 +152,9 @@ fn args(settings: &Settings, role: &str, name: &str, join: SocketAddr, model: &s
         "log-level",
         trace::plain_level(&log.filter).map(str::to_owned),
     );
+    let is_json = log.format == "json";
+    add("log-format", is_json.then(|| log.format.clone()));
+    add("otel", otel.endpoint.clone());
     args.extend(cluster.mock.then(|| "--mock".to_owned()));
     args.push("--exit-on-stdin-eof".to_owned());
     // The user's own last: they win over what stands before them.

@@ -46,6 +46,7 @@ use crate::{
     status::FleetStatus,
     streams::sink::Sink,
     tokens::{Framing, ServedModel, StopStrings},
+    trace::{self, TraceContext, TraceParent},
     validate::{Prompt, Spec},
     wire::worker,
 };
@@ -81,8 +82,12 @@ pub struct Arrival {
     pub at: Instant,
     /// Who sent it.
     pub caller: Caller,
-    /// W3C trace context that came with it; empty: none.
+    /// W3C trace context for the workers; empty: none.
     pub traceparent: String,
+    /// Its place in a trace that this router records.
+    pub trace: Option<TraceContext>,
+    /// The client's own name for it, for the log.
+    pub client_id: Option<Box<str>>,
     /// Hold on the caller's quotas; `None` only if they refused it.
     lease: Option<Arc<Lease>>,
 }
@@ -164,16 +169,29 @@ impl Service {
         self.backend.status().await
     }
 
-    /// Names a request; call it when its head has been read. Refused, counted and logged where the
-    /// caller's quota is used up.
+    /// Names a request; call it when its head has been read. `traceparent` as it came, or empty:
+    /// what is malformed is read past. Refused, counted and logged where the caller's quota is used
+    /// up.
     pub fn arrive(&self, caller: Caller, traceparent: String) -> Result<Arrival, Error> {
         let at = Instant::now();
         let lease = caller.begin(at);
+        let parent = TraceParent::parse(&traceparent);
+        let trace = if trace::is_on() {
+            TraceContext::begin(parent)
+        } else {
+            None
+        };
         let mut arrival = Arrival {
             id: ids::request_id()?,
             at,
             caller,
-            traceparent,
+            traceparent: match (trace, parent) {
+                (Some(trace), _) => trace.own.header(),
+                (None, Some(_)) => traceparent,
+                (None, None) => String::new(),
+            },
+            trace,
+            client_id: None,
             lease: None,
         };
         let lease = lease.inspect_err(|error| self.refuse(&arrival, error))?;
@@ -290,6 +308,10 @@ impl Service {
                     prompt_tokens,
                     choices: spec.choices,
                     limit_tokens: max_tokens,
+                    operation: match spec.prompt {
+                        Prompt::Messages(_) => "chat",
+                        Prompt::Text(_) | Prompt::Tokens(_) => "text_completion",
+                    },
                 },
             ),
         );

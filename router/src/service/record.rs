@@ -8,9 +8,9 @@ use std::{
 use super::Arrival;
 use crate::{
     error::{Error, Reason},
-    metrics::{Counted, Metrics, Parts, Progress, RequestOutcome, SequenceEnd},
+    metrics::{CODE_OK, Counted, Metrics, Parts, Progress, RequestOutcome, SequenceEnd},
     streams::sink::{FinishReason, SeatNews},
-    trace::Gate,
+    trace::{self, Finished, Gate, TraceContext, Value},
 };
 
 /// Refused requests that get a log line, per second: a client that hammers fills no disk.
@@ -25,6 +25,8 @@ pub(super) struct Asked {
     pub(super) choices: u32,
     /// Most tokens of one choice.
     pub(super) limit_tokens: u32,
+    /// `gen_ai.operation.name` of its span.
+    pub(super) operation: &'static str,
 }
 
 /// Everything that is told about a request when it ends.
@@ -170,6 +172,7 @@ impl Record {
         tracing::info!(
             target: "dopd::request",
             id = %arrival.id,
+            client_id = arrival.client_id.as_deref(),
             tenant = &*arrival.caller.tenant,
             key = &*arrival.caller.key,
             r#in = self.asked.prompt_tokens,
@@ -187,6 +190,62 @@ impl Record {
             "request done"
         );
         self.metrics.request_done(&outcome);
+        if let Some(context) = self.arrival.trace {
+            trace::export(self.spans(context, code));
+        }
+    }
+
+    fn spans(&self, context: TraceContext, code: &'static str) -> Finished {
+        let text = |text: &str| Value::Text(text.to_owned().into());
+        let mut attributes = vec![
+            ("gen_ai.response.id", text(&self.arrival.id)),
+            (
+                "gen_ai.request.max_tokens",
+                Value::Count(self.asked.limit_tokens.into()),
+            ),
+            (
+                "gen_ai.request.choice.count",
+                Value::Count(self.asked.choices.into()),
+            ),
+            (
+                "gen_ai.usage.input_tokens",
+                Value::Count(self.asked.prompt_tokens.into()),
+            ),
+            (
+                "gen_ai.usage.output_tokens",
+                Value::Count(self.completion_tokens),
+            ),
+            ("dopd.tenant", text(&self.arrival.caller.tenant)),
+        ];
+        let workers = [
+            ("dopd.prefill_worker", &self.prefill_worker),
+            ("dopd.decode_worker", &self.decode_worker),
+        ];
+        attributes.extend(
+            (workers.into_iter()).filter_map(|(key, worker)| Some((key, text(worker.as_deref()?)))),
+        );
+        let part = |name, start: Option<Instant>, end: Option<Instant>| {
+            let (start, end) = (start?, end?);
+            Some((name, start.min(end), end))
+        };
+        let decodes_from = self
+            .first_token
+            .map(|first| self.switched.map_or(first, |at| at.max(first)));
+        let parts = [
+            part("queue", Some(self.arrival.at), self.placed),
+            part("prefill", self.placed, self.first_token),
+            part("transfer", self.first_token, self.switched),
+            part("decode", decodes_from, self.last_token),
+        ];
+        Finished {
+            context,
+            operation: self.asked.operation,
+            start: self.arrival.at,
+            end: Instant::now(),
+            attributes,
+            error: (code != CODE_OK).then_some(code),
+            parts: parts.into_iter().flatten().collect(),
+        }
     }
 
     fn outcome(&self, code: &'static str) -> RequestOutcome {
@@ -230,6 +289,7 @@ pub(super) fn refused(arrival: &Arrival, metrics: &Metrics, error: &Error) {
         Some(unlogged) => tracing::info!(
             target: "dopd::request",
             id = %arrival.id,
+            client_id = arrival.client_id.as_deref(),
             tenant = &*arrival.caller.tenant,
             key = &*arrival.caller.key,
             code,
@@ -244,6 +304,17 @@ pub(super) fn refused(arrival: &Arrival, metrics: &Metrics, error: &Error) {
         duration,
         ..RequestOutcome::default()
     });
+    if let Some(context) = arrival.trace {
+        trace::export(Finished {
+            context,
+            operation: "refuse",
+            start: arrival.at,
+            end: Instant::now(),
+            attributes: Vec::new(),
+            error: Some(code),
+            parts: Vec::new(),
+        });
+    }
 }
 
 fn is_abort(code: &str) -> bool {

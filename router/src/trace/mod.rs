@@ -1,8 +1,10 @@
-//! Log lines: text or JSON, to standard error, filtered by target and level.
+//! What is told of single requests: log lines, text or JSON, to standard error; spans (`--otel`).
 //!
-//! Called once by `launch`. Prompts and answers are never logged.
+//! Set up once by `launch`. Prompts and answers are in neither, at no level.
 
+mod context;
 mod gate;
+mod spans;
 
 use std::io::IsTerminal as _;
 
@@ -10,7 +12,11 @@ use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::Subscr
 
 use crate::config::{ConfigError, Settings};
 
-pub use gate::Gate;
+pub use self::{
+    context::{TraceContext, TraceParent, client_id},
+    gate::Gate,
+    spans::{Finished, Value, export, is_on, shutdown, start},
+};
 
 /// Starts logging. In a process that logs already (a Python program that called `main` twice) the
 /// first set-up stays.
@@ -40,10 +46,29 @@ pub fn init(settings: &Settings, no_color: bool) -> Result<(), ConfigError> {
     Ok(())
 }
 
-/// The level of a filter that is one word, for local workers; a filter by target means nothing to
-/// them.
-pub fn plain_level(filter: &str) -> Option<&str> {
-    ["error", "warn", "info", "debug", "trace"]
-        .into_iter()
-        .find(|level| *level == filter)
+/// The level of a filter that is one word, in the words of local workers; a filter by target means
+/// nothing to them.
+pub fn plain_level(filter: &str) -> Option<&'static str> {
+    Some(match filter {
+        "error" => "error",
+        "warn" => "warning",
+        "info" => "info",
+        // They have no level below debug.
+        "debug" | "trace" => "debug",
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_level_is_one_that_workers_know() {
+        for level in ["error", "warn", "info", "debug", "trace"] {
+            let theirs = plain_level(level).unwrap();
+            assert!(["debug", "info", "warning", "error"].contains(&theirs));
+        }
+        assert_eq!(plain_level("info,dopd_router=debug"), None);
+    }
 }
