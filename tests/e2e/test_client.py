@@ -133,6 +133,12 @@ def test_failures_have_their_exception(
 
 
 @BOTH
+def test_the_http_port_is_told_from_the_grpc_port(kind: str, mock: Server) -> None:
+    with pytest.raises(dopd.RequestError, match="gRPC listener"):
+        both_clients.call(kind, mock.http, "generate", "x")
+
+
+@BOTH
 def test_leaving_a_stream_gives_its_pages_back(kind: str, mock: Server) -> None:
     both_clients.stream(kind, mock.grpc, lambda _: wait_running(mock), "x", **ENDLESS)
     mock.wait_idle()

@@ -105,6 +105,8 @@ def _set_lists(found: pb.AnswerOptions, given: AnswerOptions) -> None:
 def _messages(given: Chat) -> list[pb.ChatMessage]:
     messages = [{"role": "user", "content": given}] if isinstance(given, str) else given
     found: list[pb.ChatMessage] = []
+    if isinstance(messages, Mapping):
+        raise TypeError("messages is one message, it must be a list of them")
     for number, message in enumerate(messages):
         unknown = set(message) - {"role", "content"}
         if unknown or "role" not in message or "content" not in message:

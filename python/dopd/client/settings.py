@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from dataclasses import dataclass, field
@@ -20,6 +19,8 @@ ChannelOptions: TypeAlias = tuple[tuple[str, int | str], ...]
 
 ENDPOINT_DEFAULT = "127.0.0.1:50051"
 TIMEOUT_DEFAULT_S = 600.0
+# Three years: gRPC takes far longer times for none at all.
+TIMEOUT_MAX_S = 1e8
 # Asked once, without retries: a probe wants the truth of the moment.
 HEALTH_TIMEOUT_S = 5.0
 # What a server may send in one message: the tokens of its longest text.
@@ -106,8 +107,10 @@ def checked_endpoint(endpoint: str) -> str:
 
 def checked_timeout(timeout_s: float) -> float:
     """`timeout_s`, if it is a time."""
-    if not (math.isfinite(timeout_s) and timeout_s > 0):
-        raise ValueError(f"timeout_s is {timeout_s!r}, it must be a number of seconds above 0")
+    if not 0 < timeout_s <= TIMEOUT_MAX_S:
+        raise ValueError(
+            f"timeout_s is {timeout_s!r}, it must be above 0 and at most {TIMEOUT_MAX_S:g} seconds"
+        )
     return float(timeout_s)
 
 

@@ -11,11 +11,16 @@ import grpc
 from dopd.client import details
 from dopd.client.errors import REASONS, STATUSES, InternalError, RequestError
 
+# How gRPC tells that somebody else answered, such as dopd's own HTTP listener.
+HTTP_ANSWER = "http2 header with status"
+NOT_GRPC = "check that the address is the gRPC listener of a dopd server of this version"
 # What to do, where the server's message does not say it. By reason, else by gRPC status.
 ADVICE = {
     "unauthenticated": "pass api_key to the client or set DOPD_API_KEY",
     "UNAUTHENTICATED": "pass api_key to the client or set DOPD_API_KEY",
-    "UNIMPLEMENTED": "check that the address is the gRPC listener of a dopd server of this version",
+    "UNIMPLEMENTED": NOT_GRPC,
+    # No row of our table: never said by dopd.
+    "UNKNOWN": NOT_GRPC,
     "DEADLINE_EXCEEDED": "raise timeout_s or ask for fewer tokens",
     "deadline_exceeded": "raise timeout_s or ask for fewer tokens",
     "UNAVAILABLE": "check the address and that `dopd serve` runs there",
@@ -64,7 +69,8 @@ def error_of(
         message = f"{endpoint}: {message}"
     if status == "DEADLINE_EXCEEDED":
         message = f"{message}; timeout_s is {timeout_s:g}"
-    advice = ADVICE.get(found.reason or status)
+    is_foreign = not found.reason and HTTP_ANSWER in message
+    advice = NOT_GRPC if is_foreign else ADVICE.get(found.reason or status)
     return kind(
         f"{message}; {advice}" if advice else message,
         reason=found.reason,

@@ -147,6 +147,12 @@ def test_a_message_has_exactly_role_and_content(messages: Any) -> None:
         requests.chat(messages, None, {})
 
 
+def test_one_message_alone_is_no_list_of_them() -> None:
+    message: Any = {"role": "user", "content": "x"}
+    with pytest.raises(TypeError, match="list"):
+        requests.chat(message, None, {})
+
+
 def test_content_that_is_no_text_is_named() -> None:
     parts: Any = [{"role": "user", "content": [{"type": "text", "text": "x"}]}]
     with pytest.raises(TypeError, match=r"messages\[0\]\.content"):

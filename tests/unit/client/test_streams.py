@@ -261,6 +261,44 @@ def test_an_async_client_belongs_to_its_loop() -> None:
             asyncio.run(client.generate("x"))
 
 
+def test_every_call_is_given_back_to_its_connection() -> None:
+    cut = fake.whole()
+    del cut[2]
+    scripts = [fake.says(*fake.whole()), fake.fails(grpc.StatusCode.INTERNAL), fake.says(*cut)]
+    with fake.serve(*scripts, fake.waits(*fake.whole()[:2])) as server:
+        with dopd.Client(server.endpoint) as client:
+            client.generate("x")
+            for kind in (dopd.InternalError, dopd.BrokenStreamError):
+                with pytest.raises(kind):
+                    client.generate("x")
+            with client.stream_generate("x") as stream:
+                next(stream)
+            next(client.stream_generate("x"))
+            [lane] = client._link._pool._lanes
+            wait_for(lambda: lane.load == 0, "no call runs", WAIT_S)
+
+
+def test_every_async_call_is_given_back_to_its_connection() -> None:
+    async def run(server: fake.FakeServer) -> None:
+        async with dopd.AsyncClient(server.endpoint) as client:
+            await client.generate("x")
+            for kind in (dopd.InternalError, dopd.BrokenStreamError):
+                with pytest.raises(kind):
+                    await client.generate("x")
+            async with client.stream_generate("x") as stream:
+                await anext(stream)
+            async for _ in client.stream_generate("x"):
+                break
+            [lane] = client._link._pool._lanes
+            await asyncio.to_thread(wait_for, lambda: lane.load == 0, "no call runs", WAIT_S)
+
+    cut = fake.whole()
+    del cut[2]
+    scripts = [fake.says(*fake.whole()), fake.fails(grpc.StatusCode.INTERNAL), fake.says(*cut)]
+    with fake.serve(*scripts, fake.waits(*fake.whole()[:2])) as server:
+        asyncio.run(run(server))
+
+
 @BOTH
 def test_nothing_is_sent_before_it_is_asked_for(kind: str) -> None:
     with fake.serve(fake.says(*fake.whole())) as server:
