@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,8 +19,6 @@ from dopd.errors import DopdError
 from dopd.types import History, Logprobs, Sampled, SamplingParams
 
 U64 = (1 << 64) - 1
-# Candidates looked at before the whole vocabulary is sorted; top-p rarely needs more.
-FIRST_CANDIDATES = 1024
 MAX_TOP_LOGPROBS = 128
 # Dividing by less would overflow; the distribution is one token's by then.
 GREEDY_BELOW = 1e-5
@@ -101,7 +100,7 @@ def _draw(logits: Tensor, draw: Draw) -> int:
     scaled = logits.double() / params.temperature
     tokens: Tensor | None = None
     if params.top_k > 0 or params.top_p < 1 or params.min_p > 0:
-        tokens = _candidates(scaled, params).sort().values
+        tokens = _candidates(scaled, params)
         scaled = scaled[tokens]
     cumulative = torch.softmax(scaled, dim=-1).cumsum(dim=-1)
     at = uniform(params.seed, params.choice, draw.pos) * cumulative[-1]
@@ -111,7 +110,7 @@ def _draw(logits: Tensor, draw: Draw) -> int:
 
 
 def _candidates(scaled: Tensor, params: SamplingParams) -> Tensor:
-    """Ids that the filters leave, in no order; at least one.
+    """Ids that the filters leave, ascending; at least one.
 
     min_p, relative to the most likely token, cuts first, then top_k; top_p is a share of what they
     leave.
@@ -121,26 +120,33 @@ def _candidates(scaled: Tensor, params: SamplingParams) -> Tensor:
         probabilities[probabilities < params.min_p * probabilities.max()] = 0.0
     if params.top_k > 0:
         values, ids = probabilities.topk(min(params.top_k, len(scaled)))
-    elif params.top_p < 1:
-        values, ids = _most_likely(probabilities, params.top_p)
-    else:
-        return probabilities.nonzero().squeeze(-1)
+        if params.top_p < 1:
+            kept = _num_kept(values, params.top_p * values.sum())
+            values, ids = values[:kept], ids[:kept]
+        return ids[values > 0].sort().values
     if params.top_p < 1:
-        whole = values.sum() if params.top_k > 0 else probabilities.sum()
-        kept = int((values.cumsum(dim=-1) < params.top_p * whole).sum()) + 1
-        values, ids = values[:kept], ids[:kept]
-    return ids[values > 0]
+        return _nucleus(probabilities, params.top_p)
+    return probabilities.nonzero().squeeze(-1)
 
 
-def _most_likely(probabilities: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Enough of the most likely tokens to hold `share` of all, best first.
+def _nucleus(probabilities: Tensor, share: float) -> Tensor:
+    """The most likely ids, the lowest among equals, that hold `share` of all; ascending.
 
-    A full sort is 6 times as slow.
+    Only values are sorted, not ids with them: numpy does that with vector instructions, 16 times as
+    fast, and the least of the values that are kept says which ids are.
     """
-    values, ids = probabilities.topk(min(FIRST_CANDIDATES, len(probabilities)))
-    if values.sum() < share * probabilities.sum():
-        values, ids = probabilities.sort(descending=True)
-    return values, ids
+    values = torch.from_numpy(np.sort(probabilities.numpy())[::-1].copy())
+    kept = _num_kept(values, share * probabilities.sum())
+    least = values[kept - 1]
+    chosen = probabilities > least
+    equals = (probabilities == least).nonzero().squeeze(-1)
+    chosen[equals[: kept - int(chosen.sum())]] = True
+    return (chosen & (probabilities > 0)).nonzero().squeeze(-1)
+
+
+def _num_kept(values: Tensor, enough: Tensor) -> int:
+    """How many values, best first, it takes to hold `enough`."""
+    return min(int((values.cumsum(dim=-1) < enough).sum()) + 1, len(values))
 
 
 def _logprobs(logits: Tensor, token: int, top: int | None) -> Logprobs | None:

@@ -27,6 +27,7 @@ from dopd.types import (
     Command,
     Commands,
     LinkEnd,
+    Open,
     Peer,
     ReportColumns,
     ReportHead,
@@ -294,6 +295,9 @@ class Desk:
                 if epoch > self.label.epoch:
                     self.label = Label(role, drain, epoch)
                     self.seats.draining = drain or self._is_ending
+            case Open(slot, request_id=request, traceparent=trace):
+                log.debug("slot %d: open for request %s, trace %s", slot, request, trace or "none")
+                self._handle(command)
             case _:
                 self._handle(command)
 
@@ -303,7 +307,10 @@ class Desk:
 
     def _act(self, effect: ev.Effect) -> None:
         match effect:
-            case ev.Opened() | ev.Arrived() | ev.Closed():
+            case ev.Closed(slot, reason, message):
+                log.debug("slot %d: closed, %s: %s", slot, reason.value, message or "-")
+                self._outbox.add(effect)
+            case ev.Opened() | ev.Arrived():
                 self._outbox.add(effect)
             case ev.Joins(sequence):
                 self.batcher.add(sequence)
@@ -347,7 +354,7 @@ class Desk:
         page_size = self.seats.page_size
         for row, sequence, result in zip(batch.rows, batch.sequences, results, strict=True):
             if isinstance(result, Exception):
-                log.error("slot %d failed: %s", row.slot, result)
+                log.error("slot %d, request %s: %s", row.slot, sequence.request_id, result)
                 events.append(ev.Dropped(row.slot, CloseReason.ERROR, str(result)))
                 continue
             if isinstance(result, Scored):

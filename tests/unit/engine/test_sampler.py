@@ -5,8 +5,10 @@ from collections import Counter
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from dopd.engine.sampler import Draw, sample, uniform
+from dopd.engine.sampler import Draw, _candidates, sample, uniform
 from dopd.types import Sampled, SamplingParams
 
 VOCAB = 4096
@@ -88,11 +90,24 @@ def test_min_p_is_relative_to_the_most_likely() -> None:
     assert drawn_set(small, min_p=0.5, top_p=0.99) == {0, 1}
 
 
-def test_top_p_over_a_flat_distribution_looks_past_the_first_candidates() -> None:
-    logits = torch.zeros((1, VOCAB))
-    tokens = {draw_token(logits, pos, top_p=0.9) for pos in range(2000)}
-    # 0.9 of 4096 tokens alike: more than the 1024 that are looked at first.
-    assert 1200 < len(tokens) <= round(0.9 * VOCAB) + 1
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(2, 300),
+    st.sampled_from([0.0, 0.01, 1.0, 8.0]),
+    st.floats(1e-6, 1.0, exclude_max=True),
+    st.integers(0, 1 << 20),
+)
+def test_top_p_keeps_what_a_full_sort_keeps(
+    vocab: int, spread: float, share: float, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    # Rounded, so that many are equal: among equals the lowest ids are kept.
+    logits = (torch.randn(vocab, generator=generator) * spread).round(decimals=1).double()
+    probabilities = torch.softmax(logits, dim=-1)
+    values, ids = probabilities.sort(descending=True, stable=True)
+    kept = int((values.cumsum(dim=-1) < share * probabilities.sum()).sum()) + 1
+    expected = ids[:kept].sort().values
+    assert _candidates(logits, SamplingParams(top_p=share)).tolist() == expected.tolist()
 
 
 def test_draw_depends_on_seed_choice_and_position_only() -> None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
+
+import pytest
+
 from dopd._gen.dopd.worker.v1 import worker_pb2 as pb
-from dopd.types import Commands, Compute, Import, Limits, Open, Role, SetRole
+from dopd.types import Close, Commands, Compute, Import, Limits, Open, Role, SetRole
 from tests.support.fleet import Fleet, Node
 
 
@@ -36,6 +41,18 @@ def test_a_grant_is_reported_before_the_step_that_begins_now() -> None:
     assert (list(first.opened_slots), first.step_us, list(first.tokens)) == ([2], 0, [])
     assert list(second.token_slots) == [1]
     assert second.step_us > 0
+
+
+def test_debug_logs_name_the_request_and_its_trace(caplog: pytest.LogCaptureFixture) -> None:
+    node = attached()
+    one = dataclasses.replace(opened(1, Compute([1, 2, 3])), request_id="r9", traceparent="00-ab")
+    with caplog.at_level(logging.DEBUG, "dopd.worker.desk"):
+        node.desk.post(Commands(1, [one, Close(1)]))
+        node.loop.turn()
+    assert caplog.messages == [
+        "slot 1: open for request r9, trace 00-ab",
+        "slot 1: closed, asked: -",
+    ]
 
 
 def test_an_idle_turn_says_nothing() -> None:
