@@ -307,10 +307,7 @@ class Desk:
 
     def _act(self, effect: ev.Effect) -> None:
         match effect:
-            case ev.Closed(slot, reason, message):
-                log.debug("slot %d: closed, %s: %s", slot, reason.value, message or "-")
-                self._outbox.add(effect)
-            case ev.Opened() | ev.Arrived():
+            case ev.Opened() | ev.Arrived() | ev.Closed():
                 self._outbox.add(effect)
             case ev.Joins(sequence):
                 self.batcher.add(sequence)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+
 from dopd.sched import events as ev
 from dopd.types import Logprobs, ReportColumns
+
+log = logging.getLogger(__name__)
 
 
 class Outbox:
@@ -25,6 +29,7 @@ class Outbox:
             case ev.Arrived(slot, pos, tail):
                 columns.arrived.append((slot, pos, tail))
             case ev.Closed(slot, reason, message, retry_ms):
+                log.debug("slot %d: closed, %s: %s", slot, reason.value, message or "-")
                 columns.closed.append((slot, reason, message, retry_ms))
 
     def add_token(self, slot: int, token: int, logprobs: Logprobs | None) -> None:

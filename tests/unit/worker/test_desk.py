@@ -46,7 +46,7 @@ def test_a_grant_is_reported_before_the_step_that_begins_now() -> None:
 def test_debug_logs_name_the_request_and_its_trace(caplog: pytest.LogCaptureFixture) -> None:
     node = attached()
     one = dataclasses.replace(opened(1, Compute([1, 2, 3])), request_id="r9", traceparent="00-ab")
-    with caplog.at_level(logging.DEBUG, "dopd.worker.desk"):
+    with caplog.at_level(logging.DEBUG, "dopd.worker"):
         node.desk.post(Commands(1, [one, Close(1)]))
         node.loop.turn()
     assert caplog.messages == [
