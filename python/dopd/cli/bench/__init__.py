@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,11 @@ def run(argv: list[str]) -> int:
     if args.compare:
         key = args.compare_api_key or env.get("COMPARE_API_KEY")
         other = http.Server(args.compare, key)
-        targets.append(load.Target.of(other, args.compare_model))
+        second = load.Target.of(other, args.compare_model)
+        if second.label == targets[0].label:
+            # A server beside itself shows the noise of a machine.
+            second = replace(second, label=f"{second.label} again")
+        targets.append(second)
         return _compare(args, plan, targets)
     result = load.run(args, targets[0], plan)
     document = report.document(args, targets[0], result)
