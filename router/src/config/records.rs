@@ -98,6 +98,8 @@ settings! {
         body_bytes_max: usize = 16 << 20, within 1_024..=1 << 30;
         /// Open connections; more are closed at once.
         connections_max: usize = 16_384, within 1..=1_048_576;
+        /// Refuse requests with unknown fields instead of ignoring those.
+        strict: bool = false, flag "strict" "";
         /// Time for head and body of a request to arrive, in milliseconds.
         read_timeout_ms: u64 = 30_000, within 100..=DAY_MS;
         /// Listen off loopback without API keys: whoever reaches the ports may use them.
@@ -170,8 +172,16 @@ settings! {
         stop_bytes_max: usize = 256, within 1..=65_536;
         /// Stop tokens per request.
         stop_token_ids_max: usize = 64, within 0..=4_096;
+        /// Biases of tokens per request.
+        logit_bias_max: usize = 1_024, within 0..=65_536;
+        /// Prompts of one completion request.
+        prompts_max: usize = 64, within 1..=4_096;
+        /// Log probabilities of prompt tokens per request, alternatives included.
+        prompt_logprobs_max: usize = 524_288, within 0..=1 << 30;
         /// Alternatives per position.
         top_logprobs_max: u32 = 20, within 0..=100;
+        /// Bytes of request bodies that are received or prepared but do not run yet.
+        preparing_bytes_max: usize = 256 << 20, within 1_024..=1 << 40;
         /// Requests that wait in the brain.
         queue_requests_max: usize = 10_000, within 1..=10_000_000;
         /// Prompt tokens that wait in the brain.

@@ -8,25 +8,30 @@ use crate::{
     tokens::Message,
     validate::{self, Params, Prompt},
     wire::v1::{
-        AnswerOptions, ChatMessage, ChatRequest, GenerateRequest, Sampling, TokenizeRequest,
+        AnswerOptions, ChatMessage, ChatRequest, GenerateRequest, TokenizeRequest,
         generate_request, tokenize_request,
     },
 };
 
 /// Of a prompt to continue. Absent fields stay absent: defaults are the validator's.
+#[expect(
+    clippy::unnecessary_wraps,
+    reason = "as those beside it, one of which may fail"
+)]
 pub(super) fn of_generate(request: GenerateRequest, _: &LimitsConfig) -> Result<Params, Error> {
     let prompt = request.prompt.map(|prompt| match prompt {
         generate_request::Prompt::Text(text) => Prompt::Text(text),
         generate_request::Prompt::TokenIds(ids) => Prompt::Tokens(ids.ids),
     });
-    of_options(request.model, prompt, request.options.unwrap_or_default())
+    let options = request.options.unwrap_or_default();
+    Ok(of_options(request.model, prompt, options))
 }
 
 /// Of a chat to answer.
 pub(super) fn of_chat(request: ChatRequest, limits: &LimitsConfig) -> Result<Params, Error> {
     let prompt = messages(request.messages, limits)?;
     let options = request.options.unwrap_or_default();
-    of_options(request.model, Some(prompt), options)
+    Ok(of_options(request.model, Some(prompt), options))
 }
 
 /// Of a text or a chat to tokenize.
@@ -62,16 +67,18 @@ fn messages(messages: Vec<ChatMessage>, limits: &LimitsConfig) -> Result<Prompt,
     Ok(Prompt::Messages(read.collect::<Result<_, Error>>()?))
 }
 
-fn of_options(
-    model: String,
-    prompt: Option<Prompt>,
-    options: AnswerOptions,
-) -> Result<Params, Error> {
+fn of_options(model: String, prompt: Option<Prompt>, options: AnswerOptions) -> Params {
     let sampling = options.sampling.unwrap_or_default();
-    refuse_adjustments(&sampling)?;
-    Ok(Params {
+    let bias = sampling.logit_bias.into_iter();
+    Params {
         model: Some(model),
         prompt,
+        presence_penalty: sampling.presence_penalty.map(f64::from),
+        frequency_penalty: sampling.frequency_penalty.map(f64::from),
+        repetition_penalty: sampling.repetition_penalty.map(f64::from),
+        logit_bias: bias
+            .map(|(token, value)| (token.into(), value.into()))
+            .collect(),
         max_tokens: options.max_tokens.map(i64::from),
         min_tokens: options.min_tokens.map(i64::from),
         n: options.n.map(i64::from),
@@ -86,27 +93,7 @@ fn of_options(
         top_logprobs: options.top_logprobs.map(i64::from),
         priority: options.priority.map(i64::from),
         ..Params::default()
-    })
-}
-
-/// Changes of the logits that the validator does not know: refused, since an answer without them
-/// would be another one.
-fn refuse_adjustments(sampling: &Sampling) -> Result<(), Error> {
-    let neutral = [
-        ("presence_penalty", sampling.presence_penalty, 0.0),
-        ("frequency_penalty", sampling.frequency_penalty, 0.0),
-        ("repetition_penalty", sampling.repetition_penalty, 1.0),
-    ];
-    let changed = neutral.iter().find(|(_, value, neutral)| {
-        value.is_some_and(|value| value.to_bits() != f32::to_bits(*neutral))
-    });
-    let field = match changed {
-        Some((field, ..)) => field,
-        None if sampling.logit_bias.is_empty() => return Ok(()),
-        None => "logit_bias",
-    };
-    let message = format!("{field} is not supported");
-    Err(Error::new(Reason::UnsupportedValue, message).with_field(field))
+    }
 }
 
 /// Path of a field in `GenerateRequest` and `ChatRequest`, by the validator's name of it.

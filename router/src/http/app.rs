@@ -3,9 +3,13 @@
 use std::{cell::OnceCell, sync::Arc};
 
 use bytes::Bytes;
-use hyper::{Method, Request, Response, body::Incoming, header::ACCEPT};
+use hyper::{
+    HeaderMap, Method, Request, Response, StatusCode,
+    body::Incoming,
+    header::{ACCEPT, ALLOW, HeaderName, HeaderValue},
+};
 
-use super::{error, generate, pages, stream::Body, tokenize};
+use super::{error, generate, pages, receive, stream::Body, tokenize};
 use crate::{
     config::records::HttpConfig,
     error::{Error, Reason},
@@ -13,8 +17,10 @@ use crate::{
     validate::Endpoint,
 };
 
-/// Longest part of an unknown path that an error repeats, in characters.
-const ECHO_CHARS_MAX: usize = 64;
+/// The request's id.
+pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Longest name of the client's that an error repeats, in characters.
+pub(super) const ECHO_CHARS_MAX: usize = 64;
 
 /// What every route of one front thread shares.
 #[derive(Debug)]
@@ -32,6 +38,13 @@ pub(super) struct App {
 enum Route<'a> {
     Generate(Endpoint),
     Tokenize,
+    Detokenize,
+    Page(Page<'a>),
+}
+
+/// A path that only shows something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Page<'a> {
     Models,
     Model(&'a str),
     Health,
@@ -48,28 +61,44 @@ impl<'a> Route<'a> {
             "/v1/chat/completions" => Self::Generate(Endpoint::Chat),
             "/v1/completions" => Self::Generate(Endpoint::Completions),
             "/tokenize" => Self::Tokenize,
-            "/v1/models" => Self::Models,
-            "/health" => Self::Health,
-            "/ready" => Self::Ready,
-            "/metrics" => Self::Metrics,
-            "/status" => Self::Status,
-            "/version" => Self::Version,
-            "/openapi.json" => Self::OpenApi,
-            _ => Self::Model(path.strip_prefix("/v1/models/")?),
+            "/detokenize" => Self::Detokenize,
+            "/v1/models" => Self::Page(Page::Models),
+            "/health" => Self::Page(Page::Health),
+            "/ready" => Self::Page(Page::Ready),
+            "/metrics" => Self::Page(Page::Metrics),
+            "/status" => Self::Page(Page::Status),
+            "/version" => Self::Page(Page::Version),
+            "/openapi.json" => Self::Page(Page::OpenApi),
+            _ => Self::Page(Page::Model(path.strip_prefix("/v1/models/")?)),
         })
     }
 
-    fn method(self) -> Method {
-        match self {
-            Self::Generate(_) | Self::Tokenize => Method::POST,
-            _ => Method::GET,
+    fn takes_body(self) -> bool {
+        !matches!(self, Self::Page(_))
+    }
+
+    /// Its methods, as `Allow` names them.
+    fn methods(self) -> &'static str {
+        if self.takes_body() {
+            "POST, OPTIONS"
+        } else {
+            "GET, HEAD, OPTIONS"
+        }
+    }
+
+    fn takes(self, method: &Method) -> bool {
+        // hyper leaves the body away where the method is HEAD.
+        if self.takes_body() {
+            method == Method::POST
+        } else {
+            method == Method::GET || method == Method::HEAD
         }
     }
 }
 
 /// Media types that a client takes.
-fn accept(request: &Request<Incoming>) -> Option<&str> {
-    request.headers().get(ACCEPT)?.to_str().ok()
+fn accept(headers: &HeaderMap) -> Option<&str> {
+    headers.get(ACCEPT)?.to_str().ok()
 }
 
 /// A segment of a path without its percent escapes: clients write the slash of `org/model` as one.
@@ -108,34 +137,64 @@ impl App {
 
     /// Answers one request.
     pub(super) async fn answer(&self, request: Request<Incoming>) -> Response<Body> {
-        let method = request.method();
-        let Some(route) = Route::of(request.uri().path()) else {
-            let path: String = request.uri().path().chars().take(ECHO_CHARS_MAX).collect();
-            let message = format!(
-                "no route {path:?}; there are /v1/chat/completions, /v1/completions, /v1/models"
-            );
-            return error::response(&Error::new(Reason::NotFound, message), None);
+        let path = request.uri().path().to_owned();
+        let Some(route) = Route::of(&path) else {
+            receive::discard(request.into_body(), self).await;
+            return unknown(&path);
         };
-        let expected = route.method();
-        // hyper leaves the body away where the method is HEAD.
-        if *method != expected && !(*method == Method::HEAD && expected == Method::GET) {
-            let message = format!("this route takes {expected}");
-            let wrong = Error::new(Reason::MethodNotAllowed, message);
-            return error::not_allowed(&wrong, &expected);
+        if !route.takes(request.method()) {
+            let is_question = request.method() == Method::OPTIONS;
+            receive::discard(request.into_body(), self).await;
+            return methods(route, is_question);
         }
         match route {
-            Route::Generate(endpoint) => generate::respond(self, endpoint, request).await,
+            Route::Generate(to) => generate::respond(self, to, request).await,
             Route::Tokenize => tokenize::respond(self, request).await,
-            Route::Models => pages::models(self),
-            Route::Model(name) => pages::model(self, &plain(name)),
-            Route::Health => pages::health(),
-            Route::Ready => pages::ready(self),
-            Route::Metrics => pages::metrics(self, accept(&request)).await,
-            Route::Status => pages::status(self).await,
-            Route::Version => pages::version(),
-            Route::OpenApi => pages::openapi(self),
+            Route::Detokenize => tokenize::respond_back(self, request).await,
+            Route::Page(page) => {
+                let (head, body) = request.into_parts();
+                receive::discard(body, self).await;
+                self.page(page, &head.headers).await
+            }
         }
     }
+
+    async fn page(&self, page: Page<'_>, headers: &HeaderMap) -> Response<Body> {
+        match page {
+            Page::Models => pages::models(self),
+            Page::Model(name) => pages::model(self, &plain(name)),
+            Page::Ready => pages::ready(self),
+            Page::Metrics => pages::metrics(self, accept(headers)).await,
+            Page::Status => pages::status(self).await,
+            Page::Version => pages::version(),
+            Page::OpenApi => pages::openapi(self),
+            Page::Health => pages::health(),
+        }
+    }
+}
+
+fn unknown(path: &str) -> Response<Body> {
+    let path: String = path.chars().take(ECHO_CHARS_MAX).collect();
+    let message = format!(
+        "no route {path:?}; there are /v1/chat/completions, /v1/completions, /v1/models, \
+         /tokenize, /detokenize"
+    );
+    error::response(&Error::new(Reason::NotFound, message))
+}
+
+/// Tells the methods of a route, which were asked for or are not that of the request.
+fn methods(route: Route<'_>, is_question: bool) -> Response<Body> {
+    let mut response = if is_question {
+        let mut response = Response::new(Body::whole(Vec::new()));
+        *response.status_mut() = StatusCode::NO_CONTENT;
+        response
+    } else {
+        let message = format!("this route takes {}", route.methods());
+        error::response(&Error::new(Reason::MethodNotAllowed, message))
+    };
+    let allowed = HeaderValue::from_static(route.methods());
+    response.headers_mut().insert(ALLOW, allowed);
+    response
 }
 
 #[cfg(test)]

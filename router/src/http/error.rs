@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use hyper::{
-    Method, Response, StatusCode,
-    header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE},
+    Response, StatusCode,
+    header::{CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE},
 };
 use serde::Serialize;
 
@@ -15,8 +15,6 @@ use crate::error::{Error, Reason, Retry};
 const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 /// `false`: the same request would fail again.
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
-/// The request's id.
-pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Hint where the error has none: long enough to spread clients, short enough not to waste time.
 const RETRY_AFTER_DEFAULT: Duration = Duration::from_secs(1);
 
@@ -48,17 +46,14 @@ pub(super) fn body(error: &Error) -> Vec<u8> {
     serde_json::to_vec(&envelope).unwrap_or_default()
 }
 
-/// The whole response; `id` if the request got one.
-pub(super) fn response(error: &Error, id: Option<&str>) -> Response<Body> {
+/// The whole response.
+pub(super) fn response(error: &Error) -> Response<Body> {
     let row = error.reason.row();
     let mut response = Response::new(Body::whole(body(error)));
     let status = StatusCode::from_u16(row.http);
     *response.status_mut() = status.unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    if let Some(id) = id.and_then(|id| HeaderValue::from_str(id).ok()) {
-        headers.insert(REQUEST_ID, id);
-    }
     if error.reason == Reason::Unauthenticated {
         headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
@@ -73,15 +68,6 @@ pub(super) fn response(error: &Error, id: Option<&str>) -> Response<Body> {
             headers.insert(RETRY_AFTER, millis.div_ceil(1_000).into());
         }
         Retry::Later => {}
-    }
-    response
-}
-
-/// A route that exists, asked with another method than `allowed`.
-pub(super) fn not_allowed(error: &Error, allowed: &Method) -> Response<Body> {
-    let mut response = response(error, None);
-    if let Ok(allowed) = HeaderValue::from_str(allowed.as_str()) {
-        response.headers_mut().insert(ALLOW, allowed);
     }
     response
 }

@@ -9,18 +9,19 @@ use hyper::{
 };
 
 use super::{
-    app::App,
-    error::{self, REQUEST_ID},
+    app::{App, REQUEST_ID},
+    error,
+    form::Form,
     receive,
     stream::{Body, EventWriter},
-    whole::Collector,
+    whole::{Collector, Sender},
 };
 use crate::{
     auth::Caller,
     error::{Error, Reason},
-    service::{Answer, Arrival, Next, Wake, Wanted},
+    service::{Answer, Arrival, Next, Prepared, Wake, Wanted},
     trace,
-    validate::{self, ChatOrText, Endpoint, Spec},
+    validate::{self, Endpoint},
 };
 
 /// Longest time that the head of a stream waits for the first token. Until then a failure still
@@ -29,78 +30,81 @@ const HEAD_WAIT: Duration = Duration::from_secs(15);
 /// Asks nginx not to collect events.
 const ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
-/// How an answer is to be written.
-#[derive(Clone, Copy, Debug)]
-struct Form {
-    endpoint: Endpoint,
-    stream: bool,
-    include_usage: bool,
-    choices: usize,
-}
-
 /// Answers a request to `endpoint`.
 pub(super) async fn respond(
     app: &App,
     endpoint: Endpoint,
     request: Request<Incoming>,
 ) -> Response<Body> {
-    let header = |name: &str| request.headers().get(name)?.to_str().ok();
-    let traceparent = header("traceparent").unwrap_or_default().to_owned();
-    let client_id = trace::client_id(header("x-client-request-id").or(header("x-request-id")));
-    // Whoever comes past the gate without being named has no key to be named by.
-    let caller = request.extensions().get::<Caller>().cloned();
-    let arrival = match app.service.arrive(caller.unwrap_or_default(), traceparent) {
-        Ok(mut arrival) => {
-            arrival.client_id = client_id;
-            arrival
-        }
-        Err(error) => return error::response(&error, None),
+    let arrival = match arrive(app, &request) {
+        Ok(arrival) => arrival,
+        Err(error) => return error::response(&error),
     };
-    let id = arrival.id.clone();
-    let result = match read(app, endpoint, request).await {
-        Ok((spec, form)) => generate(app, arrival, spec, form).await,
+    let result = match read(app, endpoint, request, &arrival).await {
+        Ok((prepared, form)) => generate(app, &arrival, &prepared, form).await,
         Err(error) => {
             app.service.refuse(&arrival, &error);
             Err(error)
         }
     };
-    result.unwrap_or_else(|error| error::response(&error, Some(&id)))
+    let mut response = result.unwrap_or_else(|error| error::response(&error));
+    // Hexadecimal digits are a valid value.
+    if let Ok(id) = HeaderValue::from_str(&arrival.id) {
+        response.headers_mut().insert(REQUEST_ID, id);
+    }
+    response
+}
+
+fn arrive(app: &App, request: &Request<Incoming>) -> Result<Arrival, Error> {
+    let header = |name: &str| request.headers().get(name)?.to_str().ok();
+    let traceparent = header("traceparent").unwrap_or_default().to_owned();
+    let client_id = trace::client_id(header("x-client-request-id").or(header("x-request-id")));
+    // Whoever comes past the gate without being named has no key to be named by.
+    let caller = request.extensions().get::<Caller>().cloned();
+    let mut arrival = app
+        .service
+        .arrive(caller.unwrap_or_default(), traceparent)?;
+    arrival.client_id = client_id;
+    Ok(arrival)
 }
 
 async fn read(
     app: &App,
     endpoint: Endpoint,
     request: Request<Incoming>,
-) -> Result<(Spec, Form), Error> {
-    let body = receive::json(request, &app.config).await?;
-    let (limits, model) = (app.service.limits(), app.service.model());
-    let ChatOrText {
-        params,
-        stream,
-        include_usage,
-    } = validate::parse(endpoint, &body, limits, model)?;
-    app.service.metrics().fields_ignored(params.ignored_fields);
-    let spec = validate::check(params, limits, model)?;
-    let form = Form {
-        endpoint,
-        stream,
-        include_usage,
-        choices: spec.choices as usize,
+    arrival: &Arrival,
+) -> Result<(Prepared, Form), Error> {
+    let service = &app.service;
+    let body = receive::json(request, app).await?;
+    let bytes = body.bytes.len();
+    let (model, limits) = (service.shared_model(), service.shared_limits());
+    let (metrics, strict) = (service.metrics().clone(), app.config.strict);
+    let deadline = service.deadline(arrival.at, None);
+    let work = move || {
+        let asked = validate::parse(endpoint, &body.bytes, &limits, &model)?;
+        metrics.fields_ignored(asked.params.ignored_fields);
+        receive::check_known(asked.unknown.as_deref(), strict)?;
+        let spec = validate::check(asked.params, &limits, &model)?;
+        let form = Form::new(endpoint, asked.form, &spec);
+        // The body's share of the memory is given back when its tokens are known.
+        let prepared = Prepared::new(spec, &model, &limits);
+        drop(body);
+        prepared.map(|prepared| (prepared, form))
     };
-    Ok((spec, form))
+    service.prepare(bytes, deadline, work).await
 }
 
 async fn generate(
     app: &App,
-    arrival: Arrival,
-    spec: Spec,
+    arrival: &Arrival,
+    prepared: &Prepared,
     form: Form,
 ) -> Result<Response<Body>, Error> {
     let wanted = Wanted {
         wake: if form.stream { Wake::Each } else { Wake::End },
-        token_ids: false,
+        token_ids: form.token_ids || form.continuous_usage,
     };
-    let answer = app.service.submit(arrival, spec, wanted).await?;
+    let answer = app.service.start(arrival, prepared, wanted)?;
     if form.stream {
         streamed(app, answer, form).await
     } else {
@@ -112,16 +116,9 @@ async fn streamed(app: &App, mut answer: Answer, form: Form) -> Result<Response<
     if let Ok(first) = tokio::time::timeout(HEAD_WAIT, answer.first()).await {
         first?;
     }
-    let id = answer.id().to_owned();
-    let writer = EventWriter::new(
-        form.endpoint,
-        app.service.shared_model(),
-        &app.fingerprint,
-        &id,
-        form.choices,
-        form.include_usage,
-    );
-    let mut response = head(Body::events(answer, writer), "text/event-stream", &id);
+    let model = app.service.shared_model();
+    let writer = EventWriter::new(form, model, &app.fingerprint, answer.id());
+    let mut response = head(Body::events(answer, writer), "text/event-stream");
     let headers = response.headers_mut();
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     headers.insert(ACCEL_BUFFERING, HeaderValue::from_static("no"));
@@ -129,24 +126,23 @@ async fn streamed(app: &App, mut answer: Answer, form: Form) -> Result<Response<
 }
 
 async fn whole(app: &App, mut answer: Answer, form: Form) -> Result<Response<Body>, Error> {
-    let mut collector = Collector::new(form.choices);
+    let mut collector = Collector::new(form);
     while answer.next(&mut collector).await == Next::More {}
     let usage = match collector.outcome.take() {
         Some(outcome) => outcome?,
         None => return Err(Error::new(Reason::Internal, "the answer has no end")),
     };
-    let model = app.service.model();
-    let id = answer.id();
-    let body = collector.body(form.endpoint, model, &app.fingerprint, id, usage);
-    Ok(head(Body::whole(body), "application/json", id))
+    let sender = Sender {
+        model: app.service.model(),
+        fingerprint: &app.fingerprint,
+    };
+    let body = collector.body(sender, answer.id(), usage);
+    Ok(head(Body::whole(body), "application/json"))
 }
 
-fn head(body: Body, media: &'static str, id: &str) -> Response<Body> {
+fn head(body: Body, media: &'static str) -> Response<Body> {
     let mut response = Response::new(body);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(media));
-    if let Ok(id) = HeaderValue::from_str(id) {
-        headers.insert(REQUEST_ID, id);
-    }
     response
 }

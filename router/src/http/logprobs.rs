@@ -1,11 +1,15 @@
 //! Log probabilities in the two shapes of OpenAI's routes.
 
-use serde::Serialize;
-use serde_json::{Map, Value};
+use std::fmt::Write as _;
 
+use serde::Serialize;
+use serde_json::{Map, Value, json};
+
+use super::form::Form;
 use crate::{
+    service::{Delta, PromptPart},
     streams::sink::TokenLogprobs,
-    tokens::{Tokenizer, Vocabulary},
+    tokens::{Detokenizer, Vocabulary},
     validate::Endpoint,
 };
 
@@ -43,49 +47,74 @@ struct Token {
     bytes: Vec<u8>,
 }
 
-/// Tokens of a completion, by column.
+/// Tokens of a completion, by column. `null` where nothing comes before a token.
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Columns {
     tokens: Vec<String>,
-    token_logprobs: Vec<f32>,
-    top_logprobs: Vec<Map<String, Value>>,
+    token_logprobs: Vec<Option<f32>>,
+    top_logprobs: Vec<Option<Map<String, Value>>>,
     text_offset: Vec<usize>,
 }
 
-/// Entries for `tokens`; `None` where none were asked for. `offset` counts the characters of the
-/// choice's tokens so far.
+/// Where the next token of a completion begins, in characters of its text.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Offset {
+    detokenizer: Detokenizer,
+    chars: usize,
+    scratch: String,
+}
+
+impl Offset {
+    /// Goes past a token with the text `bytes`; returns where it began. A token in the middle of a
+    /// character begins where the character does.
+    fn pass(&mut self, bytes: &[u8]) -> usize {
+        let begin = self.chars;
+        self.scratch.clear();
+        self.detokenizer.push(bytes, &mut self.scratch);
+        self.chars += self.scratch.chars().count();
+        begin
+    }
+}
+
+/// Log probabilities of what `delta` brings; `None` where none were asked for.
 pub(super) fn render(
-    endpoint: Endpoint,
-    tokenizer: &dyn Tokenizer,
-    tokens: &[u32],
-    logprobs: &[TokenLogprobs],
-    offset: &mut usize,
+    form: Form,
+    vocabulary: &Vocabulary,
+    delta: &Delta<'_>,
+    offset: &mut Offset,
 ) -> Option<Logprobs> {
-    if logprobs.is_empty() {
+    if !form.logprobs {
         return None;
     }
-    let vocabulary = tokenizer.vocabulary();
-    let pairs = tokens.iter().zip(logprobs);
-    Some(match endpoint {
-        Endpoint::Chat => Logprobs::Chat {
+    let pairs = delta.tokens.iter().zip(delta.logprobs);
+    match form.endpoint {
+        Endpoint::Chat => (!delta.logprobs.is_empty()).then(|| Logprobs::Chat {
             content: pairs
                 .map(|(id, entry)| chat(vocabulary, *id, entry))
                 .collect(),
             refusal: None,
-        },
+        }),
         Endpoint::Completions => {
             let mut columns = Columns::default();
-            for (id, entry) in pairs {
-                columns.push(vocabulary, *id, entry, offset);
+            if let Some(prompt) = delta.prompt.filter(|_| form.echo) {
+                columns.echo(vocabulary, prompt, offset);
             }
-            Logprobs::Text(columns)
+            for (id, entry) in pairs {
+                let text = if form.skip_special {
+                    vocabulary.text(*id)
+                } else {
+                    vocabulary.bytes(*id)
+                };
+                columns.push(vocabulary, *id, Some(entry), offset.pass(text));
+            }
+            (!columns.tokens.is_empty()).then_some(Logprobs::Text(columns))
         }
-    })
+    }
 }
 
 fn chat(vocabulary: &Vocabulary, id: u32, entry: &TokenLogprobs) -> Entry {
     let token = |id: u32, logprob: f32| Token {
-        text: name(vocabulary, id),
+        text: token_name(vocabulary, id),
         logprob: finite(logprob),
         bytes: vocabulary.bytes(id).to_vec(),
     };
@@ -97,30 +126,94 @@ fn chat(vocabulary: &Vocabulary, id: u32, entry: &TokenLogprobs) -> Entry {
 }
 
 impl Columns {
+    /// The tokens of the prompt, with whose text the answer begins.
+    fn echo(&mut self, vocabulary: &Vocabulary, prompt: PromptPart<'_>, offset: &mut Offset) {
+        let entries = prompt.logprobs.unwrap_or_default();
+        let entries = std::iter::once(None).chain(entries.iter().map(Some));
+        let mut unread = prompt.text.as_bytes();
+        for (id, entry) in prompt.tokens.iter().zip(entries) {
+            let bytes = vocabulary.bytes(*id);
+            // What the tokenizer put around the text has no place in it.
+            let is_own = vocabulary.is_special(*id) && !unread.starts_with(bytes);
+            let bytes = if is_own { &[] } else { bytes };
+            unread = unread.get(bytes.len()..).unwrap_or_default();
+            self.push(vocabulary, *id, entry, offset.pass(bytes));
+        }
+    }
+
     fn push(
         &mut self,
         vocabulary: &Vocabulary,
         id: u32,
-        entry: &TokenLogprobs,
-        offset: &mut usize,
+        entry: Option<&TokenLogprobs>,
+        offset: usize,
     ) {
-        let token = name(vocabulary, id);
-        let mut top = Map::new();
-        // The chosen token is always among them, as the API promises.
-        for (id, logprob) in entry.top.iter().chain([&(id, entry.chosen)]) {
-            top.entry(name(vocabulary, *id))
-                .or_insert_with(|| finite(*logprob).into());
-        }
-        self.text_offset.push(*offset);
-        *offset += token.chars().count();
-        self.token_logprobs.push(finite(entry.chosen));
-        self.top_logprobs.push(top);
-        self.tokens.push(token);
+        self.text_offset.push(offset);
+        self.token_logprobs
+            .push(entry.map(|entry| finite(entry.chosen)));
+        self.top_logprobs.push(entry.map(|entry| {
+            let mut top = Map::new();
+            // The chosen token is always among them, as the API promises.
+            for (id, logprob) in entry.top.iter().chain([&(id, entry.chosen)]) {
+                top.entry(column_name(vocabulary, *id))
+                    .or_insert_with(|| finite(*logprob).into());
+            }
+            top
+        }));
+        self.tokens.push(column_name(vocabulary, id));
     }
 }
 
-fn name(vocabulary: &Vocabulary, id: u32) -> String {
-    String::from_utf8_lossy(vocabulary.bytes(id)).into_owned()
+/// Log probabilities of a prompt as vLLM tells them: per token, alternatives by id.
+pub(super) fn of_prompt(
+    vocabulary: &Vocabulary,
+    entries: &[TokenLogprobs],
+    tokens: &[u32],
+) -> Value {
+    let describe = |id: u32, logprob: f32, rank: Option<usize>| {
+        let text = token_name(vocabulary, id);
+        json!({"logprob": finite(logprob), "rank": rank, "decoded_token": text})
+    };
+    let position = |(id, entry): (&u32, &TokenLogprobs)| {
+        let mut by_id = Map::new();
+        for (place, (id, logprob)) in entry.top.iter().enumerate() {
+            by_id.insert(id.to_string(), describe(*id, *logprob, Some(place + 1)));
+        }
+        // Of a token that is not among the alternatives nobody knows the rank.
+        by_id
+            .entry(id.to_string())
+            .or_insert_with(|| describe(*id, entry.chosen, None));
+        Value::Object(by_id)
+    };
+    let rest = tokens.iter().skip(1).zip(entries).map(position);
+    Value::Array(std::iter::once(Value::Null).chain(rest).collect())
+}
+
+/// OpenAI's name of a token: its text, escaped if that is no whole characters.
+pub(super) fn token_name(vocabulary: &Vocabulary, id: u32) -> String {
+    let bytes = vocabulary.bytes(id);
+    name(bytes).unwrap_or_else(|| escaped(bytes))
+}
+
+/// A token's text; `None` if it is no whole characters.
+fn name(bytes: &[u8]) -> Option<String> {
+    std::str::from_utf8(bytes).ok().map(str::to_owned)
+}
+
+/// OpenAI's name of a part of a character in a completion.
+fn column_name(vocabulary: &Vocabulary, id: u32) -> String {
+    let bytes = vocabulary.bytes(id);
+    name(bytes).unwrap_or_else(|| format!("bytes:{}", escaped(bytes)))
+}
+
+/// `\xe2\x82`: never U+FFFD, under which different tokens would have one name.
+fn escaped(bytes: &[u8]) -> String {
+    let mut out = String::with_capacity(4 * bytes.len());
+    for byte in bytes {
+        // Writing into a String cannot fail.
+        let _ = write!(out, "\\x{byte:02x}");
+    }
+    out
 }
 
 fn finite(logprob: f32) -> f32 {

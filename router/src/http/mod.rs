@@ -8,6 +8,7 @@
 mod app;
 mod cors;
 mod error;
+mod form;
 mod generate;
 mod json;
 mod logprobs;
@@ -26,11 +27,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hyper::{Request, Response, body::Incoming};
+use hyper::{Request, Response, body::Incoming, header::HeaderValue};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use self::{app::App, cors::Cors, stream::Body};
+use self::{
+    app::{App, REQUEST_ID},
+    cors::Cors,
+    stream::Body,
+};
 use crate::{
     auth::{Door, Gate},
     config::records::HttpConfig,
@@ -74,12 +79,15 @@ impl Handler for Front {
 
     async fn answer(self, request: Request<Incoming>) -> Response<Body> {
         // A browser asks first without a key, and shows a page only answers that name its origin.
-        if let Some(response) = self.cors.preflight(&request) {
-            return response;
-        }
-        let origin = self.cors.allowed(request.headers());
-        let mut response = self.admitted(request).await;
-        cors::mark(origin, response.headers_mut());
+        let mut response = if let Some(response) = self.cors.preflight(&request) {
+            response
+        } else {
+            let origin = self.cors.allowed(request.headers());
+            let mut response = self.admitted(request).await;
+            cors::mark(origin, response.headers_mut());
+            response
+        };
+        self.name(&mut response);
         response
     }
 
@@ -89,12 +97,22 @@ impl Handler for Front {
 }
 
 impl Front {
+    /// Every answer has an id; that of a request is its own.
+    fn name(&self, response: &mut Response<Body>) {
+        let id = || HeaderValue::from_str(&self.app.service.name().ok()?).ok();
+        if !response.headers().contains_key(REQUEST_ID)
+            && let Some(id) = id()
+        {
+            response.headers_mut().insert(REQUEST_ID, id);
+        }
+    }
+
     /// Answers whoever may come in.
     async fn admitted(&self, mut request: Request<Incoming>) -> Response<Body> {
         let (path, headers) = (request.uri().path(), request.headers());
         let caller = match self.gate.admit(Door::Http, path, headers) {
             Ok(caller) => caller,
-            Err(error) => return error::response(&error, None),
+            Err(error) => return error::response(&error),
         };
         request.extensions_mut().insert(caller.clone());
         let mut response = self.app.answer(request).await;

@@ -70,7 +70,7 @@ pub(super) fn json(value: &impl Serialize) -> Response<Body> {
         Ok(bytes) => page(bytes, "application/json"),
         Err(failed) => {
             let message = format!("the page cannot be written: {failed}");
-            error::response(&Error::new(Reason::Internal, message), None)
+            error::response(&Error::new(Reason::Internal, message))
         }
     }
 }
@@ -112,7 +112,7 @@ pub(super) fn model(app: &App, name: &str) -> Response<Body> {
         return json(&card(app));
     }
     let message = format!("only model {:?} is served here", app.service.model().name);
-    error::response(&Error::new(Reason::ModelNotFound, message), None)
+    error::response(&Error::new(Reason::ModelNotFound, message))
 }
 
 /// `/health`: the process answers.

@@ -11,14 +11,18 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 
+use serde::Serialize;
+
 use super::{
-    error, json,
-    logprobs::{self},
+    error,
+    form::Form,
+    json,
+    logprobs::{self, Offset},
     shapes,
 };
 use crate::{
     error::Error,
-    service::{Answer, Delta, Next, Render, Usage},
+    service::{Answer, Delta, Next, PromptPart, Render, Usage},
     streams::sink::FinishReason,
     tokens::ServedModel,
     validate::Endpoint,
@@ -44,18 +48,23 @@ pub(super) struct Events {
 /// Writes events in the shape of one route.
 #[derive(Debug)]
 pub(super) struct EventWriter {
-    endpoint: Endpoint,
+    form: Form,
     model: std::sync::Arc<ServedModel>,
     /// Everything of a chunk up to the number of its choice.
     prefix: String,
-    /// What every chunk but the last has for `usage`, with the closing brace.
-    suffix: &'static str,
-    include_usage: bool,
     /// Whether the roles have been written.
     begun: bool,
-    /// Per choice: characters of its tokens so far, for `text_offset`.
-    offsets: Vec<usize>,
+    choices: Vec<Choice>,
     out: BytesMut,
+}
+
+/// What was written of a choice so far.
+#[derive(Clone, Debug, Default)]
+struct Choice {
+    prompt_tokens: usize,
+    completion_tokens: usize,
+    /// For `text_offset`.
+    offset: Offset,
 }
 
 impl Body {
@@ -125,16 +134,14 @@ impl Events {
 }
 
 impl EventWriter {
-    /// A writer for an answer of `choices` choices.
+    /// A writer for an answer in `form`.
     pub(super) fn new(
-        endpoint: Endpoint,
+        form: Form,
         model: std::sync::Arc<ServedModel>,
         fingerprint: &str,
         id: &str,
-        choices: usize,
-        include_usage: bool,
     ) -> Self {
-        let object = match endpoint {
+        let object = match form.endpoint {
             Endpoint::Chat => "chat.completion.chunk",
             Endpoint::Completions => "text_completion",
         };
@@ -143,29 +150,30 @@ impl EventWriter {
         let prefix = format!(
             "data: {{\"id\":\"{}\",\"object\":\"{object}\",\"created\":{},\"model\":\"{}\",\
              \"system_fingerprint\":\"{fingerprint}\",\"choices\":[",
-            shapes::answer_id(endpoint, id),
+            shapes::answer_id(form.endpoint, id),
             shapes::now_seconds(),
             String::from_utf8_lossy(&name),
         );
-        let suffix = if include_usage {
-            ",\"usage\":null}\n\n"
-        } else {
-            "}\n\n"
-        };
         Self {
-            endpoint,
+            form,
             model,
             prefix,
-            suffix,
-            include_usage,
             begun: false,
-            offsets: vec![0; choices],
+            choices: vec![Choice::default(); form.prompts * form.made],
             out: BytesMut::new(),
         }
     }
 
     fn write(&mut self, text: &str) {
         self.out.extend_from_slice(text.as_bytes());
+    }
+
+    /// `,"name":value`.
+    fn field(&mut self, name: &str, value: &impl Serialize) {
+        // Strings and finite numbers: serializing cannot fail.
+        let json = serde_json::to_string(value).unwrap_or_else(|_| "null".to_owned());
+        // Into a BytesMut, which grows: writing cannot fail.
+        let _ = write!(self.out, ",\"{name}\":{json}");
     }
 
     /// Start of a chunk for `choice`, up to its content.
@@ -177,75 +185,122 @@ impl EventWriter {
         let _ = write!(self.out, "{{\"index\":{choice}");
     }
 
-    fn close(&mut self, finish: Option<FinishReason>) {
+    /// End of a chunk for `choice`; `prompt` if its token ids belong to the chunk.
+    fn close(
+        &mut self,
+        choice: usize,
+        finish: Option<FinishReason>,
+        prompt: Option<PromptPart<'_>>,
+    ) {
         match finish.map(shapes::finish_reason) {
             None => self.write(",\"finish_reason\":null}]"),
             Some("stop") => self.write(",\"finish_reason\":\"stop\"}]"),
             Some(_) => self.write(",\"finish_reason\":\"length\"}]"),
         }
-        self.write(self.suffix);
+        match self.choices.get(choice) {
+            Some(counts) if self.form.continuous_usage => {
+                let usage = Usage {
+                    prompt_tokens: u32::try_from(counts.prompt_tokens).unwrap_or(u32::MAX),
+                    completion_tokens: counts.completion_tokens as u64,
+                };
+                self.field("usage", &shapes::Usage::from(usage));
+            }
+            _ if self.form.include_usage => self.write(",\"usage\":null"),
+            _ => {}
+        }
+        if let Some(prompt) = prompt.filter(|_| self.form.token_ids) {
+            self.field("prompt_token_ids", &prompt.tokens);
+        }
+        self.write("}\n\n");
     }
 
-    fn begin(&mut self) {
-        if mem::replace(&mut self.begun, true) || self.endpoint == Endpoint::Completions {
+    /// The roles of a chat's choices, which have one prompt.
+    fn begin(&mut self, prompt: Option<PromptPart<'_>>) {
+        if mem::replace(&mut self.begun, true) || self.form.endpoint == Endpoint::Completions {
             return;
         }
-        for choice in 0..self.offsets.len() {
+        for choice in 0..self.choices.len() {
+            if let Some(counts) = self.choices.get_mut(choice) {
+                counts.prompt_tokens = prompt.map_or(0, |prompt| prompt.tokens.len());
+            }
             self.open(choice);
             self.write(",\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null");
-            self.close(None);
+            self.close(choice, None, prompt.filter(|_| choice == 0));
         }
     }
 
-    fn logprobs(&mut self, delta: &Delta<'_>) {
-        if delta.logprobs.is_empty() {
-            self.write(",\"logprobs\":null");
+    /// What of a choice's chunk comes after its text.
+    fn details(&mut self, delta: &Delta<'_>) {
+        let mut offset = match self.choices.get_mut(delta.choice) {
+            Some(choice) => mem::take(&mut choice.offset),
+            None => Offset::default(),
+        };
+        let vocabulary = self.model.tokenizer.vocabulary();
+        match logprobs::render(self.form, vocabulary, delta, &mut offset) {
+            Some(rendered) => self.field("logprobs", &rendered),
+            None => self.write(",\"logprobs\":null"),
+        }
+        if let Some(choice) = self.choices.get_mut(delta.choice) {
+            choice.offset = offset;
+        }
+        if self.form.token_ids {
+            self.field("token_ids", &delta.tokens);
+        }
+    }
+
+    fn chat(&mut self, delta: &Delta<'_>) {
+        if self.has_content(delta) {
+            self.open(delta.choice);
+            self.write(",\"delta\":{\"content\":\"");
+            json::escape(delta.text, &mut self.out);
+            self.write("\"}");
+            self.details(delta);
+            self.close(delta.choice, None, None);
+        }
+        if delta.finish.is_some() {
+            self.open(delta.choice);
+            self.write(",\"delta\":{},\"logprobs\":null");
+            self.close(delta.choice, delta.finish, None);
+        }
+    }
+
+    fn text(&mut self, delta: &Delta<'_>) {
+        let prompt = delta.prompt.filter(|_| self.form.echo);
+        let echo = prompt.map_or("", |prompt| prompt.text);
+        if !self.has_content(delta) && echo.is_empty() && delta.finish.is_none() {
             return;
         }
-        let mut none = 0;
-        let rendered = logprobs::render(
-            self.endpoint,
-            &*self.model.tokenizer,
-            delta.tokens,
-            delta.logprobs,
-            self.offsets.get_mut(delta.choice).unwrap_or(&mut none),
-        );
-        self.write(",\"logprobs\":");
-        // Strings and finite numbers: serializing cannot fail.
-        let json = serde_json::to_string(&rendered).unwrap_or_else(|_| "null".to_owned());
-        self.write(&json);
+        self.open(delta.choice);
+        self.write(",\"text\":\"");
+        json::escape(echo, &mut self.out);
+        json::escape(delta.text, &mut self.out);
+        self.write("\"");
+        self.details(delta);
+        if let Some(prompt) = delta.prompt.filter(|_| self.form.token_ids) {
+            // Of a completion they belong to the choice.
+            self.field("prompt_token_ids", &prompt.tokens);
+        }
+        self.close(delta.choice, delta.finish, None);
+    }
+
+    fn has_content(&self, delta: &Delta<'_>) -> bool {
+        let has_ids = self.form.token_ids && !delta.tokens.is_empty();
+        !delta.text.is_empty() || !delta.logprobs.is_empty() || has_ids
     }
 }
 
 impl Render for EventWriter {
     fn delta(&mut self, delta: Delta<'_>) {
-        self.begin();
-        let has_text = !delta.text.is_empty() || !delta.logprobs.is_empty();
-        match self.endpoint {
-            Endpoint::Chat => {
-                if has_text {
-                    self.open(delta.choice);
-                    self.write(",\"delta\":{\"content\":\"");
-                    json::escape(delta.text, &mut self.out);
-                    self.write("\"}");
-                    self.logprobs(&delta);
-                    self.close(None);
-                }
-                if delta.finish.is_some() {
-                    self.open(delta.choice);
-                    self.write(",\"delta\":{},\"logprobs\":null");
-                    self.close(delta.finish);
-                }
+        if let Some(choice) = self.choices.get_mut(delta.choice) {
+            choice.completion_tokens += delta.tokens.len();
+            if let Some(prompt) = delta.prompt {
+                choice.prompt_tokens = prompt.tokens.len();
             }
-            Endpoint::Completions if has_text || delta.finish.is_some() => {
-                self.open(delta.choice);
-                self.write(",\"text\":\"");
-                json::escape(delta.text, &mut self.out);
-                self.write("\"");
-                self.logprobs(&delta);
-                self.close(delta.finish);
-            }
-            Endpoint::Completions => {}
+        }
+        self.begin(delta.prompt);
+        match self.form.endpoint {
+            Endpoint::Chat => self.chat(&delta),
+            Endpoint::Completions => self.text(&delta),
         }
     }
 
@@ -254,13 +309,11 @@ impl Render for EventWriter {
     }
 
     fn done(&mut self, usage: Usage) {
-        if self.include_usage {
+        if self.form.include_usage {
             let prefix = mem::take(&mut self.prefix);
             self.write(&prefix);
-            // Numbers only: serializing cannot fail.
-            let usage = serde_json::to_string(&shapes::Usage::from(usage)).unwrap_or_default();
-            self.write("],\"usage\":");
-            self.write(&usage);
+            self.write("]");
+            self.field("usage", &shapes::Usage::from(usage));
             self.write("}\n\n");
         }
         self.write("data: [DONE]\n\n");

@@ -1,10 +1,12 @@
-//! `/tokenize`, in vLLM's shape.
+//! `/tokenize` and `/detokenize`, in vLLM's shapes.
+
+use std::time::Instant;
 
 use hyper::{Request, Response, body::Incoming};
 use serde::Serialize;
 
-use super::{app::App, error, pages, receive, stream::Body};
-use crate::{error::Error, validate};
+use super::{app::App, error, logprobs, pages, receive, stream::Body};
+use crate::{error::Error, service, validate};
 
 #[derive(Serialize)]
 struct Tokenized {
@@ -14,24 +16,60 @@ struct Tokenized {
     token_strs: Option<Vec<String>>,
 }
 
+#[derive(Serialize)]
+struct Detokenized {
+    prompt: String,
+}
+
 /// Token ids of a prompt or of a chat.
 pub(super) async fn respond(app: &App, request: Request<Incoming>) -> Response<Body> {
-    match tokenize(app, request).await {
-        Ok(tokenized) => pages::json(&tokenized),
-        Err(error) => error::response(&error, None),
+    page(tokenize(app, request).await)
+}
+
+/// Text of token ids.
+pub(super) async fn respond_back(app: &App, request: Request<Incoming>) -> Response<Body> {
+    page(detokenize(app, request).await)
+}
+
+fn page(result: Result<impl Serialize, Error>) -> Response<Body> {
+    match result {
+        Ok(object) => pages::json(&object),
+        Err(error) => error::response(&error),
     }
 }
 
 async fn tokenize(app: &App, request: Request<Incoming>) -> Result<Tokenized, Error> {
-    let body = receive::json(request, &app.config).await?;
-    let (limits, model) = (app.service.limits(), app.service.model());
-    let params = validate::parse_tokenize(&body, limits, model)?;
-    let spec = validate::check(params, limits, model)?;
-    let tokens = app.service.tokenize(&spec.prompt).await?;
-    Ok(Tokenized {
-        count: tokens.len(),
-        max_model_len: model.max_model_len,
-        tokens,
-        token_strs: None,
-    })
+    let body = receive::json(request, app).await?;
+    let (model, limits) = (app.service.shared_model(), app.service.shared_limits());
+    let (bytes, strict) = (body.bytes.len(), app.config.strict);
+    let work = move || {
+        let asked = validate::parse_tokenize(&body.bytes, &limits)?;
+        receive::check_known(asked.unknown.as_deref(), strict)?;
+        let spec = validate::check(asked.params, &limits, &model)?;
+        let tokens = service::tokenize(&spec.prompt, spec.special_tokens, &model)?;
+        let vocabulary = model.tokenizer.vocabulary();
+        let text = |id: &u32| logprobs::token_name(vocabulary, *id);
+        Ok(Tokenized {
+            count: tokens.len(),
+            max_model_len: model.max_model_len,
+            token_strs: asked.token_strs.then(|| tokens.iter().map(text).collect()),
+            tokens,
+        })
+    };
+    let deadline = app.service.deadline(Instant::now(), None);
+    app.service.prepare(bytes, deadline, work).await
+}
+
+async fn detokenize(app: &App, request: Request<Incoming>) -> Result<Detokenized, Error> {
+    let body = receive::json(request, app).await?;
+    let model = app.service.shared_model();
+    let (bytes, strict) = (body.bytes.len(), app.config.strict);
+    let work = move || {
+        let asked = validate::parse_detokenize(&body.bytes, &model)?;
+        receive::check_known(asked.unknown.as_deref(), strict)?;
+        let prompt = service::text_of(&asked.tokens, &model);
+        Ok(Detokenized { prompt })
+    };
+    let deadline = app.service.deadline(Instant::now(), None);
+    app.service.prepare(bytes, deadline, work).await
 }

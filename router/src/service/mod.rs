@@ -9,12 +9,16 @@
 
 mod answer;
 mod backend;
+mod budget;
 mod ids;
 mod live;
 mod outbox;
 mod pending;
+mod prepare;
+mod prompt;
 mod record;
 mod sink;
+mod start;
 mod text;
 
 use std::{
@@ -27,31 +31,25 @@ use tokio::sync::Semaphore;
 pub use self::{
     answer::Answer,
     backend::{Backend, Running},
+    budget::Preparing,
     outbox::{Next, Render, Usage},
     pending::Delta,
+    prepare::{Prepared, text_of, tokenize},
+    prompt::PromptPart,
 };
-use self::{
-    live::Live,
-    outbox::{Outbox, OutboxConfig},
-    record::{Asked, Record},
-    sink::ChoiceSink,
-    text::AnswerText,
-};
+use self::{budget::Budget, live::Live};
 use crate::{
     auth::{Caller, Lease},
     config::records::LimitsConfig,
-    dispatch::Submission,
     error::{Error, Reason},
     metrics::Metrics,
     status::FleetStatus,
-    streams::sink::Sink,
-    tokens::{Framing, ServedModel, StopStrings},
+    tokens::ServedModel,
     trace::{self, TraceContext, TraceParent},
     validate::{Prompt, Spec},
-    wire::worker,
 };
 
-/// Text up to this size is tokenized on the front thread; above it would hold up every stream
+/// A request up to this size is prepared on the front thread; above it would hold up every stream
 /// there, so it goes to a pool of threads.
 const INLINE_BYTES_MAX: usize = 16 << 10;
 
@@ -105,11 +103,12 @@ impl Arrival {
 #[derive(Debug)]
 pub struct Service {
     model: Arc<ServedModel>,
-    limits: LimitsConfig,
+    limits: Arc<LimitsConfig>,
     backend: Box<dyn Backend>,
     metrics: Metrics,
     /// One permit per core: long prompts queue here instead of filling the blocking pool.
-    tokenizing: Arc<Semaphore>,
+    cores: Arc<Semaphore>,
+    preparing: Arc<Budget>,
     live: Arc<Live>,
     started: Instant,
 }
@@ -125,10 +124,11 @@ impl Service {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         Arc::new(Self {
             model,
-            limits,
+            preparing: Budget::new(limits.preparing_bytes_max),
+            limits: Arc::new(limits),
             backend: Box::new(backend),
             metrics,
-            tokenizing: Arc::new(Semaphore::new(cores)),
+            cores: Arc::new(Semaphore::new(cores)),
             live: Arc::default(),
             started: Instant::now(),
         })
@@ -147,6 +147,11 @@ impl Service {
     /// Bounds on requests.
     pub fn limits(&self) -> &LimitsConfig {
         &self.limits
+    }
+
+    /// The bounds, to be taken to another thread.
+    pub fn shared_limits(&self) -> Arc<LimitsConfig> {
+        Arc::clone(&self.limits)
     }
 
     /// Metrics of the router.
@@ -199,9 +204,55 @@ impl Service {
         Ok(arrival)
     }
 
+    /// A name for an answer that no request is behind.
+    pub fn name(&self) -> Result<String, Error> {
+        ids::request_id()
+    }
+
     /// Counts and logs a request that was refused before [`Self::submit`].
     pub fn refuse(&self, arrival: &Arrival, error: &Error) {
         record::refused(arrival, &self.metrics, error);
+    }
+
+    /// The share of a request whose body is about to be read.
+    pub fn preparing(&self) -> Preparing {
+        self.preparing.begin()
+    }
+
+    /// When a request that arrived at `at` is overdue; `timeout` is what its client gave it.
+    pub fn deadline(&self, at: Instant, timeout: Option<Duration>) -> Instant {
+        let longest = Duration::from_millis(self.limits.request_timeout_ms);
+        at + timeout.map_or(longest, |timeout| timeout.min(longest))
+    }
+
+    /// Does `work` on `bytes` of a request: here if they are few, else on another thread.
+    pub async fn prepare<T: Send + 'static>(
+        &self,
+        bytes: usize,
+        deadline: Instant,
+        work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let _preparing = self.metrics.request_preparing();
+        if bytes <= INLINE_BYTES_MAX {
+            return work();
+        }
+        let cores = Arc::clone(&self.cores);
+        let elsewhere = async move {
+            let stopped = |_| Error::new(Reason::Draining, "the server is shutting down");
+            let permit = cores.acquire_owned().await.map_err(stopped)?;
+            let done = tokio::task::spawn_blocking(move || {
+                // Held until the work is done: a client that leaves does not end it.
+                let _permit = permit;
+                work()
+            });
+            let ended = |_| Error::new(Reason::Internal, "the preparation ended early");
+            done.await.map_err(ended)?
+        };
+        let late = tokio::time::timeout_at(deadline.into(), elsewhere).await;
+        late.unwrap_or_else(|_| {
+            let message = "the deadline passed before the request was prepared";
+            Err(Error::new(Reason::DeadlineExceeded, message))
+        })
     }
 
     /// Starts a request. An error has been counted and logged.
@@ -211,143 +262,33 @@ impl Service {
         spec: Spec,
         wanted: Wanted,
     ) -> Result<Answer, Error> {
-        let prepared = {
-            let _preparing = self.metrics.request_preparing();
-            self.prepare(&spec).await
-        };
-        let started = prepared.and_then(|(prompt, max_tokens)| {
-            self.start(&arrival, &spec, prompt, max_tokens, wanted)
-        });
-        started.inspect_err(|error| self.refuse(&arrival, error))
+        let deadline = self.deadline(arrival.at, spec.timeout);
+        let (model, limits) = (self.shared_model(), self.shared_limits());
+        let bytes = prepare::text_bytes(&spec);
+        let work = move || Prepared::new(spec, &model, &limits);
+        let prepared = self.prepare(bytes, deadline, work).await;
+        let prepared = prepared.inspect_err(|error| self.refuse(&arrival, error))?;
+        self.start(&arrival, &prepared, wanted)
     }
 
     /// Token ids of a prompt.
     pub async fn tokenize(&self, prompt: &Prompt) -> Result<Vec<u32>, Error> {
-        let (text, framing) = match prompt {
-            Prompt::Tokens(ids) => return Ok(ids.clone()),
-            Prompt::Text(text) => (text.clone(), Framing::Default),
-            Prompt::Messages(messages) => {
-                let template = self.model.template.as_ref().ok_or_else(|| {
-                    Error::new(Reason::UnsupportedValue, "the model has no chat template")
-                })?;
-                (template.render(messages)?, Framing::Bare)
-            }
-        };
-        self.refuse_hopeless(&text)?;
-        let tokenizer = Arc::clone(&self.model.tokenizer);
-        if text.len() <= INLINE_BYTES_MAX {
-            return tokenizer.encode(&text, framing);
-        }
-        let stopped = |_| Error::new(Reason::Draining, "the server is shutting down");
-        let permit = Arc::clone(&self.tokenizing).acquire_owned();
-        let permit = permit.await.map_err(stopped)?;
-        let encode = tokio::task::spawn_blocking(move || {
-            // Held until the work is done: a client that leaves does not end it.
-            let _permit = permit;
-            tokenizer.encode(&text, framing)
-        });
-        encode
-            .await
-            .map_err(|_| Error::new(Reason::Internal, "the tokenizer ended early"))?
+        let bytes = prompt.text_bytes();
+        let (prompt, model) = (prompt.clone(), self.shared_model());
+        let deadline = self.deadline(Instant::now(), None);
+        let work = move || prepare::tokenize(&prompt, None, &model);
+        self.prepare(bytes, deadline, work).await
     }
 
-    /// Refuses a text that cannot fit even if every token were the longest there is: spares its
-    /// tokenization.
-    fn refuse_hopeless(&self, text: &str) -> Result<(), Error> {
-        let longest = self.model.tokenizer.vocabulary().longest().max(1);
-        let least = text.len() / longest;
-        if least < self.model.max_model_len as usize {
-            return Ok(());
-        }
-        let message = format!(
-            "the prompt has at least {least} tokens; the model's context is {} tokens",
-            self.model.max_model_len
-        );
-        Err(Error::new(Reason::ContextLengthExceeded, message))
-    }
-
-    async fn prepare(&self, spec: &Spec) -> Result<(Vec<u32>, u32), Error> {
-        let prompt = self.tokenize(&spec.prompt).await?;
-        if prompt.is_empty() {
-            return Err(Error::new(Reason::InvalidValue, "the prompt has no token"));
-        }
-        let max_tokens = spec.fit(prompt.len(), self.model.max_model_len)?;
-        Ok((prompt, max_tokens))
-    }
-
-    fn start(
+    /// Starts a request that is prepared. An error has been counted and logged.
+    pub fn start(
         &self,
         arrival: &Arrival,
-        spec: &Spec,
-        prompt: Vec<u32>,
-        max_tokens: u32,
+        prepared: &Prepared,
         wanted: Wanted,
     ) -> Result<Answer, Error> {
-        if let Some(lease) = &arrival.lease {
-            let answers = u64::from(max_tokens) * u64::from(spec.choices);
-            lease.charge(prompt.len() as u64 + answers, arrival.at)?;
-        }
-        let seed = match spec.sampling.seed {
-            Some(seed) => seed,
-            None => ids::seed()?,
-        };
-        let longest = Duration::from_millis(self.limits.request_timeout_ms);
-        let deadline = arrival.at + spec.timeout.map_or(longest, |timeout| timeout.min(longest));
-        let prompt_tokens = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
-        let outbox = Outbox::new(
-            OutboxConfig {
-                choices: spec.choices as usize,
-                wanted,
-                bytes_max: self.limits.slow_reader_bytes_max,
-                deadline,
-            },
-            Record::new(
-                arrival,
-                &self.metrics,
-                Asked {
-                    prompt_tokens,
-                    choices: spec.choices,
-                    limit_tokens: max_tokens,
-                    operation: match spec.prompt {
-                        Prompt::Messages(_) => "chat",
-                        Prompt::Text(_) | Prompt::Tokens(_) => "text_completion",
-                    },
-                },
-            ),
-        );
-        let text = AnswerText::new(
-            Arc::clone(&self.model.tokenizer),
-            StopStrings::new(&spec.stop),
-            spec.min_tokens,
-        );
-        let sinks = (0..spec.choices as usize)
-            .map(|choice| {
-                let sink = ChoiceSink::new(Arc::clone(&outbox), choice, text.clone());
-                Box::new(sink) as Box<dyn Sink>
-            })
-            .collect();
-        let running = self.backend.submit(Submission {
-            request_id: arrival.id.clone(),
-            prompt: prompt.into(),
-            sampling: sampling(spec, seed),
-            limits: worker::Limits {
-                max_tokens,
-                min_tokens: spec.min_tokens,
-                stop_token_ids: spec.stop_token_ids.clone(),
-                ignore_eos: spec.ignore_eos,
-            },
-            adjustments: None,
-            prompt_logprobs: None,
-            traceparent: arrival.traceparent.clone(),
-            tenant: Arc::clone(&arrival.caller.tenant),
-            priority: spec.priority,
-            deadline,
-            sinks,
-        });
-        let running = running.inspect_err(|_| outbox.forget())?;
-        let place = self.live.add(&outbox);
-        let id = arrival.id.clone();
-        Ok(Answer::new(id, prompt_tokens, outbox, running, place))
+        let started = self.run(arrival, prepared, wanted);
+        started.inspect_err(|error| self.refuse(arrival, error))
     }
 
     /// Looks after answers that nobody polls: cuts slow readers and overdue requests, asks for
@@ -355,17 +296,5 @@ impl Service {
     pub fn sweep(&self, now: Instant) {
         let patience = Duration::from_millis(self.limits.slow_reader_timeout_ms);
         self.live.sweep(now, patience);
-    }
-}
-
-fn sampling(spec: &Spec, seed: u64) -> worker::Sampling {
-    worker::Sampling {
-        temperature: spec.sampling.temperature,
-        top_p: spec.sampling.top_p,
-        top_k: spec.sampling.top_k,
-        min_p: spec.sampling.min_p,
-        seed,
-        choice: 0,
-        top_logprobs: spec.top_logprobs,
     }
 }

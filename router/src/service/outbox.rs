@@ -18,13 +18,14 @@ use parking_lot::Mutex;
 use super::{
     Wake, Wanted,
     pending::{Delta, Pending},
+    prompt::Prompt,
     record::Record,
     text::AnswerText,
 };
 use crate::{
     error::{Error, Reason},
     metrics::CODE_OK,
-    streams::sink::{FinishReason, Flow, SeatNews, TokenChunk},
+    streams::sink::{FinishReason, Flow, SeatNews, TokenChunk, TokenLogprobs},
     tokens::StopScan,
 };
 
@@ -34,8 +35,11 @@ const PING_INTERVAL: Duration = Duration::from_secs(15);
 /// Constants of one answer.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct OutboxConfig {
+    /// Choices of each prompt.
     pub(super) choices: usize,
     pub(super) wanted: Wanted,
+    /// Only the prompts are wanted: tokens do not count.
+    pub(super) drops_answer: bool,
     /// Bytes that may wait before token ids are kept instead.
     pub(super) bytes_max: usize,
     pub(super) deadline: Instant,
@@ -80,6 +84,8 @@ pub(super) struct Outbox {
 
 #[derive(Debug)]
 struct State {
+    prompts: Vec<Prompt>,
+    /// Of all prompts, one after another.
     choices: Vec<Pending>,
     /// Choices that are not complete.
     open: usize,
@@ -99,7 +105,8 @@ struct State {
 
 impl Outbox {
     /// An outbox for a request that is about to start.
-    pub(super) fn new(config: OutboxConfig, record: Record) -> Arc<Self> {
+    pub(super) fn new(config: OutboxConfig, prompts: Vec<Prompt>, record: Record) -> Arc<Self> {
+        let choices = config.choices * prompts.len();
         let usage = Usage {
             prompt_tokens: record.prompt_tokens(),
             completion_tokens: 0,
@@ -107,8 +114,9 @@ impl Outbox {
         Arc::new(Self {
             config,
             state: Mutex::new(State {
-                choices: (0..config.choices).map(|_| Pending::default()).collect(),
-                open: config.choices,
+                prompts,
+                choices: (0..choices).map(|_| Pending::default()).collect(),
+                open: choices,
                 error: None,
                 closed: false,
                 news: false,
@@ -128,6 +136,9 @@ impl Outbox {
         let Some(pending) = state.pending(choice) else {
             return Flow::Stop;
         };
+        if self.config.drops_answer {
+            return Flow::Continue;
+        }
         if self.config.wanted.wake == Wake::Each && pending.bytes() >= self.config.bytes_max {
             pending.defer(text);
         }
@@ -150,8 +161,27 @@ impl Outbox {
         }
     }
 
+    /// Log probabilities of the tokens of the choice's prompt, from position `start` on.
+    pub(super) fn prompt_logprobs(&self, choice: usize, start: u32, entries: &[TokenLogprobs]) {
+        let mut state = self.state.lock();
+        let Some(prompt) = state.prompts.get_mut(choice / self.config.choices) else {
+            return;
+        };
+        let before = prompt.missing();
+        prompt.add(start, entries);
+        // Choices that waited for it may be told now.
+        if before > 0 && prompt.missing() == 0 {
+            self.tell(&mut state, Instant::now());
+        }
+    }
+
     /// The choice is complete.
     pub(super) fn finish(&self, choice: usize, text: &mut AnswerText, reason: FinishReason) {
+        let reason = if self.config.drops_answer {
+            FinishReason::Length
+        } else {
+            reason
+        };
         self.finish_choice(&mut self.state.lock(), choice, text, reason);
     }
 
@@ -166,6 +196,11 @@ impl Outbox {
             return;
         };
         let reason = pending.finish(text, reason);
+        let prompt = state.prompts.get(choice / self.config.choices);
+        if let Some(missing @ 1..) = prompt.map(Prompt::missing) {
+            let message = format!("the worker left out {missing} log probabilities of the prompt");
+            return state.fail(Error::new(Reason::WorkerFailed, message));
+        }
         if let Some(record) = &mut state.record {
             record.finished(choice, reason);
         }
@@ -207,7 +242,9 @@ impl Outbox {
 
     /// The request was not started; whoever refused it tells of it.
     pub(super) fn forget(&self) {
-        self.state.lock().record = None;
+        let mut state = self.state.lock();
+        state.record = None;
+        state.closed = true;
     }
 
     /// Cuts a reader without progress for `patience`, ends an overdue request, asks for a ping.
@@ -264,9 +301,18 @@ impl Outbox {
         }
         state.progress = Instant::now();
         let mut more = false;
-        for (choice, pending) in state.choices.iter_mut().enumerate() {
-            pending.fetch(choice, self.config.bytes_max, render);
-            more |= pending.has_more();
+        let State {
+            prompts, choices, ..
+        } = &mut *state;
+        for (choice, pending) in choices.iter_mut().enumerate() {
+            let Some(prompt) = prompts.get(choice / self.config.choices) else {
+                continue;
+            };
+            // An answer begins with what its prompt has.
+            if prompt.missing() == 0 {
+                pending.fetch(choice, prompt, self.config.bytes_max, render);
+                more |= pending.has_more();
+            }
         }
         state.news = more;
         if more {

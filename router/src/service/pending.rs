@@ -2,7 +2,11 @@
 
 use std::time::Instant;
 
-use super::{outbox::Render, text::AnswerText};
+use super::{
+    outbox::Render,
+    prompt::{Prompt, PromptPart},
+    text::AnswerText,
+};
 use crate::{
     streams::sink::{FinishReason, TokenChunk, TokenLogprobs},
     tokens::StopScan,
@@ -13,6 +17,8 @@ use crate::{
 pub struct Delta<'a> {
     /// Which choice.
     pub choice: usize,
+    /// With the first delta of a choice.
+    pub prompt: Option<PromptPart<'a>>,
     /// Whole characters; may be empty.
     pub text: &'a str,
     /// Token ids, if they or log probabilities were asked for.
@@ -31,6 +37,8 @@ pub(super) struct Pending {
     logprobs: Vec<TokenLogprobs>,
     finish: Option<FinishReason>,
     backlog: Option<Backlog>,
+    /// The first delta was written.
+    begun: bool,
     /// When the choice's last token came.
     pub(super) last_token: Option<Instant>,
 }
@@ -90,7 +98,7 @@ impl Pending {
     pub(super) fn finish(&mut self, text: &mut AnswerText, reason: FinishReason) -> FinishReason {
         let mut unread = String::new();
         let late = self.backlog.is_some();
-        let scan = text.finish(if late { &mut unread } else { &mut self.text });
+        let scan = text.finish(reason, if late { &mut unread } else { &mut self.text });
         let reason = match scan {
             StopScan::Stopped => FinishReason::Stop,
             StopScan::Running => reason,
@@ -109,7 +117,13 @@ impl Pending {
     }
 
     /// Writes what waits, then renders more of a backlog, up to `bytes_max`.
-    pub(super) fn fetch(&mut self, choice: usize, bytes_max: usize, render: &mut impl Render) {
+    pub(super) fn fetch(
+        &mut self,
+        choice: usize,
+        prompt: &Prompt,
+        bytes_max: usize,
+        render: &mut impl Render,
+    ) {
         // The end comes after the backlog.
         let finish = match self.backlog {
             Some(_) => None,
@@ -118,11 +132,13 @@ impl Pending {
         if !self.text.is_empty() || !self.tokens.is_empty() || finish.is_some() {
             render.delta(Delta {
                 choice,
+                prompt: (!self.begun).then(|| prompt.part()),
                 text: &self.text,
                 tokens: &self.tokens,
                 logprobs: &self.logprobs,
                 finish,
             });
+            self.begun = true;
             self.text.clear();
             self.tokens.clear();
             self.logprobs.clear();
@@ -157,8 +173,8 @@ impl Pending {
             self.logprobs.extend_from_slice(logprobs);
         }
         if backlog.rendered == backlog.tokens.len() {
-            if self.finish.is_some() {
-                backlog.text.finish(&mut self.text);
+            if let Some(reason) = self.finish {
+                backlog.text.finish(reason, &mut self.text);
             }
             self.backlog = None;
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{outbox::Outbox, text::AnswerText};
 use crate::{
     error::Error,
-    streams::sink::{FinishReason, Flow, SeatNews, Sink, TokenChunk},
+    streams::sink::{FinishReason, Flow, SeatNews, Sink, TokenChunk, TokenLogprobs},
 };
 
 /// Turns the tokens of one choice into text in the request's outbox.
@@ -33,6 +33,10 @@ impl Sink for ChoiceSink {
 
     fn seat(&mut self, news: SeatNews<'_>) {
         self.outbox.seat(self.choice, news);
+    }
+
+    fn prompt_logprobs(&mut self, start: u32, logprobs: &[TokenLogprobs]) {
+        self.outbox.prompt_logprobs(self.choice, start, logprobs);
     }
 
     fn finish(&mut self, reason: FinishReason) {

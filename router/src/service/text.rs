@@ -2,7 +2,25 @@
 
 use std::sync::Arc;
 
-use crate::tokens::{Detokenizer, StopMatcher, StopScan, StopStrings, Tokenizer};
+use crate::{
+    streams::sink::FinishReason,
+    tokens::{Detokenizer, StopMatcher, StopScan, StopStrings, Tokenizer},
+};
+
+/// What of an answer's tokens has text.
+#[derive(Clone, Debug, Default)]
+pub(super) struct TextForm {
+    /// Strings that end the answer.
+    pub(super) stops: StopStrings,
+    /// Tokens that end the answer.
+    pub(super) ends: Arc<[u32]>,
+    /// Tokens before which neither does.
+    pub(super) min_tokens: u32,
+    /// What ended the answer is part of it.
+    pub(super) include_stop: bool,
+    /// Special tokens have no text.
+    pub(super) skip_special: bool,
+}
 
 /// Detokenizer and stop matcher in a row. A clone goes on from the same place: that is how an
 /// answer whose reader is slow is rendered later.
@@ -11,19 +29,25 @@ pub(super) struct AnswerText {
     tokenizer: Arc<dyn Tokenizer>,
     detokenizer: Detokenizer,
     matcher: StopMatcher,
-    /// Tokens before which stop strings do not count: what is left of `min_tokens`.
+    ends: Arc<[u32]>,
+    /// Tokens before which nothing ends the answer: what is left of `min_tokens`.
     unmatched: u32,
+    include_stop: bool,
+    skip_special: bool,
     stopped: bool,
     scratch: String,
 }
 
 impl AnswerText {
-    pub(super) fn new(tokenizer: Arc<dyn Tokenizer>, stops: StopStrings, min_tokens: u32) -> Self {
+    pub(super) fn new(tokenizer: Arc<dyn Tokenizer>, form: TextForm) -> Self {
         Self {
             tokenizer,
             detokenizer: Detokenizer::default(),
-            matcher: StopMatcher::new(stops),
-            unmatched: min_tokens,
+            matcher: StopMatcher::new(form.stops, form.include_stop),
+            ends: form.ends,
+            unmatched: form.min_tokens,
+            include_stop: form.include_stop,
+            skip_special: form.skip_special,
             stopped: false,
             scratch: String::new(),
         }
@@ -31,9 +55,16 @@ impl AnswerText {
 
     /// Appends to `out` the text that `token` completes.
     pub(super) fn push(&mut self, token: u32, out: &mut String) -> StopScan {
-        let bytes = self.tokenizer.vocabulary().text(token);
-        if self.unmatched > 0 {
-            self.unmatched -= 1;
+        let is_early = self.unmatched > 0;
+        self.unmatched = self.unmatched.saturating_sub(1);
+        let ends = self.unmatched == 0 && !self.include_stop && self.ends.contains(&token);
+        let vocabulary = self.tokenizer.vocabulary();
+        let bytes = match self.skip_special {
+            _ if ends => &[],
+            true => vocabulary.text(token),
+            false => vocabulary.bytes(token),
+        };
+        if is_early {
             self.detokenizer.push(bytes, out);
             return StopScan::Running;
         }
@@ -44,13 +75,16 @@ impl AnswerText {
         scan
     }
 
-    /// The answer is over: what was held back is part of it, unless a stop string ended it.
-    pub(super) fn finish(&mut self, out: &mut String) -> StopScan {
+    /// The answer is over: what was held back is part of it, unless a stop string ended it. A
+    /// character that the limit of length cut apart is not: it would only be U+FFFD.
+    pub(super) fn finish(&mut self, reason: FinishReason, out: &mut String) -> StopScan {
         if self.stopped {
             return StopScan::Stopped;
         }
         self.scratch.clear();
-        self.detokenizer.finish(&mut self.scratch);
+        if reason == FinishReason::Stop {
+            self.detokenizer.finish(&mut self.scratch);
+        }
         let scan = self.matcher.push(&self.scratch, out);
         if scan == StopScan::Running {
             self.matcher.finish(out);

@@ -1,7 +1,7 @@
 //! Stop strings over a text that arrives in pieces.
 //!
 //! The answer ends at the first place where any stop string is complete; of several complete
-//! there, the longest counts; its text is not part of the answer. One KMP automaton per stop
+//! there, the longest counts; its text is not part of the answer, unless that is asked for. One KMP automaton per stop
 //! string, fed byte by byte: the result cannot depend on how tokens cut the text, no text is
 //! scanned twice, and what is held back is exactly the longest end of the text that may still
 //! become a stop string.
@@ -34,6 +34,8 @@ pub struct StopMatcher {
     stops: StopStrings,
     /// Per stop string: how much of it the text ends with.
     matched: Vec<usize>,
+    /// The stop string is part of the answer.
+    include: bool,
     /// Text that may yet become a stop string.
     held: String,
 }
@@ -80,9 +82,10 @@ impl Pattern {
 }
 
 impl StopMatcher {
-    /// A matcher at the start of an answer.
-    pub fn new(stops: StopStrings) -> Self {
+    /// A matcher at the start of an answer, of which the stop string is a part if `include` says.
+    pub fn new(stops: StopStrings, include: bool) -> Self {
         Self {
+            include,
             matched: vec![0; stops.0.len()],
             stops,
             held: String::new(),
@@ -106,8 +109,9 @@ impl StopMatcher {
                 }
             }
             if complete > 0 {
-                let start = held_len + index + 1 - complete;
-                out.push_str(&self.held[..start]);
+                let end = held_len + index + 1;
+                let end = if self.include { end } else { end - complete };
+                out.push_str(&self.held[..end]);
                 self.held.clear();
                 return StopScan::Stopped;
             }
@@ -134,7 +138,7 @@ mod tests {
     use super::*;
 
     /// The same rule on the whole text, by brute force.
-    fn naive(text: &str, stops: &[String]) -> (String, StopScan) {
+    fn naive(text: &str, stops: &[String], include: bool) -> (String, StopScan) {
         for end in 0..=text.len() {
             let complete = stops
                 .iter()
@@ -142,14 +146,15 @@ mod tests {
                 .map(String::len)
                 .max();
             if let Some(length) = complete {
+                let end = if include { end + length } else { end };
                 return (text[..end - length].to_owned(), StopScan::Stopped);
             }
         }
         (text.to_owned(), StopScan::Running)
     }
 
-    fn in_pieces(pieces: &[&str], stops: &[String]) -> (String, StopScan) {
-        let mut matcher = StopMatcher::new(StopStrings::new(stops));
+    fn in_pieces(pieces: &[&str], stops: &[String], include: bool) -> (String, StopScan) {
+        let mut matcher = StopMatcher::new(StopStrings::new(stops), include);
         let mut out = String::new();
         for piece in pieces {
             if matcher.push(piece, &mut out) == StopScan::Stopped {
@@ -166,17 +171,18 @@ mod tests {
         fn equals_a_search_on_the_whole_text(
             pieces in proptest::collection::vec("[ab\u{e9}]{0,4}", 0..12),
             stops in proptest::collection::vec("[ab\u{e9}]{1,5}", 0..4),
+            include in any::<bool>(),
         ) {
             let pieces: Vec<&str> = pieces.iter().map(String::as_str).collect();
-            let expected = naive(&pieces.concat(), &stops);
-            prop_assert_eq!(in_pieces(&pieces, &stops), expected);
+            let expected = naive(&pieces.concat(), &stops, include);
+            prop_assert_eq!(in_pieces(&pieces, &stops, include), expected);
         }
     }
 
     #[test]
     fn holds_back_only_what_may_become_a_stop() {
         let stops = ["\n\nUser".to_owned()];
-        let mut matcher = StopMatcher::new(StopStrings::new(&stops));
+        let mut matcher = StopMatcher::new(StopStrings::new(&stops), false);
         let mut out = String::new();
         assert_eq!(matcher.push("hello\n", &mut out), StopScan::Running);
         assert_eq!(out, "hello");

@@ -2,7 +2,10 @@
 
 use std::fmt::Display;
 
-use super::spec::{AnswerLength, Params, Prompt, Sampling, Spec};
+use super::{
+    adjust,
+    spec::{AnswerLength, Params, Prompt, Sampling, Spec, Truncate},
+};
 use crate::{
     config::records::LimitsConfig,
     error::{Error, Reason},
@@ -13,60 +16,105 @@ use crate::{
 const TEMPERATURE_MIN: f64 = 1e-5;
 /// Highest temperature; as OpenAI's.
 const TEMPERATURE_MAX: f64 = 2.0;
-/// Bound of `priority` to both sides.
-const PRIORITY_MAX: i64 = 100;
 /// Longest part of a client's string that an error repeats, in characters.
 const ECHO_CHARS_MAX: usize = 64;
 
 /// Checks everything that can be checked without tokenizing.
-pub fn check(params: Params, limits: &LimitsConfig, model: &ServedModel) -> Result<Spec, Error> {
+pub fn check(
+    mut params: Params,
+    limits: &LimitsConfig,
+    model: &ServedModel,
+) -> Result<Spec, Error> {
     check_model(params.model.as_deref(), model)?;
-    let prompt = check_prompt(params.prompt, limits, model)?;
-    check_special_tokens(params.add_special_tokens, &prompt)?;
-    let max_tokens = match params.max_tokens {
-        Some(wanted) => {
-            let name = params.max_tokens_name.unwrap_or("max_tokens");
-            AnswerLength::Exactly(count(name, wanted, 1, i64::from(u32::MAX))?)
-        }
-        None => params
-            .max_tokens_default
-            .map_or(AnswerLength::Rest, AnswerLength::AtMost),
+    let prompt = params.prompt.take();
+    let prompt = prompt.ok_or_else(|| invalid("prompt", "a prompt is required"))?;
+    check_prompts(&prompt, &params.batch, limits, model)?;
+    let max_tokens = answer_length(&params)?;
+    let sampling = sampling(&params, model)?;
+    let adjustments = adjust::check(&params, limits, model)?;
+    let (told, choices) = choices(&params, limits)?;
+    let (top_logprobs, prompt_logprobs) = logprobs(&params, limits)?;
+    let min_tokens = params.min_tokens.unwrap_or(0);
+    Ok(Spec {
+        prompt,
+        batch: params.batch,
+        truncate: truncate(params.truncate_prompt_tokens, model)?,
+        special_tokens: params.add_special_tokens,
+        sampling,
+        max_tokens,
+        min_tokens: count("min_tokens", min_tokens, 0, i64::from(u32::MAX))?,
+        choices,
+        told,
+        echo: params.echo,
+        adjustments,
+        stop: check_stop(params.stop, limits)?,
+        stop_token_ids: check_stop_ids(&params.stop_token_ids, limits, model)?,
+        ignore_eos: params.ignore_eos,
+        top_logprobs,
+        prompt_logprobs,
+        include_stop: params.include_stop,
+        skip_special: params.skip_special_tokens.unwrap_or(true),
+        priority: priority(params.priority.unwrap_or(0))?,
+        timeout: None,
+    })
+}
+
+fn answer_length(params: &Params) -> Result<AnswerLength, Error> {
+    let Some(wanted) = params.max_tokens else {
+        let default = params.max_tokens_default;
+        return Ok(default.map_or(AnswerLength::Rest, AnswerLength::AtMost));
     };
-    let sampling = Sampling {
+    let name = params.max_tokens_name.unwrap_or("max_tokens");
+    // With its prompt in it, an answer of no token is one.
+    let least = i64::from(!params.echo);
+    count(name, wanted, least, i64::from(u32::MAX)).map(AnswerLength::Exactly)
+}
+
+fn sampling(params: &Params, model: &ServedModel) -> Result<Sampling, Error> {
+    Ok(Sampling {
         temperature: temperature(params.temperature.unwrap_or(1.0))?,
         top_p: top_p(params.top_p.unwrap_or(1.0))?,
         top_k: top_k(params.top_k.unwrap_or(0), model.vocab_size)?,
         min_p: fraction("min_p", params.min_p.unwrap_or(0.0))?,
         seed: params.seed,
-    };
-    let choices_max = i64::from(limits.choices_max);
-    let top_max = i64::from(limits.top_logprobs_max);
-    let top_name = params.top_logprobs_name.unwrap_or("top_logprobs");
-    let priority = params.priority.unwrap_or(0);
-    Ok(Spec {
-        prompt,
-        sampling,
-        max_tokens,
-        min_tokens: count(
-            "min_tokens",
-            params.min_tokens.unwrap_or(0),
-            0,
-            i64::from(u32::MAX),
-        )?,
-        choices: count("n", params.n.unwrap_or(1), 1, choices_max)?,
-        stop: check_stop(params.stop, limits)?,
-        stop_token_ids: check_stop_ids(&params.stop_token_ids, limits, model)?,
-        ignore_eos: params.ignore_eos,
-        top_logprobs: params
-            .top_logprobs
-            .map(|top| count(top_name, top, 0, top_max))
-            .transpose()?,
-        priority: i32::try_from(priority)
-            .ok()
-            .filter(|priority| i64::from(*priority).abs() <= PRIORITY_MAX)
-            .ok_or_else(|| range("priority", priority, -PRIORITY_MAX, PRIORITY_MAX))?,
-        timeout: None,
     })
+}
+
+/// Choices to tell and choices to make.
+fn choices(params: &Params, limits: &LimitsConfig) -> Result<(u32, u32), Error> {
+    let max = i64::from(limits.choices_max);
+    let told = count("n", params.n.unwrap_or(1), 1, max)?;
+    match params.best_of {
+        Some(made) => Ok((told, count("best_of", made, i64::from(told), max)?)),
+        None => Ok((told, told)),
+    }
+}
+
+/// Alternatives of the answer's tokens and of the prompt's.
+fn logprobs(params: &Params, limits: &LimitsConfig) -> Result<(Option<u32>, Option<u32>), Error> {
+    let max = i64::from(limits.top_logprobs_max);
+    let name = params.top_logprobs_name.unwrap_or("top_logprobs");
+    let checked = |name, top: Option<i64>| top.map(|top| count(name, top, 0, max)).transpose();
+    let top = checked(name, params.top_logprobs)?;
+    let prompt = checked("prompt_logprobs", params.prompt_logprobs)?;
+    // An answer that begins with its prompt has the log probabilities of both.
+    Ok((top, prompt.or(top.filter(|_| params.echo))))
+}
+
+fn truncate(wanted: Option<i64>, model: &ServedModel) -> Result<Option<Truncate>, Error> {
+    let name = "truncate_prompt_tokens";
+    match wanted {
+        None => Ok(None),
+        Some(-1) => Ok(Some(Truncate::Fit)),
+        Some(wanted) => {
+            let max = i64::from(model.max_model_len);
+            Ok(Some(Truncate::To(count(name, wanted, 1, max)?)))
+        }
+    }
+}
+
+fn priority(wanted: i64) -> Result<i32, Error> {
+    i32::try_from(wanted).map_err(|_| range("priority", wanted, i32::MIN, i32::MAX))
 }
 
 /// Whether `name` is the model served here; no name means it.
@@ -85,25 +133,40 @@ pub fn check_model(name: Option<&str>, model: &ServedModel) -> Result<(), Error>
     }
 }
 
-fn check_prompt(
-    prompt: Option<Prompt>,
+fn check_prompts(
+    first: &Prompt,
+    batch: &[Prompt],
     limits: &LimitsConfig,
     model: &ServedModel,
-) -> Result<Prompt, Error> {
-    let prompt = prompt.ok_or_else(|| invalid("prompt", "a prompt is required"))?;
-    match &prompt {
-        Prompt::Text(text) => {
-            too_long("prompt", text.len(), limits)?;
-            if text.trim().is_empty() {
-                return Err(invalid("prompt", "the prompt is empty"));
-            }
-        }
+) -> Result<(), Error> {
+    let (prompts, max) = (1 + batch.len(), limits.prompts_max);
+    if prompts > max {
+        let message = format!("{prompts} prompts, at most {max}");
+        return Err(invalid("prompt", message));
+    }
+    let mut bytes = 0;
+    for prompt in std::iter::once(first).chain(batch) {
+        check_prompt(prompt, limits, model)?;
+        bytes += prompt.text_bytes();
+    }
+    let max = limits.prompt_bytes_max;
+    if bytes <= max {
+        return Ok(());
+    }
+    let message = format!("the prompt has {bytes} bytes of text, at most {max}");
+    Err(Error::new(Reason::ContextLengthExceeded, message).with_field(first.field()))
+}
+
+fn check_prompt(prompt: &Prompt, limits: &LimitsConfig, model: &ServedModel) -> Result<(), Error> {
+    match prompt {
+        Prompt::Text(_) => Ok(()),
         Prompt::Tokens(ids) => {
             if ids.is_empty() {
                 return Err(invalid("prompt", "the prompt has no token"));
             }
-            if let Some(id) = ids.iter().find(|id| **id >= model.vocab_size) {
-                return Err(bad_id("prompt", id, model));
+            match ids.iter().find(|id| **id >= model.vocab_size) {
+                Some(id) => Err(bad_id("prompt", id, model)),
+                None => Ok(()),
             }
         }
         Prompt::Messages(messages) => {
@@ -111,45 +174,17 @@ fn check_prompt(
                 let message = "the model has no chat template; use /v1/completions";
                 return Err(Error::new(Reason::UnsupportedValue, message).with_field("messages"));
             }
+            if messages.is_empty() {
+                return Err(invalid("messages", "at least one message is required"));
+            }
             let max = limits.messages_max;
             if messages.len() > max {
                 let message = format!("{} messages, at most {max}", messages.len());
                 return Err(invalid("messages", message));
             }
-            too_long(
-                "messages",
-                messages.iter().map(|message| message.content.len()).sum(),
-                limits,
-            )?;
-            if messages.iter().all(|m| m.content.trim().is_empty()) {
-                return Err(invalid("messages", "the messages have no text"));
-            }
+            Ok(())
         }
     }
-    Ok(prompt)
-}
-
-/// A chat template writes special tokens itself; a text gets those of the tokenizer.
-fn check_special_tokens(wanted: Option<bool>, prompt: &Prompt) -> Result<(), Error> {
-    let default = match prompt {
-        Prompt::Text(_) => true,
-        Prompt::Messages(_) => false,
-        Prompt::Tokens(_) => return Ok(()),
-    };
-    if wanted.is_none_or(|wanted| wanted == default) {
-        return Ok(());
-    }
-    let message = format!("add_special_tokens is not supported here, only {default} is");
-    Err(Error::new(Reason::UnsupportedValue, message).with_field("add_special_tokens"))
-}
-
-fn too_long(field: &'static str, bytes: usize, limits: &LimitsConfig) -> Result<(), Error> {
-    let max = limits.prompt_bytes_max;
-    if bytes <= max {
-        return Ok(());
-    }
-    let message = format!("the prompt has {bytes} bytes of text, at most {max}");
-    Err(Error::new(Reason::ContextLengthExceeded, message).with_field(field))
 }
 
 /// An integer from `min` to `max`, which is at most `u32::MAX`.
@@ -254,7 +289,12 @@ pub(super) fn invalid(field: &'static str, message: impl Into<String>) -> Error 
     Error::new(Reason::InvalidValue, message.into()).with_field(field)
 }
 
-fn range(field: &'static str, value: impl Display, min: impl Display, max: impl Display) -> Error {
+pub(super) fn range(
+    field: &'static str,
+    value: impl Display,
+    min: impl Display,
+    max: impl Display,
+) -> Error {
     invalid(
         field,
         format!("{field} is {value}, it must be from {min} to {max}"),

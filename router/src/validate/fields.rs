@@ -94,9 +94,17 @@ pub(super) fn read_counted<'a, T: Deserialize<'a>>(
     raw: &'a RawValue,
     max: usize,
 ) -> Result<(Vec<T>, usize), Error> {
+    read_seed(field, raw, List(max, PhantomData))
+}
+
+/// Reads one value as `seed` says.
+pub(super) fn read_seed<'a, S: DeserializeSeed<'a>>(
+    field: &str,
+    raw: &'a RawValue,
+    seed: S,
+) -> Result<S::Value, Error> {
     let mut deserializer = serde_json::Deserializer::from_str(raw.get());
-    let list = List(max, PhantomData);
-    list.deserialize(&mut deserializer)
+    seed.deserialize(&mut deserializer)
         .map_err(|error| wrong(field, &error))
 }
 

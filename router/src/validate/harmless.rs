@@ -1,7 +1,7 @@
 //! Known fields that this server does not implement: which values change nothing, so that they
 //! may pass. Any other value is refused, never read past: a wrong answer is worse than an error.
 
-use serde_json::{Value, value::RawValue};
+use serde_json::{Map, Value, value::RawValue};
 
 use super::fields;
 use crate::error::{Error, Reason};
@@ -22,40 +22,52 @@ enum Harmless {
     OneOf(&'static [&'static str]),
     /// `{"type": "text"}`.
     TextFormat,
+    /// A string of at most [`LABEL_BYTES_MAX`].
+    Label,
+    /// Strings by name, within bounds.
+    Metadata,
+    /// Descriptions of tools, within bounds; `parse` says when they may pass.
+    Tools,
 }
 
-use Harmless::{Any, Empty, False, Number, OneOf, TextFormat, True};
+/// Longest name of a user, and the like.
+const LABEL_BYTES_MAX: usize = 512;
+/// Most entries of `metadata`, and bytes of each.
+const METADATA_MAX: usize = 16;
+const METADATA_BYTES_MAX: usize = 512;
+/// Most tools of a request, and bytes of all of them.
+const TOOLS_MAX: usize = 128;
+const TOOLS_BYTES_MAX: usize = 256 << 10;
+
+use Harmless::{Any, Empty, False, Label, Metadata, Number, OneOf, TextFormat, Tools, True};
 
 /// By name: OpenAI's fields, then vLLM's. `null` always passes.
 const RULES: &[(&str, Harmless)] = &[
     // Accepted; they are about the caller, billing or caching, not about the answer.
     ("audio", Any),
-    ("metadata", Any),
+    ("metadata", Metadata),
     ("moderation", Any),
     ("parallel_tool_calls", Any),
     ("prediction", Any),
-    ("prompt_cache_key", Any),
+    ("prompt_cache_key", Label),
     ("prompt_cache_options", Any),
     ("prompt_cache_retention", Any),
-    ("safety_identifier", Any),
+    ("safety_identifier", Label),
     ("service_tier", Any),
     ("store", Any),
-    ("user", Any),
+    ("user", Label),
     ("web_search_options", Any),
     // They would change the answer.
     ("best_of", Number(1.0)),
     ("echo", False),
-    ("frequency_penalty", Number(0.0)),
     ("function_call", OneOf(&["none", "auto"])),
-    ("functions", Empty),
-    ("logit_bias", Empty),
+    ("functions", Tools),
     ("modalities", OneOf(&["text"])),
-    ("presence_penalty", Number(0.0)),
     ("reasoning_effort", OneOf(&["none"])),
     ("response_format", TextFormat),
     ("suffix", Empty),
     ("tool_choice", OneOf(&["none", "auto"])),
-    ("tools", Empty),
+    ("tools", Tools),
     ("verbosity", OneOf(&["medium"])),
     // vLLM's.
     ("add_generation_prompt", True),
@@ -70,39 +82,67 @@ const RULES: &[(&str, Harmless)] = &[
     ("guided_grammar", Empty),
     ("guided_json", Empty),
     ("guided_regex", Empty),
-    ("include_stop_str_in_output", False),
     ("kv_transfer_params", Empty),
     ("length_penalty", Number(1.0)),
     ("logits_processors", Empty),
     ("mm_processor_kwargs", Empty),
-    ("prompt_logprobs", Empty),
-    ("repetition_penalty", Number(1.0)),
-    ("return_token_ids", False),
     ("return_token_strs", False),
-    ("skip_special_tokens", True),
     ("spaces_between_special_tokens", True),
     ("structured_outputs", Empty),
-    ("truncate_prompt_tokens", Empty),
     ("use_beam_search", False),
 ];
 
-/// Lets `field` pass if it changes nothing or is not known at all; refuses it otherwise.
-pub(super) fn pass(field: &str, raw: &RawValue) -> Result<(), Error> {
+/// Lets `field` pass if it changes nothing (true) or is not known at all (false); refuses it
+/// otherwise.
+pub(super) fn pass(field: &str, raw: &RawValue) -> Result<bool, Error> {
     let Some((_, rule)) = RULES.iter().find(|(name, _)| *name == field) else {
-        return Ok(());
+        return Ok(false);
     };
-    if matches!(rule, Any) {
-        return Ok(());
+    match rule {
+        Any => return Ok(true),
+        Tools => {
+            tools(field, raw)?;
+            return Ok(true);
+        }
+        _ => {}
     }
     let value: Value = match fields::read(field, raw)? {
-        None => return Ok(()),
+        None => return Ok(true),
         Some(value) => value,
     };
     if rule.holds(&value) {
+        return Ok(true);
+    }
+    let (reason, message) = match rule {
+        Label | Metadata => (
+            Reason::InvalidValue,
+            format!("{field} must be {}", rule.named()),
+        ),
+        _ => {
+            let message = format!("{field} is not supported, only {} is", rule.named());
+            (Reason::UnsupportedValue, message)
+        }
+    };
+    Err(Error::new(reason, message).with_field(field.to_owned()))
+}
+
+/// Whether the value is `null`, `[]` or `{}`.
+pub(super) fn is_empty(raw: &RawValue) -> bool {
+    let inner = raw.get().strip_prefix(['[', '{']);
+    raw.get() == "null" || inner.is_some_and(|rest| rest.trim_start().starts_with([']', '}']))
+}
+
+fn tools(field: &str, raw: &RawValue) -> Result<(), Error> {
+    if raw.get() == "null" {
         return Ok(());
     }
-    let message = format!("{field} is not supported, only {} is", rule.named());
-    Err(Error::new(Reason::UnsupportedValue, message).with_field(field.to_owned()))
+    let bytes = raw.get().len();
+    if bytes > TOOLS_BYTES_MAX {
+        let message = format!("{field}: {bytes} bytes, at most {TOOLS_BYTES_MAX}");
+        return Err(Error::new(Reason::InvalidValue, message).with_field(field.to_owned()));
+    }
+    let _: Vec<Map<String, Value>> = fields::read_list(field, raw, TOOLS_MAX)?;
+    Ok(())
 }
 
 impl Harmless {
@@ -120,6 +160,14 @@ impl Harmless {
             (OneOf(allowed), Value::Array(list)) => list
                 .iter()
                 .all(|entry| entry.as_str().is_some_and(|text| allowed.contains(&text))),
+            (Label, Value::String(text)) => text.len() <= LABEL_BYTES_MAX,
+            (Metadata, Value::Object(map)) => {
+                map.len() <= METADATA_MAX
+                    && map.iter().all(|(name, value)| {
+                        let text = value.as_str();
+                        text.is_some_and(|text| name.len() + text.len() <= METADATA_BYTES_MAX)
+                    })
+            }
             (TextFormat, Value::Object(map)) => map.get("type").is_some_and(|kind| kind == "text"),
             _ => false,
         }
@@ -134,6 +182,12 @@ impl Harmless {
             Number(neutral) => neutral.to_string(),
             OneOf(allowed) => allowed.join(" or "),
             TextFormat => "type text".to_owned(),
+            Label => format!("a string of at most {LABEL_BYTES_MAX} bytes"),
+            Metadata => format!(
+                "at most {METADATA_MAX} strings by name, each with its name at most \
+                 {METADATA_BYTES_MAX} bytes"
+            ),
+            Tools => "a list of objects".to_owned(),
         }
     }
 }

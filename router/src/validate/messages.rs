@@ -4,7 +4,7 @@ use serde::{Deserialize, Deserializer, de::Visitor};
 use serde_json::value::RawValue;
 use std::fmt;
 
-use super::fields;
+use super::{fields, harmless};
 use crate::{
     error::{Error, Reason},
     tokens::Message,
@@ -37,10 +37,6 @@ struct Part {
 /// Reads the list; at most `max` messages.
 pub(super) fn read(raw: &RawValue, max: usize) -> Result<Vec<Message>, Error> {
     let list: Vec<&RawValue> = fields::read_list("messages", raw, max)?;
-    if list.is_empty() {
-        let message = "at least one message is required";
-        return Err(Error::new(Reason::InvalidValue, message).with_field("messages"));
-    }
     let numbered = list.into_iter().enumerate();
     numbered.map(|(index, raw)| message(index, raw)).collect()
 }
@@ -72,7 +68,11 @@ fn message(index: usize, raw: &RawValue) -> Result<Message, Error> {
     };
     let role = chat_role(index, &message.role)?;
     let calls = [message.tool_calls, message.function_call];
-    if calls.into_iter().flatten().any(|raw| !is_empty(raw)) {
+    if calls
+        .into_iter()
+        .flatten()
+        .any(|raw| !harmless::is_empty(raw))
+    {
         let what = "tool calls are not supported".to_owned();
         return refuse(Reason::UnsupportedValue, ".tool_calls", what);
     }
@@ -88,10 +88,6 @@ fn message(index: usize, raw: &RawValue) -> Result<Message, Error> {
         role: role.to_owned(),
         content,
     })
-}
-
-fn is_empty(raw: &RawValue) -> bool {
-    matches!(raw.get(), "null" | "[]" | "{}")
 }
 
 fn content(index: usize, raw: &RawValue) -> Result<String, Error> {

@@ -5,6 +5,8 @@
 //! is wrong comes back as an error that names the field. What needs token ids (the length of a
 //! text prompt) is checked by `service`, with [`Spec::fit`].
 
+mod adjust;
+mod bias;
 mod check;
 mod fields;
 mod harmless;
@@ -15,10 +17,12 @@ mod prompt;
 mod spec;
 #[cfg(test)]
 mod tests;
+mod tokenize;
 
 pub use self::{
     check::{check, check_model},
     messages::chat_role,
-    parse::{ChatOrText, Endpoint, parse, parse_tokenize},
-    spec::{AnswerLength, Params, Prompt, Sampling, Spec},
+    parse::{AnswerForm, ChatOrText, Endpoint, parse},
+    spec::{AnswerLength, Params, Prompt, Sampling, Spec, Truncate},
+    tokenize::{Detokenize, Tokenize, parse_detokenize, parse_tokenize},
 };

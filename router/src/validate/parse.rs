@@ -4,6 +4,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::{
+    bias,
     check::invalid,
     fields::{self, Fields},
     harmless, messages,
@@ -34,10 +35,26 @@ pub enum Endpoint {
 pub struct ChatOrText {
     /// What to do.
     pub params: Params,
+    /// How to answer.
+    pub form: AnswerForm,
+    /// First field that no version of the API knows; refused by strict servers.
+    pub unknown: Option<String>,
+}
+
+/// What a body says of its answer's form.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is one of the request")]
+pub struct AnswerForm {
     /// Server-sent events instead of one object.
     pub stream: bool,
     /// Usage in a last event.
     pub include_usage: bool,
+    /// Usage so far in every event, if there is one in the last.
+    pub continuous_usage: bool,
+    /// Token ids of prompt and answer beside the text.
+    pub token_ids: bool,
+    /// Log probabilities of the prompt in vLLM's shape.
+    pub prompt_logprobs: bool,
 }
 
 /// What the fields leave behind until all of them are read: some bear on each other.
@@ -47,6 +64,10 @@ struct Draft {
     max_completion_tokens: Option<i64>,
     chat_logprobs: bool,
     has_stream_options: bool,
+    /// Name of the field that offers tools to the model.
+    tools: Option<&'static str>,
+    /// The model shall call none of them.
+    tools_unused: bool,
 }
 
 /// Reads a body of `endpoint`.
@@ -60,35 +81,15 @@ pub fn parse(
     let Fields(fields) = fields::read_object(body)?;
     for (name, raw) in fields {
         if !prompt_field(endpoint, &name, raw, &mut draft.out.params, limits, model)?
-            && !answer_field(endpoint, &name, raw, &mut draft, limits)?
-            && !sampling_field(&name, raw, &mut draft.out.params)?
+            && !length_field(&name, raw, &mut draft, limits)?
+            && !form_field(endpoint, &name, raw, &mut draft)?
+            && !logprobs_field(endpoint, &name, raw, &mut draft)?
+            && !sampling_field(&name, raw, &mut draft.out.params, limits)?
         {
-            harmless::pass(&name, raw)?;
-            draft.out.params.ignored_fields += 1;
+            draft.pass(&name, raw)?;
         }
     }
     draft.finish(endpoint)
-}
-
-/// Reads a body of `/tokenize`: a prompt, or the messages of a chat.
-pub fn parse_tokenize(
-    body: &[u8],
-    limits: &LimitsConfig,
-    model: &ServedModel,
-) -> Result<Params, Error> {
-    let mut params = Params::default();
-    let Fields(fields) = fields::read_object(body)?;
-    for (name, raw) in fields {
-        let endpoint = if name == "messages" {
-            Endpoint::Chat
-        } else {
-            Endpoint::Completions
-        };
-        if !prompt_field(endpoint, &name, raw, &mut params, limits, model)? {
-            harmless::pass(&name, raw)?;
-        }
-    }
-    Ok(params)
 }
 
 fn prompt_field(
@@ -102,20 +103,27 @@ fn prompt_field(
     match (name, endpoint) {
         ("model", _) => params.model = fields::read(name, raw)?,
         ("add_special_tokens", _) => params.add_special_tokens = fields::read(name, raw)?,
+        ("truncate_prompt_tokens", _) => params.truncate_prompt_tokens = integer(name, raw)?,
         ("messages", Endpoint::Chat) => {
             let messages = messages::read(raw, limits.messages_max)?;
             params.prompt = Some(Prompt::Messages(messages));
         }
         ("prompt", Endpoint::Completions) => {
-            params.prompt = prompt::read(raw, model.max_model_len as usize)?;
+            let bounds = prompt::Bounds {
+                prompts: limits.prompts_max,
+                tokens: model.max_model_len as usize,
+            };
+            let mut prompts = prompt::read(raw, bounds)?.into_iter();
+            params.prompt = prompts.next();
+            params.batch = prompts.collect();
         }
         _ => return Ok(false),
     }
     Ok(true)
 }
 
-fn answer_field(
-    endpoint: Endpoint,
+/// How long the answer is, and how many there are.
+fn length_field(
     name: &str,
     raw: &RawValue,
     draft: &mut Draft,
@@ -134,28 +142,68 @@ fn answer_field(
             params.stop_token_ids = ids.into_iter().map(|id| id.0).collect();
         }
         "ignore_eos" => params.ignore_eos = flag(name, raw)?,
-        "stream" => draft.out.stream = flag(name, raw)?,
-        "stream_options" => stream_options(raw, draft)?,
-        "logprobs" if endpoint == Endpoint::Chat => draft.chat_logprobs = flag(name, raw)?,
-        "logprobs" => {
-            params.top_logprobs = integer(name, raw)?;
-            params.top_logprobs_name = Some("logprobs");
-        }
-        "top_logprobs" if endpoint == Endpoint::Chat => {
-            params.top_logprobs = integer(name, raw)?;
-        }
         "priority" => params.priority = integer(name, raw)?,
         _ => return Ok(false),
     }
     Ok(true)
 }
 
-fn sampling_field(name: &str, raw: &RawValue, params: &mut Params) -> Result<bool, Error> {
+/// What the answer looks like.
+fn form_field(
+    endpoint: Endpoint,
+    name: &str,
+    raw: &RawValue,
+    draft: &mut Draft,
+) -> Result<bool, Error> {
+    let params = &mut draft.out.params;
+    match (name, endpoint) {
+        ("best_of", Endpoint::Completions) => params.best_of = integer(name, raw)?,
+        ("echo", Endpoint::Completions) => params.echo = flag(name, raw)?,
+        ("include_stop_str_in_output", _) => params.include_stop = flag(name, raw)?,
+        ("skip_special_tokens", _) => params.skip_special_tokens = fields::read(name, raw)?,
+        ("return_token_ids", _) => draft.out.form.token_ids = flag(name, raw)?,
+        ("stream", _) => draft.out.form.stream = flag(name, raw)?,
+        ("stream_options", _) => stream_options(raw, draft)?,
+        _ => return Ok(false),
+    }
+    Ok(true)
+}
+
+fn logprobs_field(
+    endpoint: Endpoint,
+    name: &str,
+    raw: &RawValue,
+    draft: &mut Draft,
+) -> Result<bool, Error> {
+    let params = &mut draft.out.params;
+    match (name, endpoint) {
+        ("logprobs", Endpoint::Chat) => draft.chat_logprobs = flag(name, raw)?,
+        ("logprobs", Endpoint::Completions) => {
+            params.top_logprobs = integer(name, raw)?;
+            params.top_logprobs_name = Some("logprobs");
+        }
+        ("top_logprobs", Endpoint::Chat) => params.top_logprobs = integer(name, raw)?,
+        ("prompt_logprobs", _) => params.prompt_logprobs = integer(name, raw)?,
+        _ => return Ok(false),
+    }
+    Ok(true)
+}
+
+fn sampling_field(
+    name: &str,
+    raw: &RawValue,
+    params: &mut Params,
+    limits: &LimitsConfig,
+) -> Result<bool, Error> {
     match name {
         "temperature" => params.temperature = number(name, raw)?,
         "top_p" => params.top_p = number(name, raw)?,
         "top_k" => params.top_k = integer(name, raw)?,
         "min_p" => params.min_p = number(name, raw)?,
+        "presence_penalty" => params.presence_penalty = number(name, raw)?,
+        "frequency_penalty" => params.frequency_penalty = number(name, raw)?,
+        "repetition_penalty" => params.repetition_penalty = number(name, raw)?,
+        "logit_bias" => params.logit_bias = bias::read(raw, limits.logit_bias_max)?,
         "seed" => params.seed = fields::read::<Seed>(name, raw)?.map(|seed| seed.0),
         _ => return Ok(false),
     }
@@ -163,7 +211,27 @@ fn sampling_field(name: &str, raw: &RawValue, params: &mut Params) -> Result<boo
 }
 
 impl Draft {
+    /// Takes note of a field that is not read.
+    fn pass(&mut self, name: &str, raw: &RawValue) -> Result<(), Error> {
+        let known = harmless::pass(name, raw)?;
+        match name {
+            "tools" if !harmless::is_empty(raw) => self.tools = Some("tools"),
+            "functions" if !harmless::is_empty(raw) => self.tools = Some("functions"),
+            "tool_choice" | "function_call" => self.tools_unused = raw.get() == "\"none\"",
+            _ => {}
+        }
+        if !known && self.out.unknown.is_none() {
+            self.out.unknown = Some(name.to_owned());
+        }
+        self.out.params.ignored_fields += 1;
+        Ok(())
+    }
+
     fn finish(self, endpoint: Endpoint) -> Result<ChatOrText, Error> {
+        if let Some(field) = self.tools.filter(|_| !self.tools_unused) {
+            let message = format!("{field} are not supported, unless the choice of tool is none");
+            return Err(Error::new(Reason::UnsupportedValue, message).with_field(field));
+        }
         let mut out = self.out;
         let params = &mut out.params;
         if self.max_completion_tokens.is_some() {
@@ -177,10 +245,23 @@ impl Draft {
             };
             return Err(invalid(field, format!("{field} is required")));
         }
-        if self.has_stream_options && !out.stream {
+        if self.has_stream_options && !out.form.stream {
             let message = "stream_options needs stream to be true";
             return Err(invalid("stream_options", message));
         }
+        if out.form.stream
+            && params
+                .best_of
+                .is_some_and(|made| made != params.n.unwrap_or(1))
+        {
+            let message = "best_of cannot be streamed: the best is known at the end";
+            return Err(invalid("best_of", message));
+        }
+        if out.form.stream && params.prompt_logprobs.is_some() {
+            let message = "prompt_logprobs cannot be streamed; echo with logprobs can";
+            return Err(invalid("prompt_logprobs", message));
+        }
+        out.form.prompt_logprobs = params.prompt_logprobs.is_some();
         match endpoint {
             Endpoint::Completions => {
                 params.max_tokens_default = Some(COMPLETION_TOKENS_DEFAULT);
@@ -230,12 +311,8 @@ fn stream_options(raw: &RawValue, draft: &mut Draft) -> Result<(), Error> {
     let Some(options) = fields::read::<Options>("stream_options", raw)? else {
         return Ok(());
     };
-    if options.continuous_usage_stats == Some(true) {
-        let message = "continuous_usage_stats is not supported, only false is";
-        return Err(Error::new(Reason::UnsupportedValue, message)
-            .with_field("stream_options.continuous_usage_stats"));
-    }
     draft.has_stream_options = true;
-    draft.out.include_usage = options.include_usage.unwrap_or(false);
+    draft.out.form.include_usage = options.include_usage.unwrap_or(false);
+    draft.out.form.continuous_usage = options.continuous_usage_stats.unwrap_or(false);
     Ok(())
 }

@@ -1,37 +1,37 @@
-//! `prompt` of a completion: text, token ids, or a list with one of them.
+//! `prompt` of a completion: text, token ids, or a list of either.
 
 use serde_json::value::RawValue;
 
 use super::{check::invalid, fields, numbers::Integer, spec::Prompt};
 use crate::error::{Error, Reason};
 
-/// Prompts of a list that are kept until it is refused.
-const PROMPTS_KEPT: usize = 2;
+/// Bounds of a prompt.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bounds {
+    /// Prompts in one request.
+    pub(super) prompts: usize,
+    /// Token ids of one prompt.
+    pub(super) tokens: usize,
+}
 
-/// Reads a prompt of at most `tokens_max` token ids.
-pub(super) fn read(raw: &RawValue, tokens_max: usize) -> Result<Option<Prompt>, Error> {
+/// Reads all prompts; none for `null`.
+pub(super) fn read(raw: &RawValue, bounds: Bounds) -> Result<Vec<Prompt>, Error> {
     let text = raw.get();
     let Some(inner) = text.strip_prefix('[') else {
         let text: Option<String> = fields::read("prompt", raw)?;
-        return Ok(text.map(Prompt::Text));
+        return Ok(text.map(Prompt::Text).into_iter().collect());
     };
-    let first = inner.trim_start().chars().next().unwrap_or(']');
-    if first != '"' && first != '[' {
-        return tokens(raw, tokens_max).map(Some);
-    }
-    let (list, total): (Vec<&RawValue>, usize) = fields::read_counted("prompt", raw, PROMPTS_KEPT)?;
-    match list.as_slice() {
-        [one] if first == '"' => {
-            let text: Option<String> = fields::read("prompt", one)?;
-            Ok(text.map(Prompt::Text))
+    match inner.trim_start().chars().next() {
+        Some('"') => {
+            let texts: Vec<String> = fields::read_list("prompt", raw, bounds.prompts)?;
+            Ok(texts.into_iter().map(Prompt::Text).collect())
         }
-        [one] => tokens(one, tokens_max).map(Some),
-        _ => {
-            let message = format!(
-                "{total} prompts in one request are not supported; send one request per prompt"
-            );
-            Err(Error::new(Reason::UnsupportedValue, message).with_field("prompt"))
+        Some('[') => {
+            let lists: Vec<&RawValue> = fields::read_list("prompt", raw, bounds.prompts)?;
+            let read = lists.into_iter().map(|list| tokens(list, bounds.tokens));
+            read.collect()
         }
+        _ => Ok(vec![tokens(raw, bounds.tokens)?]),
     }
 }
 
@@ -41,11 +41,18 @@ fn tokens(raw: &RawValue, max: usize) -> Result<Prompt, Error> {
         let message = format!("the prompt has {total} tokens; the model's context is {max} tokens");
         return Err(Error::new(Reason::ContextLengthExceeded, message).with_field("prompt"));
     }
-    let id = |Integer(id): Integer| {
+    let ids = ids.into_iter().map(|Integer(id)| id);
+    Ok(Prompt::Tokens(token_ids("prompt", ids)?))
+}
+
+/// Ids that may be in a vocabulary.
+pub(super) fn token_ids(
+    field: &'static str,
+    ids: impl Iterator<Item = i64>,
+) -> Result<Vec<u32>, Error> {
+    let id = |id: i64| {
         u32::try_from(id)
-            .map_err(|_| invalid("prompt", format!("token id {id} is not in the vocabulary")))
+            .map_err(|_| invalid(field, format!("token id {id} is not in the vocabulary")))
     };
-    Ok(Prompt::Tokens(
-        ids.into_iter().map(id).collect::<Result<_, _>>()?,
-    ))
+    ids.map(id).collect()
 }

@@ -33,6 +33,10 @@ pub(crate) enum Step {
     Text(&'static str),
     /// Token ids with log probabilities.
     Logprobs(Vec<u32>, Vec<TokenLogprobs>),
+    /// Log probabilities of the prompt from a position on.
+    PromptLogprobs(u32, Vec<f32>),
+    /// One token of each choice, with its log probability.
+    Each(Vec<(u32, f32)>),
     /// Waits for a permit of [`Fake::gate`].
     Gate,
     /// Ends well.
@@ -55,6 +59,8 @@ pub(crate) struct Fake {
     pub(crate) seen: Arc<Mutex<Vec<Seen>>>,
     /// Refuses every request.
     pub(crate) refusal: Option<Error>,
+    /// Refuses requests after so many.
+    pub(crate) refuse_after: Option<(usize, Error)>,
 }
 
 /// A submission, without its sinks.
@@ -67,6 +73,7 @@ pub(crate) struct Seen {
     pub(crate) sampling: worker::Sampling,
     pub(crate) limits: worker::Limits,
     pub(crate) adjustments: Option<worker::LogitAdjustments>,
+    pub(crate) prompt_logprobs: Option<u32>,
     pub(crate) priority: i32,
     pub(crate) tenant: Arc<str>,
 }
@@ -80,6 +87,7 @@ impl Fake {
             stopped: Arc::default(),
             seen: Arc::default(),
             refusal: None,
+            refuse_after: None,
         }
     }
 }
@@ -103,6 +111,11 @@ impl Backend for Fake {
         if let Some(error) = &self.refusal {
             return Err(error.clone());
         }
+        if let Some((taken, error)) = &self.refuse_after
+            && self.seen.lock().len() >= *taken
+        {
+            return Err(error.clone());
+        }
         self.seen.lock().push(Seen {
             prompt: submission.prompt.to_vec(),
             seed: submission.sampling.seed,
@@ -111,6 +124,7 @@ impl Backend for Fake {
             sampling: submission.sampling,
             limits: submission.limits.clone(),
             adjustments: submission.adjustments.clone(),
+            prompt_logprobs: submission.prompt_logprobs,
             priority: submission.priority,
             tenant: Arc::clone(&submission.tenant),
         });
@@ -144,10 +158,20 @@ async fn play(fake: Fake, submission: Submission, ended: Arc<AtomicUsize>) {
         if matches!(step, Step::Finish(_) | Step::Fail(_)) {
             ended.store(1, Ordering::Relaxed);
         }
+        let mut choice = 0;
         sinks.retain_mut(|sink| {
             let (tokens, logprobs) = match step {
                 Step::Text(text) => (text.bytes().map(u32::from).collect(), Vec::new()),
                 Step::Logprobs(tokens, logprobs) => (tokens.clone(), logprobs.clone()),
+                Step::Each(tokens) => {
+                    let (token, logprob) = tokens[choice];
+                    choice += 1;
+                    (vec![token], entries(&[logprob]))
+                }
+                Step::PromptLogprobs(start, chosen) => {
+                    sink.prompt_logprobs(*start, &entries(chosen));
+                    return true;
+                }
                 Step::Gate => return true,
                 Step::Finish(reason) => {
                     sink.finish(*reason);
@@ -172,6 +196,15 @@ async fn play(fake: Fake, submission: Submission, ended: Arc<AtomicUsize>) {
             return;
         }
     }
+}
+
+/// Log probabilities without alternatives.
+pub(crate) fn entries(chosen: &[f32]) -> Vec<TokenLogprobs> {
+    let entry = |chosen: &f32| TokenLogprobs {
+        chosen: *chosen,
+        top: Vec::new(),
+    };
+    chosen.iter().map(entry).collect()
 }
 
 /// The mock model with a short context, so that limits are within reach.

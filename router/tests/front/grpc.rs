@@ -174,7 +174,7 @@ fn bad_requests_name_the_field() {
     };
     let cases = [
         (GenerateRequest::default(), "invalid_value", "prompt"),
-        (text(" "), "invalid_value", "prompt"),
+        (text(""), "invalid_value", "prompt"),
         (
             with_sampling(f32::NAN, 0.0),
             "invalid_value",

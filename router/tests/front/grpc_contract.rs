@@ -62,9 +62,18 @@ const PROMPTS: &[&str] = &[
     r#"{"prompt":"hi","max_tokens":9,"model":"mock"}"#,
     r#"{"prompt":"hi","max_tokens":9,"model":""}"#,
     r#"{"prompt":"hi","max_tokens":9,"presence_penalty":0,"repetition_penalty":1}"#,
+    r#"{"prompt":"hi","max_tokens":9,"presence_penalty":-2,"frequency_penalty":0.5,
+        "repetition_penalty":1.25,"logit_bias":{"7":-100,"5":0.5,"9":0}}"#,
+    r#"{"prompt":" \n","max_tokens":9}"#,
+    r#"{"prompt":"hi","max_tokens":9,"priority":2147483647}"#,
+    r#"{"prompt":"hi","max_tokens":9,"presence_penalty":2.5}"#,
+    r#"{"prompt":"hi","max_tokens":9,"frequency_penalty":-2.5}"#,
+    r#"{"prompt":"hi","max_tokens":9,"repetition_penalty":0}"#,
+    r#"{"prompt":"hi","max_tokens":9,"repetition_penalty":2.5}"#,
+    r#"{"prompt":"hi","max_tokens":9,"logit_bias":{"258":1}}"#,
+    r#"{"prompt":"hi","max_tokens":9,"logit_bias":{"5":100.5}}"#,
     r#"{"max_tokens":9}"#,
     r#"{"prompt":"","max_tokens":9}"#,
-    r#"{"prompt":" \n","max_tokens":9}"#,
     r#"{"prompt":[],"max_tokens":9}"#,
     r#"{"prompt":[1,258],"max_tokens":9}"#,
     r#"{"prompt":"hi","max_tokens":0}"#,
@@ -82,7 +91,6 @@ const PROMPTS: &[&str] = &[
     r#"{"prompt":"x","max_tokens":9,"stop":["1","2","3","4","5","6","7","8","9","10","11","12",
         "13","14","15","16","17"]}"#,
     r#"{"prompt":"hi","max_tokens":9,"stop_token_ids":[258]}"#,
-    r#"{"prompt":"hi","max_tokens":9,"priority":101}"#,
     r#"{"prompt":"hi","max_tokens":9,"model":"other"}"#,
 ];
 
@@ -104,7 +112,7 @@ const CHATS: &[&str] = &[
 ];
 
 /// Rows that are refused with default limits.
-const REFUSED: usize = 28;
+const REFUSED: usize = 31;
 
 fn numbers(value: &Value) -> Vec<u32> {
     let list = value.as_array().map(Vec::as_slice).unwrap_or_default();
@@ -133,7 +141,9 @@ fn options(row: &Value) -> AnswerOptions {
             presence_penalty: float("presence_penalty"),
             frequency_penalty: float("frequency_penalty"),
             repetition_penalty: float("repetition_penalty"),
-            ..Sampling::default()
+            logit_bias: (row["logit_bias"].as_object().into_iter().flatten())
+                .map(|(id, bias)| (id.parse().unwrap(), bias.as_f64().unwrap() as f32))
+                .collect(),
         }),
         stop: stop
             .iter()
@@ -342,6 +352,10 @@ fn both_fronts_have_the_same_limits() {
         },
         LimitsConfig {
             stop_token_ids_max: 0,
+            ..default()
+        },
+        LimitsConfig {
+            logit_bias_max: 2,
             ..default()
         },
         LimitsConfig {

@@ -90,7 +90,6 @@ fn a_chat_is_answered_in_order_without_a_gap() {
 fn a_bad_chat_names_the_field() {
     let cases = [
         (vec![], "invalid_value", "messages"),
-        (vec![message("user", " ")], "invalid_value", "messages"),
         (
             vec![message("user", "a"), message("king", "b")],
             "invalid_value",

@@ -16,7 +16,7 @@ fn quiet() -> Fake {
 }
 
 /// `status code param: message`.
-fn line(reply: &Reply) -> String {
+pub(crate) fn line(reply: &Reply) -> String {
     let body: serde_json::Value = serde_json::from_str(&reply.body).unwrap();
     let error = &body["error"];
     let text = |key: &str| error[key].as_str().unwrap_or("-").to_owned();
@@ -48,18 +48,17 @@ fn bad_bodies() {
         r#"{"prompt":"x","max_tokens":2.5}"#,
         r#"{"prompt":"x","max_tokens":1024}"#,
         r#"{"prompt":"x","min_tokens":17}"#,
-        r#"{"prompt":"x","n":17}"#,
         r#"{"prompt":"x","stop":["a",""]}"#,
         r#"{"prompt":"x","stop_token_ids":[258]}"#,
-        r#"{"prompt":"x","logprobs":21}"#,
         r#"{"prompt":"x","stream_options":{"include_usage":true}}"#,
-        r#"{"prompt":"x","logit_bias":{"50":1}}"#,
-        r#"{"prompt":"x","echo":true}"#,
         r#"{"prompt":"x","model":"other"}"#,
         r#"{"prompt":[1,258]}"#,
         r#"{"prompt":[1,-1]}"#,
-        r#"{"prompt":["a","b"]}"#,
-        r#"{"prompt":" "}"#,
+        r#"{"prompt":["a",[1]]}"#,
+        r#"{"prompt":["a",""]}"#,
+        r#"{"prompt":[[1],[]]}"#,
+        r#"{"prompt":[]}"#,
+        r#"{"prompt":""}"#,
         "{}",
         long.as_str(),
     ];
@@ -81,21 +80,20 @@ fn bad_bodies() {
         400 invalid_value top_p: top_p is 0, it must be above 0
         400 invalid_value max_tokens: max_tokens is 0, it must be from 1 to 4294967295
         400 invalid_value max_tokens: max_tokens is 9223372036854775807, it must be from 1 to 4294967295
-        400 invalid_value max_tokens: max_tokens: invalid type: floating point `2.5`, expected an integer
+        400 invalid_value max_tokens: max_tokens: 2.5 is not an integer
         400 context_length_exceeded prompt: 1 prompt tokens and max_tokens 1024 do not fit; the model's context is 1024 tokens
         400 invalid_value min_tokens: min_tokens is 17, but the answer has at most 16 tokens
-        400 invalid_value n: n is 17, it must be from 1 to 16
         400 invalid_value stop: a stop string is empty
         400 invalid_value stop_token_ids: token id 258 is not in the vocabulary of 258 tokens
-        400 invalid_value logprobs: logprobs is 21, it must be from 0 to 20
         400 invalid_value stream_options: stream_options needs stream to be true
-        400 unsupported_value logit_bias: logit_bias is not supported, only an empty value is
-        400 unsupported_value echo: echo is not supported, only false is
         404 model_not_found model: model "other" is not served here; "mock" is
         400 invalid_value prompt: token id 258 is not in the vocabulary of 258 tokens
         400 invalid_value prompt: token id -1 is not in the vocabulary
-        400 unsupported_value prompt: 2 prompts in one request are not supported; send one request per prompt
-        400 invalid_value prompt: the prompt is empty
+        400 invalid_value prompt: prompt: invalid type: sequence, expected a string
+        400 invalid_value prompt: the prompt has no token
+        400 invalid_value prompt: the prompt has no token
+        400 invalid_value prompt: the prompt has no token
+        400 invalid_value prompt: the prompt has no token
         400 invalid_value prompt: prompt is required
         400 context_length_exceeded prompt: the prompt has 2000 tokens and leaves no room for an answer; the model's context is 1024 tokens
         "##);
@@ -104,17 +102,29 @@ fn bad_bodies() {
 
 #[test]
 fn bad_chats() {
+    let tools = vec!["{}"; 129].join(",");
+    let many_tools = format!(
+        r#"{{"messages":[{{"role":"user","content":"x"}}],"tool_choice":"none","tools":[{tools}]}}"#
+    );
     let bodies = [
         r#"{"messages":[]}"#,
         r#"{"messages":5}"#,
         r#"{"messages":[{"role":"user"}]}"#,
         r#"{"messages":[{"role":"user","content":5}]}"#,
-        r#"{"messages":[{"role":"user","content":"  "}]}"#,
         r#"{"messages":[{"role":"king","content":"x"}]}"#,
         r#"{"messages":[{"role":"tool","content":"x"}]}"#,
         r#"{"messages":[{"content":"x"}]}"#,
         r#"{"messages":[{"role":"user","content":[{"type":"image_url","image_url":{}}]}]}"#,
         r#"{"messages":[{"role":"user","content":"x"}],"tools":[{"type":"function"}]}"#,
+        r#"{"messages":[{"role":"user","content":"x"}],"functions":[{"name":"f"}],
+            "function_call":"auto"}"#,
+        r#"{"messages":[{"role":"user","content":"x"}],"tools":["f"],"tool_choice":"none"}"#,
+        r#"{"messages":[{"role":"user","content":"x"}],"tools":[],"tool_choice":"required"}"#,
+        many_tools.as_str(),
+        r#"{"messages":[{"role":"user","content":"x"}],"echo":true}"#,
+        r#"{"messages":[{"role":"user","content":"x"}],"best_of":2}"#,
+        r#"{"messages":[{"role":"user","content":"x"}],"max_tokens":0}"#,
+        r#"{"messages":[{"role":"user","content":"x"}],"prompt_logprobs":21}"#,
         r#"{"messages":[{"role":"user","content":"x"}],"top_logprobs":3}"#,
         r#"{"messages":[{"role":"user","content":"x"}],"response_format":{"type":"json_object"}}"#,
     ];
@@ -128,12 +138,19 @@ fn bad_chats() {
         400 invalid_value messages: messages: invalid type: integer `5`, expected a list
         400 invalid_value messages[0].content: content is required
         400 invalid_value messages[0].content: messages[0].content: invalid type: integer `5`, expected a string or a list of text parts
-        400 invalid_value messages: the messages have no text
         400 invalid_value messages[0].role: the role must be system, developer, user or assistant
         400 unsupported_value messages[0].role: tools are not supported
         400 invalid_value messages[0]: messages[0]: missing field `role`
         400 unsupported_value messages[0].content[0]: only parts of type text are supported
-        400 unsupported_value tools: tools is not supported, only an empty value is
+        400 unsupported_value tools: tools are not supported, unless the choice of tool is none
+        400 unsupported_value functions: functions are not supported, unless the choice of tool is none
+        400 invalid_value tools: tools: invalid type: string "f", expected a map
+        400 unsupported_value tool_choice: tool_choice is not supported, only none or auto is
+        400 invalid_value tools: tools: 129 elements, at most 128
+        400 unsupported_value echo: echo is not supported, only false is
+        400 unsupported_value best_of: best_of is not supported, only 1 is
+        400 invalid_value max_tokens: max_tokens is 0, it must be from 1 to 4294967295
+        400 invalid_value prompt_logprobs: prompt_logprobs is 21, it must be from 0 to 20
         400 invalid_value top_logprobs: top_logprobs needs logprobs to be true
         400 unsupported_value response_format: response_format is not supported, only type text is
         "##);
@@ -144,7 +161,8 @@ fn bad_chats() {
 fn harmless_fields_pass() {
     let body = r#"{"messages":[{"role":"developer","content":[{"type":"text","text":"be brief"}],
         "name":"x"},{"role":"assistant","content":null},{"role":"user","content":"hi"}],
-        "tools":[],"tool_choice":"none","logit_bias":{},"frequency_penalty":0,"user":"u",
+        "tools":[{"type":"function","function":{"name":"f"}}],"tool_choice":"none","logit_bias":{},
+        "frequency_penalty":0,"user":"u",
         "presence_penalty":0.0,"response_format":{"type":"text"},"stop":null,"n":null,
         "logprobs":false,"top_logprobs":0,"seed":-1,"stream_options":null,"surprise":{"a":[1]},
         "max_completion_tokens":5,"temperature":-0.0,"top_k":-1,"metadata":{"k":"v"}}"#;
@@ -159,14 +177,14 @@ fn routes_and_methods() {
     serve(quiet(), |address| async move {
         let mut lines = line(&ask(address, "GET", "/v1/nothing").await);
         let wrong = ask(address, "GET", "/v1/chat/completions").await;
-        assert_eq!(wrong.header("allow"), Some("POST"));
+        assert_eq!(wrong.header("allow"), Some("POST, OPTIONS"));
         lines += &line(&wrong);
         lines += &line(&ask(address, "DELETE", "/v1/models").await);
         lines += &line(&ask(address, "GET", "/v1/models/else").await);
         insta::assert_snapshot!(lines, @r##"
-        404 not_found -: no route "/v1/nothing"; there are /v1/chat/completions, /v1/completions, /v1/models
-        405 method_not_allowed -: this route takes POST
-        405 method_not_allowed -: this route takes GET
+        404 not_found -: no route "/v1/nothing"; there are /v1/chat/completions, /v1/completions, /v1/models, /tokenize, /detokenize
+        405 method_not_allowed -: this route takes POST, OPTIONS
+        405 method_not_allowed -: this route takes GET, HEAD, OPTIONS
         404 model_not_found -: only model "mock" is served here
         "##);
     });

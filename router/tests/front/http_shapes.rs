@@ -76,7 +76,7 @@ fn logprobs_of_a_chat() {
             1,
         );
         let reply = post(address, "/v1/chat/completions", &body).await;
-        insta::assert_snapshot!(reply.stable_body(), @r##"{"id":"chatcmpl-#","object":"chat.completion","created":#,"model":"mock","system_fingerprint":"fp_460783cf2e","choices":[{"index":0,"message":{"role":"assistant","content":"é","refusal":null},"logprobs":{"content":[{"token":"�","logprob":-0.5,"bytes":[195],"top_logprobs":[{"token":"�","logprob":-0.5,"bytes":[195]},{"token":"A","logprob":-1.5,"bytes":[65]}]},{"token":"�","logprob":-9999.0,"bytes":[169],"top_logprobs":[{"token":"B","logprob":-0.25,"bytes":[66]},{"token":"�","logprob":-9999.0,"bytes":[169]}]}],"refusal":null},"finish_reason":"length"}],"usage":{"prompt_tokens":21,"completion_tokens":2,"total_tokens":23,"prompt_tokens_details":{"cached_tokens":0},"completion_tokens_details":{"reasoning_tokens":0}}}"##);
+        insta::assert_snapshot!(reply.stable_body(), @r##"{"id":"chatcmpl-#","object":"chat.completion","created":#,"model":"mock","system_fingerprint":"fp_460783cf2e","choices":[{"index":0,"message":{"role":"assistant","content":"é","refusal":null},"logprobs":{"content":[{"token":"\\xc3","logprob":-0.5,"bytes":[195],"top_logprobs":[{"token":"\\xc3","logprob":-0.5,"bytes":[195]},{"token":"A","logprob":-1.5,"bytes":[65]}]},{"token":"\\xa9","logprob":-9999.0,"bytes":[169],"top_logprobs":[{"token":"B","logprob":-0.25,"bytes":[66]},{"token":"\\xa9","logprob":-9999.0,"bytes":[169]}]}],"refusal":null},"finish_reason":"length"}],"usage":{"prompt_tokens":21,"completion_tokens":2,"total_tokens":23,"prompt_tokens_details":{"cached_tokens":0},"completion_tokens_details":{"reasoning_tokens":0}}}"##);
     });
 }
 
@@ -85,7 +85,7 @@ fn logprobs_of_a_completion() {
     serve(with_logprobs(), |address| async move {
         let body = r#"{"prompt":"x","logprobs":2}"#;
         let reply = post(address, "/v1/completions", body).await;
-        insta::assert_snapshot!(reply.stable_body(), @r##"{"id":"cmpl-#","object":"text_completion","created":#,"model":"mock","system_fingerprint":"fp_460783cf2e","choices":[{"index":0,"text":"é","logprobs":{"tokens":["�","�"],"token_logprobs":[-0.5,-9999.0],"top_logprobs":[{"�":-0.5,"A":-1.5},{"B":-0.25,"�":-9999.0}],"text_offset":[0,1]},"finish_reason":"length"}],"usage":{"prompt_tokens":1,"completion_tokens":2,"total_tokens":3,"prompt_tokens_details":{"cached_tokens":0},"completion_tokens_details":{"reasoning_tokens":0}}}"##);
+        insta::assert_snapshot!(reply.stable_body(), @r##"{"id":"cmpl-#","object":"text_completion","created":#,"model":"mock","system_fingerprint":"fp_460783cf2e","choices":[{"index":0,"text":"é","logprobs":{"tokens":["bytes:\\xc3","bytes:\\xa9"],"token_logprobs":[-0.5,-9999.0],"top_logprobs":[{"bytes:\\xc3":-0.5,"A":-1.5},{"B":-0.25,"bytes:\\xa9":-9999.0}],"text_offset":[0,0]},"finish_reason":"length"}],"usage":{"prompt_tokens":1,"completion_tokens":2,"total_tokens":3,"prompt_tokens_details":{"cached_tokens":0},"completion_tokens_details":{"reasoning_tokens":0}}}"##);
     });
 }
 

@@ -14,6 +14,8 @@ mod grpc;
 mod grpc_contract;
 mod grpc_methods;
 mod http_errors;
+mod http_fields;
+mod http_forms;
 mod http_shapes;
 mod http_stream;
 mod service;
