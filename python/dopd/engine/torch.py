@@ -24,7 +24,7 @@ from dopd.models.llama import Llama
 from dopd.types import KvGeometry, Logprobs, Result, Row, SamplingParams, Scored
 from dopd.weights.checkpoint import open_checkpoint
 from dopd.weights.config import ModelConfig
-from dopd.weights.hash import model_hash
+from dopd.weights.hash import model_hash, weight_files
 
 MAX_PAGE_SIZE = 256
 WARM_UP_TOKENS = 64
@@ -32,9 +32,10 @@ WARM_UP_CONTEXT = 1024
 # Logits of prompt positions that are looked at together: 32 MiB in float32, a few times over.
 SCORED_AT_ONCE = 8 << 20
 
-# Called with a stage ("open", "weights", "kv", "warm-up") and the share of it that is done, 0.0 to
-# 1.0.
-Progress = Callable[[str, float], None]
+# Called with a stage, the share of it that is done (0.0 to 1.0) and the bytes that it has handled,
+# 0 if it is not about bytes. Stages: "read" headers and hash, "map" weight files, "copy" weights to
+# their device and dtype, "warm-up" with the pool.
+Progress = Callable[[str, float, int], None]
 
 
 def load(
@@ -47,7 +48,7 @@ def load(
     page_size: int = 16,
     threads: int = 1,
     name: str | None = None,
-    progress: Progress = lambda stage, share: None,
+    progress: Progress = lambda stage, share, num_bytes: None,
 ) -> TorchEngine:
     """Load a model and make it ready to step: seconds, and the model's size in memory.
 
@@ -63,16 +64,22 @@ def load(
     set_threads(threads)
     place = choose_device(device)
     dtype = choose_dtype(dtype, place)
-    progress("open", 0.0)
+    progress("read", 0.0, 0)
     checkpoint = open_checkpoint(path)
     config, digest = checkpoint.config, model_hash(path)
-    progress("open", 1.0)
+    progress("read", 1.0, 0)
+    progress("map", 1.0, sum(file.stat().st_size for file in weight_files(path)))
     longest = _longest(config, max_model_len)
+    progress("copy", 0.0, 0)
     weights = Llama(
-        checkpoint, longest, DTYPES[dtype], place, lambda done: progress("weights", done)
+        checkpoint,
+        longest,
+        DTYPES[dtype],
+        place,
+        lambda done, num_bytes: progress("copy", done, num_bytes),
     )
 
-    progress("kv", 0.0)
+    progress("warm-up", 0.0, 0)
     shape = (config.num_layers, page_size, config.num_kv_heads, config.head_dim)
     geometry = KvGeometry(
         model_hash=digest,
@@ -91,11 +98,10 @@ def load(
         longest = min(longest, max(1, memory // geometry.page_bytes) * page_size)
     num_pages = pages_in(memory, geometry.page_bytes, page_size, longest)
     pool = KvPool(shape, num_pages, DTYPES[dtype], place)
-    progress("kv", 1.0)
+    progress("warm-up", 0.5, 0)
     engine = TorchEngine(weights, pool, geometry, name or path.stem, place, longest)
-    progress("warm-up", 0.0)
     engine.warm_up()
-    progress("warm-up", 1.0)
+    progress("warm-up", 1.0, 0)
     return engine
 
 

@@ -31,17 +31,23 @@ class Llama:
         num_positions: int,
         dtype: torch.dtype,
         device: torch.device,
-        progress: Callable[[float], None],
+        progress: Callable[[float, int], None],
     ) -> None:
         """Read and place the weights.
 
-        num_positions: the longest sequence. progress gets the share done, to 1.0.
+        num_positions: the longest sequence. progress gets the share done, to 1.0, and the bytes
+        placed.
         """
         config = checkpoint.config
         self.config = config
 
+        num_bytes = 0
+
         def fetch(name: str) -> Tensor:
-            return checkpoint.tensor(name).to(device, dtype)
+            nonlocal num_bytes
+            tensor = checkpoint.tensor(name).to(device, dtype)
+            num_bytes += tensor.nbytes
+            return tensor
 
         embedding = fetch("model.embed_tokens.weight")
         self._embedding = embedding
@@ -49,9 +55,11 @@ class Llama:
         self._layers = []
         for index in range(config.num_layers):
             self._layers.append(LlamaLayer(config, index, fetch))
-            progress((index + 1) / config.num_layers)
+            # The last word is said when norm and head are there, too.
+            progress(index / config.num_layers, num_bytes)
         self._norm = RmsNorm(fetch("model.norm.weight"), config.rms_norm_eps)
         self._head = make_linear(embedding if config.tie_embeddings else fetch("lm_head.weight"))
+        progress(1.0, num_bytes)
 
     def forward(self, tokens: Tensor, positions: Tensor, attention: Attention) -> Tensor:
         """Compute one step that `attention` has planned.

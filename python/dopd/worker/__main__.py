@@ -24,7 +24,8 @@ def main(argv: Sequence[str]) -> int:
     lifecycle.ignore_interrupts()
     try:
         config = args.parse(argv)
-        logs.set_up(config.name, config.log_level, config.log_format)
+        is_supervised = config.exit_on_stdin_eof
+        logs.set_up(config.name, config.log_level, config.log_format, is_prefixed=is_supervised)
         log.info("loading %s", config.model or "the mock model")
         engine = make_engine(config)
         worker = make_worker(config, engine)

@@ -15,18 +15,24 @@ import sys
 _STEERING = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code != 9}
 
 
-def set_up(name: str, level: str, form: str) -> None:
-    """One line an event on stderr; a traceback is more than one in text."""
+def set_up(name: str, level: str, form: str, *, is_prefixed: bool = False) -> None:
+    """One line an event on stderr; a traceback is more than one in text.
+
+    is_prefixed: whoever reads stderr puts the name before each line, so text need not.
+    """
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines(name) if form == "json" else TextLines(name))
+    handler.setFormatter(
+        JsonLines(name) if form == "json" else TextLines("" if is_prefixed else name)
+    )
     logging.basicConfig(handlers=[handler], level=level.upper())
 
 
 class TextLines(logging.Formatter):
-    """`12:34:56 prefill-0 INFO loading mock`."""
+    """`12:34:56 prefill-0 INFO loading mock`, or without the name if it is empty."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"%(asctime)s {name} %(levelname)s %(message)s", datefmt="%H:%M:%S")
+        who = f"{name} " if name else ""
+        super().__init__(f"%(asctime)s {who}%(levelname)s %(message)s", datefmt="%H:%M:%S")
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """The line without its traceback."""
