@@ -79,7 +79,9 @@ class Track:
 
     def close(self) -> None:
         """The caller wants no more."""
-        if not self.is_over and self.error is None:
+        if self._reader.is_done:
+            self.is_over = True
+        elif self.error is None:
             request_id = self.started.request_id if self.started else None
             self.error = RequestCancelledError(
                 "the stream was closed before its end", reason="cancelled", request_id=request_id

@@ -27,7 +27,7 @@ def described(name: str, found: Any) -> Iterator[str]:
     is_dict = issubclass(found, dict)
     if is_dict:
         for member, kind in vars(found)["__annotations__"].items():
-            yield f"    {member}: {kind.__forward_arg__}"
+            yield f"    {member}: {getattr(kind, '__forward_arg__', kind)}"
     elif issubclass(found, msgspec.Struct) or found in (*CLIENTS, dopd.RequestError):
         yield f"    {name}{inspect.signature(found)}"
     for member, value in () if is_dict else sorted(vars(found).items()):

@@ -151,6 +151,15 @@ def test_a_status_lost_after_the_last_event_loses_nothing(kind: str) -> None:
     assert len(server.calls) == 1
 
 
+def test_who_leaves_at_the_last_event_has_the_whole_answer() -> None:
+    with fake.serve(fake.waits(*fake.whole())) as server, dopd.Client(server.endpoint) as client:
+        with client.stream_generate("x") as stream:
+            for event in stream:
+                if isinstance(event, dopd.Done):
+                    break
+        assert stream.answer().text == "Hello"
+
+
 @BOTH
 def test_a_slow_server_meets_the_deadline(kind: str) -> None:
     with fake.serve(fake.waits(*fake.whole()[:2])) as server:
