@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from dopd import wire
@@ -20,7 +20,6 @@ from dopd.errors import ProtocolError
 from dopd.sched import events as ev
 from dopd.sched.batch import Batch, Batcher
 from dopd.sched.seats import Seats
-from dopd.sched.sequence import Sequence
 from dopd.transfer.base import Link, Transport
 from dopd.types import (
     CloseReason,
@@ -38,6 +37,7 @@ from dopd.types import (
     SetRole,
 )
 from dopd.worker.fair_lock import FairLock
+from dopd.worker.observer import Observer
 from dopd.worker.outbox import Outbox
 from dopd.worker.session import Lost, Session, Started
 
@@ -71,19 +71,6 @@ class StepFacts:
     next_step_us: int = 0
     prefill_tokens: int = 0
     decode_seqs: int = 0
-
-
-class Observer:
-    """Told under the lock which sequences take part in steps; must not block. This one ignores."""
-
-    def joined(self, sequence: Sequence) -> None:
-        """It takes part from now on."""
-
-    def stepped(self, sequences: Iterable[Sequence]) -> None:
-        """A step of these ended; some have a new token."""
-
-    def left(self, sequence: Sequence) -> None:
-        """It takes part no longer."""
 
 
 class Desk:

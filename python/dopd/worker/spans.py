@@ -21,7 +21,7 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_s
 
 from dopd import __version__
 from dopd.sched.sequence import Sequence
-from dopd.worker.desk import Observer
+from dopd.worker.observer import Observer
 
 # The router sends version 00 only.
 TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")

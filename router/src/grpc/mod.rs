@@ -36,6 +36,7 @@ use crate::{
     config::records::GrpcConfig,
     error::Error,
     listen::{self, Bounds, Handler, Versions},
+    metrics::Connection,
     service::Service,
     wire::v1::inference_service_server::InferenceServiceServer,
 };
@@ -111,6 +112,9 @@ impl Handler for Front {
     async fn answer(self, request: Request<Incoming>) -> Response<Timed<Body>> {
         let (path, headers) = (request.uri().path(), request.headers());
         let admitted = self.gate.admit(Door::Grpc, path, headers);
+        if let Err(error) = &admitted {
+            self.service.metrics().auth_failed(error.reason.row().code);
+        }
         let call = admitted.and_then(|caller| Call::of(headers, caller));
         match call {
             Ok(call) => self.run(call, request).await,
@@ -120,6 +124,14 @@ impl Handler for Front {
 
     fn tick(&self, now: Instant) {
         self.service.sweep(now);
+    }
+
+    fn connected(&self) -> Connection {
+        self.service.metrics().connection("grpc")
+    }
+
+    fn turned_away(&self) {
+        self.service.metrics().connection_refused("grpc");
     }
 }
 

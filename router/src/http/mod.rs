@@ -40,6 +40,7 @@ use crate::{
     auth::{Door, Gate},
     config::records::HttpConfig,
     listen::{self, Bounds, Handler, Versions},
+    metrics::Connection,
     service::Service,
 };
 
@@ -94,6 +95,14 @@ impl Handler for Front {
     fn tick(&self, now: Instant) {
         self.app.service.sweep(now);
     }
+
+    fn connected(&self) -> Connection {
+        self.app.service.metrics().connection("http")
+    }
+
+    fn turned_away(&self) {
+        self.app.service.metrics().connection_refused("http");
+    }
 }
 
 impl Front {
@@ -112,7 +121,13 @@ impl Front {
         let (path, headers) = (request.uri().path(), request.headers());
         let caller = match self.gate.admit(Door::Http, path, headers) {
             Ok(caller) => caller,
-            Err(error) => return error::response(&error),
+            Err(error) => {
+                self.app
+                    .service
+                    .metrics()
+                    .auth_failed(error.reason.row().code);
+                return error::response(&error);
+            }
         };
         request.extensions_mut().insert(caller.clone());
         let mut response = self.app.answer(request).await;

@@ -33,6 +33,7 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use self::stall::StallGuard;
+use crate::metrics::Connection;
 
 /// Most headers of a request.
 const HEADERS_MAX: usize = 100;
@@ -89,6 +90,12 @@ pub(crate) trait Handler: Clone + 'static {
 
     /// Called about once a second.
     fn tick(&self, now: Instant);
+
+    /// A connection was accepted; what this returns lives as long as it does.
+    fn connected(&self) -> Connection;
+
+    /// A connection was closed at once, because too many are open.
+    fn turned_away(&self);
 }
 
 /// Spawns hyper's tasks on the front thread they belong to.
@@ -124,12 +131,17 @@ pub(crate) async fn serve(
         match accepted {
             Ok(_) if connections.len() >= bounds.connections_max => {
                 let open = bounds.connections_max;
+                handler.turned_away();
                 tracing::warn!(open, "connection refused: too many are open");
             }
             Ok((stream, _)) => {
                 let (builder, handler) = (Rc::clone(&builder), handler.clone());
+                let counted = handler.connected();
                 let run = connection(stream, bounds, builder, handler, stop.clone());
-                connections.spawn_local(run);
+                connections.spawn_local(async move {
+                    run.await;
+                    drop(counted);
+                });
             }
             Err(error) => {
                 tracing::warn!(%error, "accepting a connection failed");

@@ -74,7 +74,10 @@ const fn only(words: &[&'static str]) -> Option<&'static str> {
 }
 
 macro_rules! rows {
-    ($($id:ident $kind:ident $name:literal [$($label:literal)*] $help:literal $(if $needs:literal)?;)*) => {
+    ($(
+        $id:ident $kind:ident $name:literal [$($label:literal)*] $help:literal
+        $(if $needs:literal)?;
+    )*) => {
         $(
             pub(super) const $id: Row = Row {
                 name: $name,
@@ -163,7 +166,7 @@ rows! {
     CONNECTIONS_REFUSED Counter "dopd_connections_refused_total" ["front"]
         "Connections closed at once because there were too many";
     AUTH_FAILURES Counter "dopd_auth_failures_total" ["reason"]
-        "Requests without a valid key: missing, malformed, unknown, expired or forbidden";
+        "Requests that were let in by no key, by the code of the error";
     QUOTA_REFUSALS Counter "dopd_quota_refusals_total" ["key"]
         "Requests refused because the named key had used up its quota";
     FIELDS_IGNORED Counter "dopd_request_fields_ignored_total" []

@@ -1,10 +1,11 @@
 //! Prometheus metrics: what is counted, under which names, and the page that shows them.
 //!
 //! [`catalog`] declares every name; every label has a bounded set of values (codes of the error
-//! table, roles, states, names of attached workers and configured keys). `service` reports requests,
-//! `listen` connections, `auth` refusals, `workers` protocol errors, `cluster` restarts; gauges of
-//! the fleet come from the last [`FleetStatus`], which whoever renders the page sets first. A token
-//! costs an addition in its request's own [`Progress`]; everything else is per request.
+//! table, roles, states, names of attached workers and configured keys). `service` reports
+//! requests and quotas, the fronts connections and refused keys, `workers` protocol errors,
+//! `cluster` restarts; gauges of the fleet come from the last [`FleetStatus`], which whoever
+//! renders the page sets first. A token costs an addition in its request's own [`Progress`];
+//! everything else is per request.
 
 mod catalog;
 mod fleet;

@@ -199,7 +199,10 @@ impl Service {
             client_id: None,
             lease: None,
         };
-        let lease = lease.inspect_err(|error| self.refuse(&arrival, error))?;
+        let lease = lease.inspect_err(|error| {
+            self.metrics.quota_refused(&arrival.caller.key);
+            self.refuse(&arrival, error);
+        })?;
         arrival.lease = Some(Arc::new(lease));
         Ok(arrival)
     }

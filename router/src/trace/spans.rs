@@ -1,8 +1,8 @@
 //! Spans of finished requests, to an OTLP collector (`--otel`).
 //!
-//! A span is made when its request has ended, from times that its record keeps anyway: while it runs
-//! tracing costs 16 random bytes. The exporter has a thread and a runtime of its own; what it cannot
-//! send in time is dropped, never waited for.
+//! A span is made when its request has ended, from times that its record keeps anyway: while it
+//! runs tracing costs 24 random bytes. The exporter has a thread and a runtime of its own; what it
+//! cannot send in time is dropped, never waited for.
 
 use std::{borrow::Cow, time::Instant};
 
