@@ -1,0 +1,95 @@
+"""The torch engine behind a desk: what the scheduler does to pages shows in real answers."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from pathlib import Path
+
+import pytest
+
+from dopd._gen.dopd.worker.v1 import worker_pb2 as pb
+from dopd.engine.torch import TorchEngine, load
+from dopd.types import (
+    Commands,
+    Compute,
+    Grant,
+    Limits,
+    LogitAdjustments,
+    Open,
+    Role,
+    SamplingParams,
+)
+from dopd.wire import AttachRequest
+from dopd.worker.build import make_desk
+from dopd.worker.loop import StepLoop
+from dopd.worker.session import Started
+from tests.support import reference
+
+PROMPT = [(11 * n) % 300 for n in range(70)]
+MAX_TOKENS = 16
+
+
+class Session:
+    """Keeps what is reported."""
+
+    id = 1
+    num_waiting = 0
+
+    def __init__(self) -> None:
+        self.reports: deque[pb.Report] = deque()
+
+    def report(self, message: AttachRequest) -> None:
+        self.reports.append(message.report)
+
+    def check_lease(self) -> bool:
+        return True
+
+    def fail(self, reason: str) -> None:
+        raise AssertionError(reason)
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> TorchEngine:
+    folder: Path = tmp_path_factory.mktemp("tiny")
+    reference.tiny_llama().save_pretrained(folder)
+    return load(folder, dtype="float32", device="cpu", kv_memory="4MiB", name="tiny")
+
+
+def answers(engine: TorchEngine, group: int) -> tuple[dict[int, list[int]], int]:
+    """Answers of four choices by slot, and the prompt tokens that they cost."""
+    desk = make_desk(engine, Role.MIXED, Grant("w", 1, "", "fake", 0), 8, 32)
+    loop, session = StepLoop(desk, engine), Session()
+    desk.post(Started(session))
+    opens = [
+        Open(
+            slot,
+            6,
+            len(PROMPT),
+            Limits(MAX_TOKENS, ignore_eos=True),
+            Compute(list(PROMPT), [], group),
+            SamplingParams(temperature=0.7, seed=5, choice=slot),
+            adjustments=LogitAdjustments(repetition_penalty=1.2, presence_penalty=0.5),
+        )
+        for slot in range(4)
+    ]
+    desk.post(Commands(1, list(opens)))
+    tokens: dict[int, list[int]] = defaultdict(list)
+    cost = 0
+    while sum(len(answer) for answer in tokens.values()) < 4 * MAX_TOKENS:
+        loop.turn()
+        while session.reports:
+            report = session.reports.popleft()
+            assert all(reason == pb.CLOSE_REASON_LENGTH for reason in report.closed_reasons)
+            cost += report.step_prefill_tokens
+            for slot, token in zip(report.token_slots, report.tokens, strict=True):
+                tokens[slot].append(token)
+    assert desk.seats.pages.num_free == engine.pool.num_pages
+    return dict(tokens), cost
+
+
+def test_choices_on_shared_pages_answer_as_if_each_were_alone(engine: TorchEngine) -> None:
+    alone, cost_alone = answers(engine, group=0)
+    shared, cost_shared = answers(engine, group=3)
+    assert shared == alone
+    assert len({tuple(answer) for answer in alone.values()}) == 4
+    assert (cost_alone, cost_shared) == (4 * len(PROMPT), len(PROMPT) + 3 * (len(PROMPT) % 16))
