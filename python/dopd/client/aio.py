@@ -50,7 +50,7 @@ class AsyncLink:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.budget = RetryBudget()
+        self.budget: RetryBudget = RetryBudget()
         self._pool: Pool[grpc.aio.Channel] = Pool(self._open)
         self._loop: asyncio.AbstractEventLoop | None = None
 

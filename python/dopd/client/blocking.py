@@ -40,7 +40,7 @@ class Link:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.budget = RetryBudget()
+        self.budget: RetryBudget = RetryBudget()
         self._pool: Pool[grpc.Channel] = Pool(self._open)
 
     def _open(self) -> grpc.Channel:

@@ -43,7 +43,7 @@ class EventReader:
         self._choices = choices
         self._open: set[int] = set()
         self.started: Started | None = None
-        self.is_done = False
+        self.is_done: bool = False
 
     def read(self, message: pb.GenerateResponse | pb.ChatResponse) -> Event | None:
         """The event of `message`; None if it is of a kind that only newer clients know."""

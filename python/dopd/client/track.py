@@ -34,7 +34,7 @@ class Track:
         self.attempts = attempts
         self.ready: deque[Event] = deque()
         self.error: RequestError | None = None
-        self.is_over = False
+        self.is_over: bool = False
 
     @property
     def started(self) -> Started | None:
