@@ -102,6 +102,11 @@ settings! {
         strict: bool = false, flag "strict" "";
         /// Time for head and body of a request to arrive, in milliseconds.
         read_timeout_ms: u64 = 30_000, within 100..=DAY_MS;
+        /// Time between two requests of a connection after which it is closed, in milliseconds.
+        idle_timeout_ms: u64 = 75_000, within 100..=DAY_MS;
+        /// Age at which a connection takes no more requests, in milliseconds. A tenth more or less,
+        /// so that clients spread.
+        connection_age_max_ms: u64 = 1_800_000, within 100..=DAY_MS;
         /// Listen off loopback without API keys: whoever reaches the ports may use them.
         allow_anonymous: bool = false, flag "allow-anonymous" "";
         /// Origins of web pages that may call, as `https://chat.example.org`; `*`: all. None: pages
@@ -119,6 +124,9 @@ settings! {
         streams_max: u32 = 1_000, within 1..=1_000_000;
         /// Time for the message of a call to arrive, in milliseconds.
         read_timeout_ms: u64 = 30_000, within 100..=DAY_MS;
+        /// Age at which a connection takes no more calls, in milliseconds. A tenth more or less, so
+        /// that clients spread.
+        connection_age_max_ms: u64 = 1_800_000, within 100..=DAY_MS;
         /// Reflection off loopback too; on loopback it is always on.
         reflection: bool = false, flag "reflection" "";
     }

@@ -62,6 +62,8 @@ pub async fn serve(
         connections_max: CONNECTIONS_MAX,
         streams_max: config.streams_max,
         head_timeout: HEAD_TIMEOUT,
+        idle_timeout: HEAD_TIMEOUT,
+        age_max: Duration::from_millis(config.connection_age_max_ms),
         stall_timeout: Duration::from_millis(service.limits().slow_reader_timeout_ms),
     };
     let (health, health_server) = Health::new(Arc::clone(&service)).await;

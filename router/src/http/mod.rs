@@ -44,6 +44,8 @@ use crate::{
     service::Service,
 };
 
+/// Longest time for the head of a request, whatever its body may take.
+const HEAD_TIMEOUT_MAX: Duration = Duration::from_secs(10);
 /// Concurrent requests of one HTTP/2 connection.
 const STREAMS_MAX: u32 = 1_000;
 
@@ -60,7 +62,9 @@ pub async fn serve(
         versions: Versions::Both,
         connections_max: config.connections_max,
         streams_max: STREAMS_MAX,
-        head_timeout: Duration::from_millis(config.read_timeout_ms),
+        head_timeout: Duration::from_millis(config.read_timeout_ms).min(HEAD_TIMEOUT_MAX),
+        idle_timeout: Duration::from_millis(config.idle_timeout_ms),
+        age_max: Duration::from_millis(config.connection_age_max_ms),
         stall_timeout: Duration::from_millis(service.limits().slow_reader_timeout_ms),
     };
     let cors = Rc::new(Cors::new(&config.cors_origins));

@@ -1,6 +1,6 @@
 //! The body of a request, within bounds of size and time.
 
-use std::time::Duration;
+use std::{error::Error as _, io, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
@@ -107,16 +107,32 @@ async fn collect(mut body: Incoming, max: usize, mut share: Preparing) -> Result
 /// The next piece; `None` at the end.
 async fn data(body: &mut Incoming) -> Result<Option<Bytes>, Error> {
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| {
-            let message = format!("the body broke off: {error}");
-            Error::new(Reason::Cancelled, message)
-        })?;
+        let frame = frame.map_err(|error| broken(&error))?;
         // Trailers say nothing here.
         if let Ok(data) = frame.into_data() {
             return Ok(Some(data));
         }
     }
     Ok(None)
+}
+
+/// A body that ends too early is a client that left; one whose chunks cannot be read is a bad
+/// request.
+fn broken(error: &hyper::Error) -> Error {
+    let cause = error
+        .source()
+        .and_then(|cause| cause.downcast_ref::<io::Error>());
+    let is_unreadable = |cause: &io::Error| {
+        matches!(
+            cause.kind(),
+            io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData
+        )
+    };
+    if let Some(cause) = cause.filter(|cause| is_unreadable(cause)) {
+        let message = format!("the body's chunks cannot be read: {cause}");
+        return Error::new(Reason::InvalidJson, message.to_lowercase());
+    }
+    Error::new(Reason::Cancelled, format!("the body broke off: {error}"))
 }
 
 /// Reads on while the client goes on sending, before it refuses: a connection that is closed under

@@ -16,22 +16,30 @@ const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Pause before a part of the preface is looked at again: unread bytes wake at once.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
-/// Whether the whole preface of HTTP/2, or a byte that is not of it, came within `patience`. Takes
-/// nothing out of the stream.
-pub(crate) async fn arrives(stream: &TcpStream, patience: Duration) -> bool {
+/// What a client speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Greeting {
+    /// Its first bytes are not HTTP/2's.
+    Http1,
+    /// The whole preface came.
+    Http2,
+}
+
+/// The greeting, if the whole preface of HTTP/2, or a byte that is not of it, comes within
+/// `patience`. Takes nothing out of the stream.
+pub(crate) async fn arrives(stream: &TcpStream, patience: Duration) -> Option<Greeting> {
     let greeting = async {
         let mut seen = [0; PREFACE.len()];
         loop {
             match stream.peek(&mut seen).await {
-                Ok(0) | Err(_) => return false,
-                Ok(count) if count == seen.len() || !PREFACE.starts_with(&seen[..count]) => {
-                    return true;
-                }
+                Ok(0) | Err(_) => return None,
+                Ok(count) if !PREFACE.starts_with(&seen[..count]) => return Some(Greeting::Http1),
+                Ok(count) if count == seen.len() => return Some(Greeting::Http2),
                 Ok(_) => sleep(LOOK_AGAIN).await,
             }
         }
     };
-    timeout(patience, greeting).await.unwrap_or(false)
+    timeout(patience, greeting).await.unwrap_or(None)
 }
 
 #[cfg(test)]
@@ -41,7 +49,7 @@ mod tests {
     use super::*;
 
     /// What is said of a connection whose client sends `pieces`, cut at each bar, and then nothing.
-    async fn verdict(pieces: &str, patience: Duration) -> bool {
+    async fn verdict(pieces: &str, patience: Duration) -> Option<Greeting> {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut client = TcpStream::connect(listener.local_addr().unwrap())
             .await
@@ -61,15 +69,18 @@ mod tests {
     async fn silence_and_half_a_preface_are_no_greeting() {
         let soon = Duration::from_millis(50);
         for pieces in ["", "P", "PRI * HTTP/2.0|\r\n"] {
-            assert!(!verdict(pieces, soon).await, "{pieces:?}");
+            assert_eq!(verdict(pieces, soon).await, None, "{pieces:?}");
         }
     }
 
     #[tokio::test]
     async fn a_preface_or_anything_else_is_a_greeting() {
         let late = Duration::from_secs(20);
-        for pieces in ["PRI *| HTTP/2.0\r\n\r\nSM\r\n\r\n", "G", "P|OST"] {
-            assert!(verdict(pieces, late).await, "{pieces:?}");
+        for pieces in ["G", "P|OST", "PRI * HTTP/1.1"] {
+            let verdict = verdict(pieces, late).await;
+            assert_eq!(verdict, Some(Greeting::Http1), "{pieces:?}");
         }
+        let preface = "PRI *| HTTP/2.0\r\n\r\nSM\r\n\r\n";
+        assert_eq!(verdict(preface, late).await, Some(Greeting::Http2));
     }
 }

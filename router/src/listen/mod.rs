@@ -1,11 +1,17 @@
 //! Connections of both fronts: accepting, bounds, time-outs, graceful end.
 //!
-//! One loop per front thread and port. A connection lives and dies on its thread; hyper drives it,
-//! [`stall`] cuts it when its client stops reading. Called by `http` and `grpc`, which bring the
-//! handler of a request.
+//! One loop per thread and port. A connection lives and dies on its thread; hyper drives it.
+//! [`inspect`] looks at what comes in before hyper does: framing of HTTP/1.1 ([`http1`]), floods of
+//! HTTP/2 ([`http2`]), heads that take too long. [`stall`] cuts a connection whose client stops
+//! reading, [`stream`] a single answer. Called by `http`, `grpc` and `admin`, which bring the handler
+//! of a request.
 
 pub(crate) mod greeting;
+mod http1;
+mod http2;
+mod inspect;
 mod stall;
+mod stream;
 
 use std::{
     convert::Infallible,
@@ -13,6 +19,7 @@ use std::{
     future::{Future, poll_fn},
     pin::pin,
     rc::Rc,
+    task::Poll,
     time::{Duration, Instant},
 };
 
@@ -27,12 +34,18 @@ use hyper_util::{
     server::conn::auto,
 };
 use tokio::{
+    io::AsyncWriteExt as _,
     net::{TcpListener, TcpStream},
     time::MissedTickBehavior,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-use self::stall::StallGuard;
+use self::{
+    greeting::Greeting,
+    inspect::Inspected,
+    stall::StallGuard,
+    stream::{Streams, Told},
+};
 use crate::metrics::Connection;
 
 /// Most headers of a request.
@@ -50,6 +63,15 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// Pause after a failed accept (no file descriptors left, say).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Time for running requests of a connection that is old.
+const AGE_GRACE: Duration = Duration::from_secs(600);
+/// How much the ages of connections differ, as a share to both sides.
+const AGE_SPREAD: f64 = 0.1;
+/// For a client of HTTP/1.1 on a port of HTTP/2, and the time to send it.
+const HTTP1_REFUSAL: &[u8] = b"HTTP/1.1 415 Unsupported Media Type\r\n\
+    content-type: text/plain\r\ncontent-length: 60\r\nconnection: close\r\n\r\n\
+    this port speaks gRPC (HTTP/2); the OpenAI API is elsewhere\n";
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often the front is asked to look after what nobody polls.
 const TICK: Duration = Duration::from_secs(1);
 
@@ -73,6 +95,10 @@ pub(crate) struct Bounds {
     pub(crate) streams_max: u32,
     /// Time for the first bytes of a connection and for the head of a request to arrive.
     pub(crate) head_timeout: Duration,
+    /// Time between two requests of an HTTP/1.1 connection.
+    pub(crate) idle_timeout: Duration,
+    /// Age at which a connection takes no more requests: clients come back, and spread.
+    pub(crate) age_max: Duration,
     /// Time without a byte going out after which a connection is cut.
     pub(crate) stall_timeout: Duration,
 }
@@ -80,7 +106,9 @@ pub(crate) struct Bounds {
 /// Answers requests.
 pub(crate) trait Handler: Clone + 'static {
     /// Body of an answer.
-    type Body: Body<Data = Bytes, Error: Into<Box<dyn error::Error + Send + Sync>>> + 'static;
+    type Body: Body<Data = Bytes, Error: Into<Box<dyn error::Error + Send + Sync>>>
+        + Unpin
+        + 'static;
 
     /// Answers one request.
     fn answer(
@@ -98,13 +126,13 @@ pub(crate) trait Handler: Clone + 'static {
     fn turned_away(&self);
 }
 
-/// Spawns hyper's tasks on the front thread they belong to.
-#[derive(Clone, Copy, Debug)]
-struct LocalExecutor;
+/// Spawns hyper's tasks, one for each HTTP/2 stream, on the thread they belong to.
+#[derive(Clone, Debug)]
+struct LocalExecutor(Rc<Streams>);
 
 impl<F: Future<Output: 'static> + 'static> hyper::rt::Executor<F> for LocalExecutor {
     fn execute(&self, future: F) {
-        tokio::task::spawn_local(future);
+        tokio::task::spawn_local(Rc::clone(&self.0).run(future));
     }
 }
 
@@ -115,7 +143,8 @@ pub(crate) async fn serve(
     handler: impl Handler,
     stop: CancellationToken,
 ) {
-    let builder = Rc::new(builder(bounds));
+    let streams = Rc::new(Streams::default());
+    let builder = Rc::new(builder(bounds, Rc::clone(&streams)));
     let connections = TaskTracker::new();
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -123,7 +152,7 @@ pub(crate) async fn serve(
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
             _ = tick.tick() => {
-                handler.tick(Instant::now());
+                look_after(&handler, &streams, bounds);
                 continue;
             }
             accepted = listener.accept() => accepted,
@@ -156,17 +185,23 @@ pub(crate) async fn serve(
     loop {
         tokio::select! {
             () = &mut ended => return,
-            _ = tick.tick() => handler.tick(Instant::now()),
+            _ = tick.tick() => look_after(&handler, &streams, bounds),
         }
     }
 }
 
-fn builder(bounds: Bounds) -> auto::Builder<LocalExecutor> {
-    let mut builder = auto::Builder::new(LocalExecutor);
+fn look_after(handler: &impl Handler, streams: &Streams, bounds: Bounds) {
+    let now = Instant::now();
+    handler.tick(now);
+    streams.sweep(now, bounds.stall_timeout);
+}
+
+fn builder(bounds: Bounds, streams: Rc<Streams>) -> auto::Builder<LocalExecutor> {
+    let mut builder = auto::Builder::new(LocalExecutor(streams));
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(bounds.head_timeout)
+        .header_read_timeout(bounds.idle_timeout)
         .max_headers(HEADERS_MAX)
         .max_buf_size(READ_BUFFER_BYTES);
     builder
@@ -197,23 +232,32 @@ async fn connection(
         tracing::debug!(%error, "a connection ended before it began");
         return;
     }
-    let greeted = tokio::select! {
-        () = stop.cancelled() => false,
-        greeted = greeting::arrives(&stream, bounds.head_timeout) => greeted,
+    let greeting = tokio::select! {
+        () = stop.cancelled() => None,
+        greeting = greeting::arrives(&stream, bounds.head_timeout) => greeting,
     };
-    if !greeted {
-        return;
+    let Some(greeting) = greeting else { return };
+    if greeting == Greeting::Http1 && bounds.versions == Versions::Http2 {
+        return refuse_http1(stream).await;
     }
-    let io = StallGuard::new(TokioIo::new(stream), bounds.stall_timeout);
-    let service = service_fn(move |request| {
-        let answer = handler.clone().answer(request);
-        async move { Ok::<_, Infallible>(answer.await) }
-    });
+    let inspected = Inspected::new(stream, greeting, bounds.head_timeout);
+    let io = StallGuard::new(TokioIo::new(inspected), bounds.stall_timeout);
+    let service = service_fn(move |request| answer(handler.clone(), request));
     let mut connection = pin!(builder.serve_connection(io, service));
     let mut stopped = pin!(stop.cancelled_owned());
-    let mut told = false;
+    let mut age = pin!(tokio::time::sleep(spread(bounds.age_max)));
+    let (mut told, mut old) = (false, false);
     let ended = poll_fn(|cx| {
-        if !told && stopped.as_mut().poll(cx).is_ready() {
+        let is_stopping = !told && stopped.as_mut().poll(cx).is_ready();
+        let is_old = !old && age.as_mut().poll(cx).is_ready();
+        if is_old {
+            // From now on it is the time that is given to what runs.
+            old = true;
+            age.as_mut().reset(tokio::time::Instant::now() + AGE_GRACE);
+        } else if old && age.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Ok(()));
+        }
+        if !told && (is_stopping || is_old) {
             told = true;
             connection.as_mut().graceful_shutdown();
         }
@@ -223,4 +267,33 @@ async fn connection(
         // Clients leave in the middle of things all the time.
         tracing::debug!(%error, "a connection ended early");
     }
+}
+
+async fn answer<H: Handler>(
+    handler: H,
+    request: Request<Incoming>,
+) -> Result<Response<Told<H::Body>>, Infallible> {
+    let is_last = http1::closes(request.version(), request.headers());
+    let mut response = handler.answer(request).await;
+    if is_last {
+        http1::close(response.headers_mut());
+    }
+    Ok(response.map(Told::new))
+}
+
+/// `age` up to a tenth more or less: connections that came together do not go together.
+fn spread(age: Duration) -> Duration {
+    // Without random bytes they do; that is not worth an error.
+    let chance = getrandom::u32().map_or(0.5, |bits| f64::from(bits) / f64::from(u32::MAX));
+    age.mul_f64(1.0 - AGE_SPREAD + 2.0 * AGE_SPREAD * chance)
+}
+
+/// Tells a client of HTTP/1.1 that it came to the wrong port.
+async fn refuse_http1(mut stream: TcpStream) {
+    let told = async {
+        stream.write_all(HTTP1_REFUSAL).await?;
+        stream.shutdown().await
+    };
+    // It has not read for as long as this small answer needs: it never will.
+    let _ = tokio::time::timeout(REFUSAL_TIMEOUT, told).await;
 }

@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     error::{Error, Reason},
-    listen::greeting,
+    listen::greeting::{self, Greeting},
     streams::front::Front,
     wire::worker::worker_service_server::WorkerServiceServer,
     workers::{Attachments, service::Service},
@@ -110,8 +110,9 @@ async fn connection(socket: TcpStream, service: Service, stop: CancellationToken
     if let Err(error) = socket.set_nodelay(true) {
         tracing::debug!(%error, "setting TCP_NODELAY failed");
     }
-    if !greeting::arrives(&socket, GREETING_TIMEOUT).await {
-        tracing::debug!("a connection to the worker port did not greet in time");
+    let greeting = greeting::arrives(&socket, GREETING_TIMEOUT).await;
+    if greeting != Some(Greeting::Http2) {
+        tracing::debug!("a connection to the worker port did not greet as HTTP/2 in time");
         return;
     }
     let service = WorkerServiceServer::new(service)

@@ -10,6 +10,7 @@ mod client;
 mod connections;
 mod cors;
 mod fake;
+mod framing;
 mod grpc;
 mod grpc_contract;
 mod grpc_methods;
