@@ -1,4 +1,7 @@
-"""Progress of start-up on stderr: a bar on a terminal, one line per finished stage elsewhere."""
+"""Progress of start-up on stderr: a bar on a terminal, one line per finished stage elsewhere.
+
+A supervisor that draws for a person sets DOPD_PROGRESS and gets a line per step of a stage.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,13 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
+from dopd import env
+
 log = logging.getLogger(__name__)
 
 BAR_WIDTH = 30
+# Steps of a stage that a supervisor is told.
+STEPS = 20
 # A rate over less time says more about the clock than about the disk.
 RATED_FROM_S = 0.05
 
@@ -21,14 +28,16 @@ class Progress:
         self._out = out
         self._clock = clock
         self._is_terminal = out.isatty()
+        self._is_followed = env.get("PROGRESS") is not None
         self._stage = ""
+        self._step = -1
         self._begun = 0.0
 
     def __call__(self, stage: str, share: float, num_bytes: int = 0) -> None:
         """Show how far a stage is. num_bytes: done so far; 0: the stage is not about bytes."""
         now = self._clock()
         if stage != self._stage:
-            self._stage, self._begun = stage, now
+            self._stage, self._step, self._begun = stage, -1, now
         took = describe(num_bytes, now - self._begun)
         if self._is_terminal:
             filled = round(share * BAR_WIDTH)
@@ -37,6 +46,13 @@ class Progress:
             # The last figures may be longer than these: clear the rest of the line.
             self._out.write(f"\r{stage:>8} [{bar}] {share:4.0%}  {took}\x1b[K{end}")
             self._out.flush()
+        elif self._is_followed:
+            step = int(share * STEPS)
+            if step != self._step:
+                # The form that router/src/launch/loading.rs reads.
+                self._out.write(f"start-up: {stage} {share:.0%}\n")
+                self._out.flush()
+            self._step = step
         elif share >= 1:
             log.info("start-up: %s, %s", stage, took)
 

@@ -27,6 +27,8 @@ pub(super) struct Banner<'a> {
     pub(super) addresses: &'a Addresses,
     pub(super) model: &'a str,
     pub(super) is_mock: bool,
+    /// API keys that are accepted; 0: nobody is asked for one.
+    pub(super) keys: usize,
     pub(super) workers: &'a [WorkerStatus],
     pub(super) token_file: &'a Path,
 }
@@ -61,8 +63,26 @@ impl Banner<'_> {
             )?;
         }
         writeln!(out, "  OpenAI      http://{http}/v1")?;
-        writeln!(out, "  gRPC        {}", reachable(*grpc))?;
+        let grpc = reachable(*grpc);
+        writeln!(
+            out,
+            "  gRPC        {grpc}, in Python dopd.Client(\"{grpc}\")"
+        )?;
         writeln!(out, "  metrics     http://{admin}/metrics, /status")?;
+        match self.keys {
+            0 => writeln!(
+                out,
+                "  keys        none asked for; --api-key KEY asks for one"
+            )?,
+            1 => writeln!(
+                out,
+                "  keys        1; clients send `authorization: Bearer KEY`"
+            )?,
+            count => writeln!(
+                out,
+                "  keys        {count}; clients send `authorization: Bearer KEY`"
+            )?,
+        }
         for (index, worker) in self.workers.iter().enumerate() {
             let head = if index == 0 { "workers" } else { "" };
             let WorkerStatus {
@@ -87,6 +107,9 @@ impl Banner<'_> {
             out,
             "  curl -N http://{http}/v1/chat/completions -H 'content-type: application/json' \\"
         )?;
+        if self.keys > 0 {
+            writeln!(out, "    -H \"authorization: Bearer $DOPD_API_KEY\" \\")?;
+        }
         let body = serde_json::json!({
             "model": self.model,
             "stream": true,
@@ -199,6 +222,7 @@ mod tests {
             addresses: &addresses(),
             model: "it's",
             is_mock: true,
+            keys: 0,
             workers: &[
                 worker("prefill-0", "prefill", 12),
                 worker("decode-0", "decode", 1_234_567),
@@ -214,6 +238,7 @@ mod tests {
             addresses: &addresses(),
             model: "mock",
             is_mock: false,
+            keys: 2,
             workers: &[],
             token_file: Path::new("/tmp/dopd/join-token"),
         };

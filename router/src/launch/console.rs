@@ -6,6 +6,13 @@ use std::{
     io::{self, Write as _},
 };
 
+use parking_lot::Mutex;
+
+/// Whether a line that is to be drawn over stands on the terminal.
+static HAS_STATUS: Mutex<bool> = Mutex::new(false);
+/// To the first column, and everything after it away.
+const CLEAR_LINE: &str = "\r\x1b[K";
+
 /// Exit code of a run that ended as it should.
 pub(super) const OK: i32 = 0;
 /// Exit code of a failure.
@@ -72,6 +79,7 @@ impl From<crate::config::ConfigError> for Failure {
 
 /// Text on standard output.
 pub(super) fn say(text: &str) {
+    status("");
     // A reader that left (`dopd serve | head`) is no reason to stop serving.
     let mut out = io::stdout().lock();
     let _ = writeln!(out, "{text}").and_then(|()| out.flush());
@@ -79,5 +87,20 @@ pub(super) fn say(text: &str) {
 
 /// A line on standard error.
 pub(super) fn note(text: &str) {
-    let _ = writeln!(io::stderr().lock(), "{text}");
+    let mut has_status = HAS_STATUS.lock();
+    let clear = if *has_status { CLEAR_LINE } else { "" };
+    *has_status = false;
+    let _ = writeln!(io::stderr().lock(), "{clear}{text}");
+}
+
+/// A line that the next one is drawn over, on a terminal; an empty text takes it away.
+pub(super) fn status(text: &str) {
+    let mut has_status = HAS_STATUS.lock();
+    if text.is_empty() && !*has_status {
+        return;
+    }
+    *has_status = !text.is_empty();
+    // Back to the first column: a log line, which knows nothing of this, begins there.
+    let mut err = io::stderr().lock();
+    let _ = write!(err, "{CLEAR_LINE}{text}\r").and_then(|()| err.flush());
 }

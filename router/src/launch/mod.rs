@@ -10,6 +10,7 @@ mod console;
 mod fronts;
 mod habits;
 mod listeners;
+mod loading;
 mod model;
 mod outline;
 mod replay;

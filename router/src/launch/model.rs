@@ -53,9 +53,8 @@ pub(super) fn resolve(
 fn check(path: &Path) -> Result<(), Failure> {
     let shown = path.display();
     if !path.exists() {
-        return Err(Failure::usage(format!(
-            "no model at {shown}: there is no such folder or file"
-        )));
+        let problem = format!("no model at {shown}: there is no such folder or file");
+        return Err(Failure::usage(problem).with_fix(fetch(path)));
     }
     if path.is_file() && path.extension().is_none_or(|extension| extension != "gguf") {
         let problem = format!("{shown} is a file, but not a .gguf one");
@@ -63,11 +62,28 @@ fn check(path: &Path) -> Result<(), Failure> {
             .with_fix("give the folder that holds config.json, tokenizer.json and *.safetensors"));
     }
     if path.is_dir() && !path.join("config.json").is_file() {
-        return Err(Failure::usage(format!(
-            "no model at {shown}: the folder has no config.json"
-        )));
+        let problem = format!("no model at {shown}: the folder has no config.json");
+        return Err(Failure::usage(problem)
+            .with_fix("give the folder that holds config.json, tokenizer.json and *.safetensors"));
     }
     Ok(())
+}
+
+/// What helps who named a model that is not here: `ORG/NAME` is one of a hub, which dopd does not
+/// ask.
+fn fetch(path: &Path) -> String {
+    let text = path.display().to_string();
+    let is_hub_name = path.is_relative()
+        && path.components().count() == 2
+        && !text.starts_with('.')
+        && path.extension().is_none_or(|end| end != "gguf");
+    if is_hub_name {
+        format!(
+            "dopd downloads nothing; `hf download {text} --local-dir DIR`, then `dopd serve DIR`"
+        )
+    } else {
+        "give a folder, a .gguf file, or --mock for simulated workers".to_owned()
+    }
 }
 
 /// Loads tokenizer, template and limits.

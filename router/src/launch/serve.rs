@@ -10,6 +10,7 @@ use super::{
     console::Failure,
     fronts::{self, Fronts, Served},
     listeners::Listeners,
+    loading::Loading,
     model,
     token::JoinToken,
     watch::{Site, Watch},
@@ -38,8 +39,14 @@ pub(super) fn run(launch: &Launch, plan: &ServePlan) -> Result<i32, Failure> {
     let listeners = Listeners::bind(config)?;
     let addresses = listeners.addresses();
     let token = JoinToken::prepare(config.workers.join_token_file.as_deref())?;
+    let loading = Arc::new(Loading::new(&settings));
     let supervisor = match plan.scope {
-        Scope::Serve => Some(local::supervisor(launch, &settings, &plan.sources, &token)?),
+        Scope::Serve => {
+            let sources = &plan.sources;
+            Some(local::supervisor(
+                launch, &settings, sources, &token, &loading,
+            )?)
+        }
         Scope::Router => None,
     };
     let model = Arc::new(model::load(config)?);
@@ -71,6 +78,7 @@ pub(super) fn run(launch: &Launch, plan: &ServePlan) -> Result<i32, Failure> {
         addresses,
         dispatch: &dispatch,
         model: &model.name,
+        loading: &loading,
     };
     let admin = Admin {
         dispatch: dispatch.clone(),

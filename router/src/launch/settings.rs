@@ -12,7 +12,7 @@ use super::{
     console::{self, Failure},
 };
 use crate::config::{
-    self, ForeignValue, Origin,
+    self, ForeignValue, KeyConfig, Origin,
     describe::{self, MASK},
 };
 
@@ -106,6 +106,7 @@ fn show(
             help: Some(describe::one_line(entry.field.help)),
         })
         .collect();
+    all.extend(settings.config.key.iter().map(shown_key));
     let half = ask(worker, &settings.worker)?;
     if let Some(problem) = half.problems.first() {
         return Err(Failure::usage(placed(
@@ -134,6 +135,21 @@ fn show(
     Ok(console::OK)
 }
 
+/// One `[[key]]`: what it may do, and not its hash.
+fn shown_key(key: &KeyConfig) -> Shown {
+    let mut value = serde_json::to_value(key).unwrap_or_default();
+    value["sha256"] = Value::from(MASK);
+    Shown {
+        path: format!("key.{}", key.name),
+        value,
+        origin: "[[key]], --api-key or DOPD_API_KEY".to_owned(),
+        is_default: false,
+        variable: None,
+        flag: None,
+        help: None,
+    }
+}
+
 /// The settings as a file that could be loaded; what is unset or masked stands in comments.
 fn toml_text(all: &[Shown], with_origin: bool) -> String {
     let mut text = String::new();
@@ -142,13 +158,15 @@ fn toml_text(all: &[Shown], with_origin: bool) -> String {
         let (table, name) = shown.path.split_once('.').unwrap_or_default();
         if table != last_table {
             let gap = if last_table.is_empty() { "" } else { "\n" };
+            // A key's hash is not shown, so this is not the table of a file.
+            let mark = if table == "key" { "# [" } else { "[" };
             // Writing into a String cannot fail.
-            let _ = writeln!(text, "{gap}[{table}]");
+            let _ = writeln!(text, "{gap}{mark}{table}]");
             last_table = table;
         }
         let line = match &shown.value {
             Value::Null => format!("# {name} ="),
-            value if *value == MASK => format!("# {name} = {value}"),
+            value if *value == MASK || value.is_object() => format!("# {name} = {value}"),
             value => format!("{name} = {}", toml_value(value)),
         };
         let _ = if with_origin {

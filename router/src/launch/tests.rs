@@ -183,6 +183,7 @@ fn models_that_are_not_there_are_refused_with_what_helps() {
         resolve("serve", Scope::Serve),
         resolve("serve smollm2", Scope::Serve),
         resolve("serve ./nowhere", Scope::Serve),
+        resolve("serve meta-llama/Llama-3.1-8B", Scope::Serve),
         resolve("serve demo --mock", Scope::Serve),
         resolve(&format!("serve {}", file.display()), Scope::Serve),
         resolve(&format!("serve {}", folder.path().display()), Scope::Serve),

@@ -10,6 +10,7 @@ use super::{
     console::{self, Failure},
     fronts::Fronts,
     listeners::Listener,
+    loading::{Loading, REDRAW_INTERVAL},
     workers as local,
 };
 use crate::{
@@ -37,6 +38,7 @@ pub(super) struct Site<'a> {
     pub(super) addresses: Addresses,
     pub(super) dispatch: &'a Dispatch,
     pub(super) model: &'a str,
+    pub(super) loading: &'a Loading,
 }
 
 /// Everything that the main thread watches.
@@ -112,7 +114,9 @@ impl Watch<'_> {
 
 impl Site<'_> {
     async fn live(&self, watched: &mut Watched<'_>) -> Result<i32, Failure> {
-        let fleet = match self.start_up(watched).await {
+        let fleet = self.start_up(watched).await;
+        self.loading.finish();
+        let fleet = match fleet {
             Ok(fleet) => fleet,
             Err(End::Failure(failure)) => return Err(failure),
             Err(End::Signal(name)) => {
@@ -141,7 +145,12 @@ impl Site<'_> {
         };
         let mut missing = BTreeSet::from_iter(order.clone());
         let start = Instant::now();
-        let mut next_progress = start + PROGRESS_INTERVAL;
+        let interval = if self.loading.is_live() {
+            REDRAW_INTERVAL
+        } else {
+            PROGRESS_INTERVAL
+        };
+        let mut next_progress = start + interval;
         loop {
             let mut fleet = self.dispatch.status().await;
             for worker in &fleet.workers {
@@ -168,8 +177,12 @@ impl Site<'_> {
                 ))));
             }
             if Instant::now() >= next_progress {
-                next_progress += PROGRESS_INTERVAL;
-                tracing::info!("waiting for {} ({} s)", names(), start.elapsed().as_secs());
+                next_progress += interval;
+                if self.loading.is_live() {
+                    self.loading.draw();
+                } else {
+                    tracing::info!("waiting for {} ({} s)", names(), start.elapsed().as_secs());
+                }
             }
             tokio::select! {
                 () = sleep(ATTACH_POLL) => {}
@@ -184,12 +197,15 @@ impl Site<'_> {
             addresses: &self.addresses,
             model: self.model,
             is_mock: self.settings.config.cluster.mock,
+            keys: self.settings.config.key.len(),
             workers: &fleet.workers,
             token_file: self.token_file,
         };
         let host = self.addresses.http.ip();
-        if !host.is_loopback() {
-            tracing::warn!("{host} is reachable from other machines, and dopd has no API keys yet");
+        if !host.is_loopback() && banner.keys == 0 {
+            tracing::warn!(
+                "{host} is reachable from other machines, and nobody is asked for a key"
+            );
         }
         let ready_file = self
             .ready_file
@@ -269,14 +285,24 @@ impl Watched<'_> {
     }
 }
 
+/// The cause in the worker's own words if it gave them, else its last lines.
 fn failure(given_up: &GivenUp, phase: Phase) -> Failure {
     let last = if phase == Phase::Serving {
         ", and it was the last local worker"
     } else {
         ""
     };
-    let lines = given_up
-        .last_lines
+    let lines = &given_up.last_lines;
+    let words = lines
+        .iter()
+        .rev()
+        .find_map(|line| line.split_once("error: "));
+    if let Some((_, cause)) = words.filter(|_| given_up.is_for_good) {
+        let name = &given_up.name;
+        return Failure::usage(format!("worker {name} cannot run{last}: {cause}"))
+            .with_fix(fix(cause));
+    }
+    let lines = lines
         .iter()
         .map(|line| format!("\n  [{}] {line}", given_up.name));
     let message = format!("{given_up}{last}{}", lines.collect::<Vec<_>>().concat());
@@ -285,6 +311,33 @@ fn failure(given_up: &GivenUp, phase: Phase) -> Failure {
     } else {
         Failure::new(message)
     }
+}
+
+/// What helps against a cause, by a word in it; the first that fits.
+const FIXES: [(&str, &str); 6] = [
+    (
+        "kv-memory",
+        "--kv-memory SIZE, for example 2GiB, or a smaller --max-model-len",
+    ),
+    (
+        "out of memory",
+        "fewer workers (--prefill, --decode), or a smaller --kv-memory",
+    ),
+    ("torch", "pip install 'dopd[worker]'"),
+    ("dtype", "--dtype auto"),
+    ("max-model-len", "a smaller --max-model-len"),
+    (
+        "max_batch_tokens",
+        "[worker] in the settings file: dopd config check FILE",
+    ),
+];
+
+fn fix(cause: &str) -> &'static str {
+    let fits = FIXES.iter().find(|(word, _)| cause.contains(word));
+    fits.map_or(
+        "dopd doctor MODEL looks at model and machine",
+        |(_, fix)| fix,
+    )
 }
 
 /// Ends local workers, `at_once` or in order; a signal meanwhile makes it at once.

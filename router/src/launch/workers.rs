@@ -5,6 +5,7 @@ use std::{borrow::Cow, net::SocketAddr, sync::Arc, time::Duration};
 use super::{
     Launch,
     console::{Failure, note},
+    loading::Loading,
     token::JoinToken,
 };
 use crate::{
@@ -19,6 +20,7 @@ pub(super) fn supervisor(
     settings: &Settings,
     sources: &Sources,
     token: &JoinToken,
+    loading: &Arc<Loading>,
 ) -> Result<SupervisorConfig, Failure> {
     let cluster = &settings.config.cluster;
     let command = if cluster.worker_command.is_empty() {
@@ -37,6 +39,7 @@ pub(super) fn supervisor(
         .into_iter()
         .filter(|(name, _)| !sources.is_set(name))
         .chain([("DOPD_JOIN_TOKEN", token.token.as_str())])
+        .chain(loading.is_live().then_some(("DOPD_PROGRESS", "1")))
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .collect();
     Ok(SupervisorConfig {
@@ -44,13 +47,13 @@ pub(super) fn supervisor(
         variables,
         restart: RestartPolicy::default(),
         stop_timeout: Duration::from_millis(cluster.stop_timeout_ms),
-        output: output(&settings.config.log.format),
+        output: output(&settings.config.log.format, Arc::clone(loading)),
     })
 }
 
 /// Workers' lines go to standard error: behind the name, or, if logs are JSON, as the objects that
 /// workers write then; what is none (a traceback, a library's warning) becomes a log event.
-fn output(format: &str) -> LineSink {
+fn output(format: &str, loading: Arc<Loading>) -> LineSink {
     if format == "json" {
         Arc::new(|name, line| {
             let object = serde_json::from_str::<serde_json::Map<_, _>>(line);
@@ -61,7 +64,11 @@ fn output(format: &str) -> LineSink {
             }
         })
     } else {
-        Arc::new(|name, line| note(&format!("[{name}] {}", printable(line))))
+        Arc::new(move |name, line| {
+            if !loading.take(name, line) {
+                note(&format!("[{name}] {}", printable(line)));
+            }
+        })
     }
 }
 

@@ -15,7 +15,7 @@ OK, WARN, FAIL = "ok", "warn", "fail"
 
 PYTHON_MIN = (3, 11)
 # The dependencies of pyproject.toml; tests/contract compares them.
-PACKAGES_MIN = {"grpcio": "1.80", "protobuf": "7.35", "msgspec": "0.20", "rich": "14"}
+PACKAGES_MIN = {"grpcio": "1.85.1", "protobuf": "7.35.1", "msgspec": "0.20", "rich": "14"}
 TORCH_MIN = "2.11"
 # First driver of each major version of CUDA, by NVIDIA's compatibility table.
 DRIVER_MIN = {11: 450, 12: 525, 13: 580}
