@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.processes import DOPD, wait_for
-from tests.support.server import Server, serve
+from tests.support.server import ANY_PORTS, Server, serve
 
 CTRL_C, CTRL_D = b"\x03", b"\x04"
 
@@ -132,6 +132,18 @@ def test_status_is_redrawn_and_outlives_its_server() -> None:
         terminal.type(CTRL_C)
         assert terminal.ended() == 130
         assert "Traceback" not in terminal.look()
+
+
+def test_a_start_shows_one_line_and_the_banner() -> None:
+    terminal = Terminal("serve", "--mock", *ANY_PORTS)
+    with contextlib.closing(terminal):
+        terminal.wait_for(r"Ctrl-C stops")
+        seen = terminal.look()
+        # What the line tells as well is left out.
+        assert "attaching to" not in seen
+        assert "keys        none asked for" in seen
+        terminal.type(CTRL_C)
+        assert terminal.ended() == 0
 
 
 def test_no_color_is_honoured(slow: Server) -> None:

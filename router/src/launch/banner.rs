@@ -102,6 +102,12 @@ impl Banner<'_> {
                 "    dopd worker MODEL --role mixed --join {workers} --join-token-file {file}"
             )?;
         }
+        self.curl(out, http)?;
+        write!(out, "\nCtrl-C stops")
+    }
+
+    /// A line to paste.
+    fn curl(&self, out: &mut String, http: SocketAddr) -> std::fmt::Result {
         writeln!(out)?;
         writeln!(
             out,
@@ -116,8 +122,7 @@ impl Banner<'_> {
             "temperature": 0,
             "messages": [{"role": "user", "content": "What is the capital of France?"}],
         });
-        writeln!(out, "    -d '{}'", body.to_string().replace('\'', "'\\''"))?;
-        write!(out, "\nCtrl-C stops")
+        writeln!(out, "    -d '{}'", body.to_string().replace('\'', "'\\''"))
     }
 }
 

@@ -40,15 +40,8 @@ pub(super) fn run(launch: &Launch, plan: &ServePlan) -> Result<i32, Failure> {
     let addresses = listeners.addresses();
     let token = JoinToken::prepare(config.workers.join_token_file.as_deref())?;
     let loading = Arc::new(Loading::new(&settings));
-    let supervisor = match plan.scope {
-        Scope::Serve => {
-            let sources = &plan.sources;
-            Some(local::supervisor(
-                launch, &settings, sources, &token, &loading,
-            )?)
-        }
-        Scope::Router => None,
-    };
+    let local = || local::supervisor(launch, &settings, &plan.sources, &token, &loading);
+    let supervisor = (plan.scope == Scope::Serve).then(local).transpose()?;
     let model = Arc::new(model::load(config)?);
     if let Some(endpoint) = &config.otel.endpoint {
         trace::start(endpoint, &model.name)?;

@@ -78,3 +78,16 @@ def test_bytes_have_three_digits_and_a_unit(num_bytes: float, text: str) -> None
 def test_what_took_no_time_has_no_rate() -> None:
     assert describe(10_000_000, 0.01) == "10 MB in 0.0 s"
     assert describe(10_000_000, 0.1) == "10 MB in 0.1 s, 100 MB/s"
+
+
+def test_a_supervisor_that_asks_gets_a_line_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOPD_PROGRESS", "1")
+    out = io.StringIO()
+    progress = Progress(out)
+    for done in range(101):
+        progress("copy", done / 100)
+    progress("warm-up", 1.0)
+    lines = out.getvalue().splitlines()
+    assert lines[:3] == ["start-up: copy 0%", "start-up: copy 5%", "start-up: copy 10%"]
+    assert lines[-2:] == ["start-up: copy 100%", "start-up: warm-up 100%"]
+    assert len(lines) == 22
