@@ -12,6 +12,10 @@ use super::{
     catalog::{self, Row},
     histogram::{Histogram, LENGTH_BOUNDS, REQUEST_BOUNDS, TOKEN_BOUNDS, TTFT_BOUNDS},
 };
+use crate::error::Reason;
+
+/// What clients connect to.
+const FRONTS: [&str; 2] = ["http", "grpc"];
 
 /// Label values of a family with one label.
 pub(super) type One = [(&'static str, &'static str); 1];
@@ -77,6 +81,15 @@ impl Rows {
         };
         // Present from the start, so that a rate over the first minute is right.
         drop(rows.requests.get_or_create(&[("code", CODE_OK)]));
+        for front in FRONTS {
+            drop(rows.connections.get_or_create(&[("front", front)]));
+            drop(rows.connections_refused.get_or_create(&[("front", front)]));
+        }
+        let unauthenticated = Reason::Unauthenticated.row().code;
+        drop(
+            rows.auth_failures
+                .get_or_create(&[("reason", unauthenticated)]),
+        );
         for end in SequenceEnd::ALL {
             drop(rows.sequences_ended(end));
         }

@@ -108,7 +108,7 @@ fn busy() -> (Metrics, Vec<Counted>) {
     metrics.worker_restarted("decode-0");
     drop(metrics.connection("http"));
     metrics.connection_refused("grpc");
-    metrics.auth_failed("unknown");
+    metrics.auth_failed(Reason::Unauthenticated.row().code);
     metrics.quota_refused("ci");
     metrics.set_fleet(&FleetStatus {
         workers: vec![
