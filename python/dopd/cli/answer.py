@@ -38,8 +38,8 @@ class Answer:
         """Take the events of a chat or a completion, and show their text."""
         for event in events:
             self.usage = event.get("usage") or self.usage
-            for choice in event.get("choices", ()):
-                text = choice["delta"].get("content") if "delta" in choice else choice.get("text")
+            for choice in event.get("choices") or ():
+                text = (choice.get("delta") or choice).get("content") or choice.get("text")
                 self.finish_reason = choice.get("finish_reason") or self.finish_reason
                 if text:
                     self._take(text)

@@ -71,6 +71,7 @@ def help_text() -> str:
 
 def run(argv: list[str]) -> int:
     """Run `dopd ARGV...` and return its exit code."""
+    console.set_up_streams()
     if not argv or argv[0] in {"-h", "--help", "help"}:
         if argv[:1] == ["help"] and len(argv) > 1:
             return run([*argv[1:], "--help"])

@@ -35,6 +35,9 @@ def run(argv: list[str]) -> int:
     for _ in range(TURNS_MAX):
         try:
             line = input("> " if sys.stdin.isatty() else "").strip()
+        except UnicodeDecodeError as error:
+            message = "the prompt on stdin is not text in the encoding of the terminal"
+            raise console.CommandError(message, code=console.USAGE) from error
         except EOFError:
             if sys.stdin.isatty():
                 console.note("")
@@ -104,9 +107,11 @@ class Talk:
             console.note("/save needs the name of a file")
             return
         try:
-            Path(name).write_text(json.dumps(self.messages, indent=1, ensure_ascii=False) + "\n")
-        except OSError as error:
-            console.note(f"cannot write {name}: {(error.strerror or str(error)).lower()}")
+            text = json.dumps(self.messages, indent=1, ensure_ascii=False) + "\n"
+            Path(name).write_text(text, "utf-8", "backslashreplace")
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            console.note(f"cannot write {name}: {reason.lower()}")
         else:
             count = len(self.messages)
             console.note(f"{count} {'message' if count == 1 else 'messages'} in {name}")

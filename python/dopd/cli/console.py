@@ -5,6 +5,8 @@ Answers go to stdout, everything about the run (errors, progress, hints) to stde
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn, TextIO
@@ -31,16 +33,31 @@ class CommandError(DopdError):
         self.code = code
 
 
+def set_up_streams() -> None:
+    """Make all three usable: a closed one is empty, and what its encoding lacks is escaped."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))
+    for out in (sys.stdout, sys.stderr):
+        if isinstance(out, io.TextIOWrapper):
+            out.reconfigure(errors="backslashreplace")
+
+
 def say(text: str = "") -> None:
     """One line of the answer."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    stream(text + "\n")
 
 
 def stream(text: str) -> None:
     """A piece of the answer, shown at once."""
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise CommandError(f"the answer cannot be written to stdout: {reason}") from error
 
 
 def note(text: str) -> None:

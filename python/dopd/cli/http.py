@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import ssl
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,7 +18,10 @@ TIMEOUT_S = 10.0
 STREAM_TIMEOUT_S = 600.0
 BODY_BYTES_MAX = 64 << 20
 EVENT_BYTES_MAX = 1 << 20
+SHOWN_BYTES_MAX = 200
 PORTS = {"http": 80, "https": 443}
+# What may stand in a header and in a request line.
+PRINTABLE = re.compile(r"[!-~]*")
 
 
 class HttpError(CommandError):
@@ -31,17 +35,24 @@ class HttpError(CommandError):
 
 def parse_url(url: str) -> SplitResult:
     """`url` in parts; host:port without a scheme is accepted, and a `/v1` at the end dropped."""
-    parts = urlsplit(url if "://" in url else f"http://{url}")
     try:
-        port = parts.port
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        has_port = parts.port is not None
+        # As resolving it will: labels that are empty or too long are refused.
+        has_host = bool((parts.hostname or "").encode("idna"))
     except ValueError:
-        port = None
-    host = parts.netloc.rpartition("@")[2].rpartition("]")[2]
-    if parts.scheme not in PORTS or not parts.hostname or (":" in host and port is None):
-        message = f"{url!r} is not an address of the form http://HOST:PORT"
-        raise CommandError(message, fix=f"--url {DEFAULT_URL}", code=USAGE)
+        raise _bad_url(url) from None
+    netloc = parts.netloc.rpartition("@")[2]
+    is_cut = ":" in netloc.rpartition("]")[2] and not has_port
     path = parts.path.rstrip("/").removesuffix("/v1")
-    return parts._replace(path=path, query="", fragment="")
+    if parts.scheme not in PORTS or not has_host or is_cut or not PRINTABLE.fullmatch(path):
+        raise _bad_url(url)
+    return parts._replace(netloc=netloc, path=path, query="", fragment="")
+
+
+def _bad_url(url: str) -> CommandError:
+    message = f"{url!r} is not an address of the form http://HOST:PORT"
+    return CommandError(message, fix=f"--url {DEFAULT_URL}", code=USAGE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +61,11 @@ class Server:
 
     url: str
     api_key: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.api_key and not PRINTABLE.fullmatch(self.api_key):
+            message = "the API key holds blanks or characters that are not printable ASCII"
+            raise CommandError(message, fix="look for a line end after it", code=USAGE)
 
     def headers(self) -> dict[str, str]:
         """What every request carries."""
@@ -110,7 +126,11 @@ class Server:
         if not models:
             message = f"the server at {self.url} serves no model"
             raise CommandError(message, code=UNHEALTHY)
-        return str(models[0]["id"])
+        try:
+            return str(models[0]["id"])
+        except (LookupError, TypeError) as error:
+            message = f"the answer to GET /v1/models names no model; is {self.url} an OpenAI server"
+            raise CommandError(message) from error
 
     def post_events(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Events of a streamed answer as they arrive. Closing the iterator ends the request."""
@@ -135,9 +155,16 @@ class Server:
 
 
 def _event(data: bytes) -> dict[str, Any]:
-    event: dict[str, Any] = json.loads(data)
-    if "error" in event:
-        raise CommandError(f"the answer failed: {event['error'].get('message', event['error'])}")
+    try:
+        event = json.loads(data)
+    except ValueError:
+        event = None
+    if not isinstance(event, dict):
+        shown = data[:SHOWN_BYTES_MAX].decode(errors="replace")
+        raise CommandError(f"an event of the answer is no JSON object: {shown}")
+    if error := event.get("error"):
+        message = error.get("message", error) if isinstance(error, dict) else error
+        raise CommandError(f"the answer failed: {message}")
     return event
 
 
@@ -146,4 +173,4 @@ def error_message(body: bytes) -> str:
     try:
         return str(json.loads(body)["error"]["message"])
     except (ValueError, KeyError, TypeError):
-        return body[:200].decode(errors="replace").strip() or "no message"
+        return body[:SHOWN_BYTES_MAX].decode(errors="replace").strip() or "no message"

@@ -28,6 +28,14 @@ STATE_STYLE = {"ready": "green", "suspect": "red bold", "draining": "yellow"}
 def run(argv: list[str]) -> int:
     """Print the fleet; the exit code is 3 if no worker can take a request."""
     args = parser().parse_args(argv[1:])
+    try:
+        return _run(args)
+    except (KeyError, TypeError) as error:
+        message = f"the status of {args.url} lacks {error}; is it a dopd of this version"
+        raise console.CommandError(message) from error
+
+
+def _run(args: argparse.Namespace) -> int:
     server = options.server(args)
     if args.watch is not None:
         return watch(server, args)

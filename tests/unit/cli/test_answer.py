@@ -48,3 +48,9 @@ def test_a_terminal_does_not_obey_what_a_model_writes(
 def test_nothing_faint_is_told_to_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:
     answer.note_faintly("12 tokens")
     assert capsys.readouterr().err == ""
+
+
+def test_what_other_servers_leave_empty_is_nothing() -> None:
+    found = Answer(is_shown=False)
+    found.follow([{"choices": None}, {"choices": [{"delta": None}, {"text": "a"}]}])
+    assert found.text == "a"

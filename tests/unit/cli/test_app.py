@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -134,3 +135,35 @@ def test_status_for_people() -> None:
     }
     assert_snapshot("status", status.render(fleet) + "\n")
     assert "no worker is attached" in status.render(fleet | {"workers": []})
+
+
+DOPD = [sys.executable, "-m", "dopd"]
+
+
+@pytest.mark.parametrize("redirected", [">&-", "<&-", "2>&-"])
+def test_a_closed_stream_is_an_empty_one(redirected: str) -> None:
+    line = f"'{sys.executable}' -m dopd version {redirected}"
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (console.OK, "")
+
+
+def test_a_full_disk_is_told() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*DOPD, "version"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert done.returncode == console.FAILED
+    assert done.stderr == (
+        "error: the answer cannot be written to stdout: no space left on device\n"
+    )
+
+
+def test_what_an_encoding_lacks_is_escaped() -> None:
+    code = "from dopd.cli import console as c; c.set_up_streams(); c.say('\\xe9\\ud800')"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=True,
+    )
+    assert done.stdout == b"\\xe9\\ud800\n"

@@ -136,6 +136,8 @@ def test_prompts_of_a_dataset_are_sent_once_in_order(tmp_path: Path) -> None:
         ["--rate", "inf", "--duration", "3"],
         ["--trace", "a", "--dataset", "b"],
         ["--goodput", "itl:3"],
+        ["--goodput", "ttft"],
+        ["--goodput", "ttft:-1"],
         ["--extra-body", "[]"],
         ["--range-ratio", "1"],
     ],

@@ -60,3 +60,9 @@ def test_a_server_that_answered_nothing_has_no_ratio() -> None:
     found = compare.document(parse([]), TARGETS, rounds)
     assert found["ratios"]["ttft_ms.p50"] is None
     assert "a:1: 1 x 500: no" in compare.render(found)
+
+
+def test_times_of_requests_count_from_the_first_turn() -> None:
+    whole = compare.joined([result(0.1), result(0.2)])
+    assert (whole.start_s, whole.end_s) == (5.0, 9.0)
+    assert compare.joined([]).samples == []

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import struct
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -271,3 +272,20 @@ def test_the_report_has_a_line_a_finding_and_a_fix_for_each_bad_one() -> None:
     assert text.count("fix:") == 2
     assert text.endswith(f"{len(findings) - 2} ok, 1 warning, 1 failed")
     assert "\x1b[" in doctor.render(findings, in_colour=True)
+
+
+@pytest.mark.parametrize("header", [b"[]", b'"x"', b'{"a":{"dtype":"F32","data_offsets":[]}}'])
+def test_weights_with_a_header_of_another_kind_are_a_finding(folder: Path, header: bytes) -> None:
+    weights = next(folder.glob("*.safetensors"))
+    weights.write_bytes(struct.pack("<Q", len(header)) + header)
+    assert model.look(folder).weight_problems
+
+
+def test_a_path_that_no_file_can_have_is_no_model() -> None:
+    assert not model.look(Path("a" * 300)).exists
+
+
+def test_a_command_that_hangs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gather, "COMMAND_TIMEOUT_S", 0.01)
+    done = gather._run([sys.executable, "-c", "import time; time.sleep(60)"])
+    assert (done.returncode, "within 0.01 s" in done.stderr) == (1, True)

@@ -69,9 +69,9 @@ def test_a_key_is_sent_and_never_shown() -> None:
 
 
 def test_the_key_comes_from_the_environment_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DOPD_API_KEY", "of the environment")
+    monkeypatch.setenv("DOPD_API_KEY", "of-the-environment")
     args = chat.parser().parse_args([])
-    assert options.server(args).api_key == "of the environment"
+    assert options.server(args).api_key == "of-the-environment"
     args = chat.parser().parse_args(["--api-key", "given"])
     assert options.server(args).api_key == "given"
 
@@ -79,3 +79,48 @@ def test_the_key_comes_from_the_environment_too(monkeypatch: pytest.MonkeyPatch)
 def test_a_refused_key_gets_its_fix() -> None:
     assert "DOPD_API_KEY" in (http.HttpError(401, "no").fix or "")
     assert http.HttpError(404, "no").fix is None
+
+
+@pytest.mark.parametrize("url", ["http://[", "http://a..b:80", "http://a/\xe9", "http://a/b c"])
+def test_what_is_no_address_is_refused_before_anything_is_sent(url: str) -> None:
+    with pytest.raises(console.CommandError, match="is not an address") as caught:
+        http.parse_url(url)
+    assert caught.value.code == console.USAGE
+
+
+def test_a_password_in_an_address_is_not_told() -> None:
+    assert http.parse_url("http://me:sesame@a:1/v1").netloc == "a:1"
+
+
+@pytest.mark.parametrize("key", ["sesame\n", "open sesame", "s\xe9same"])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(key: str) -> None:
+    with pytest.raises(console.CommandError, match="API key") as caught:
+        http.Server("http://a:1", key)
+    assert "sesame" not in str(caught.value)
+
+
+@pytest.mark.parametrize("models", [b'[{"x":1}]', b'{"a":1}', b"[1]", b"7"])
+def test_a_server_that_names_no_model_is_told(models: bytes) -> None:
+    with stranger(b'{"data":' + models + b"}") as address:
+        with pytest.raises(console.CommandError, match="names no model"):
+            http.Server(address).served_model()
+
+
+def test_a_status_of_another_kind_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with stranger(b'{"workers":[{"id":"x"}]}') as address:
+        assert app.run(["status", "--url", address]) == console.FAILED
+    assert "lacks 'pages'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b'{"choices"', "no JSON object"),
+        (b"[1]", "no JSON object"),
+        (b'{"error":"boom"}', "failed: boom"),
+        (b'{"error":{"message":"boom"}}', "failed: boom"),
+    ],
+)
+def test_an_event_that_is_none_ends_the_answer(data: bytes, told: str) -> None:
+    with pytest.raises(console.CommandError, match=told):
+        http._event(data)

@@ -40,7 +40,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
         name, _, value = goal.partition(":")
         if name not in GOALS:
             made.error(f"--goodput {goal}: allowed are {', '.join(GOALS)}, as in ttft:500")
-        setattr(args, GOALS[name], positive(value))
+        try:
+            setattr(args, GOALS[name], positive(value))
+        except (ValueError, argparse.ArgumentTypeError):
+            made.error(f"--goodput {goal}: {value!r} is no time in ms above zero, as in ttft:500")
     return args
 
 

@@ -39,7 +39,8 @@ def turns(plan: list[Arrival], rounds: int) -> list[Turn]:
 
 def joined(results: list[Result]) -> Result:
     """The turns of one server as one run: their times add up, the breaks between do not count."""
-    whole = Result(cpu_s=sum(result.cpu_s for result in results))
+    start_s = results[0].start_s if results else 0.0
+    whole = Result([], start_s, start_s, sum(result.cpu_s for result in results))
     for result in results:
         whole.samples += result.samples
         whole.end_s += result.end_s - result.start_s

@@ -146,9 +146,13 @@ def _settings(config: Path | None) -> tuple[dict[str, Any], list[str]]:
 
 
 def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False
-    )
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S, check=False
+        )
+    except subprocess.TimeoutExpired:
+        late = f"{' '.join(command[2:])} did not answer within {COMMAND_TIMEOUT_S:g} s"
+        return subprocess.CompletedProcess(command, 1, "", late)
 
 
 def _ports(settings: dict[str, Any]) -> list[Port]:

@@ -16,7 +16,9 @@ DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2":
 
 def look(path: Path) -> Model:
     """The facts of the model at `path`, a folder or a .gguf file."""
-    if not path.exists():
+    try:
+        path.stat()
+    except (OSError, ValueError):
         return Model(str(path), exists=False)
     filesystem = _filesystem(path)
     files = [path] if path.is_file() else sorted(path.glob("*.gguf"))
@@ -120,7 +122,7 @@ def _weights(path: Path) -> tuple[list[str], int, int]:
     for name in names:
         try:
             bytes_, count = _safetensors(path / name)
-        except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+        except (OSError, ValueError, LookupError, TypeError, struct.error) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             problems.append(f"{name}: {reason}")
         else:
@@ -137,6 +139,8 @@ def _safetensors(file: Path) -> tuple[int, int]:
         if length > min(HEADER_BYTES_MAX, whole):
             raise ValueError("no safetensors file, or cut off in its header")
         header = json.loads(opened.read(length))
+    if not isinstance(header, dict):
+        raise ValueError("no safetensors file: its header is no table")
     header.pop("__metadata__", None)
     end = max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
     expected = 8 + length + end
@@ -160,6 +164,7 @@ def _filesystem(path: Path) -> str:
     best, found = -1, ""
     for line in mounts:
         _, folder, kind, *_ = line.split(" ")
-        if real.is_relative_to(folder) and len(folder) > best:
+        # What is mounted later on the same folder hides what was there.
+        if real.is_relative_to(folder) and len(folder) >= best:
             best, found = len(folder), kind
     return found
