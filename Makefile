@@ -89,6 +89,25 @@ rust-test: $(STAMPS)/deps ## All Rust tests
 python-test: build ## All Python tests, real processes and the real model included
 	$(BIN)/pytest tests -n $(PYTEST_JOBS) --dist loadfile -rs $(PYTEST_ARGS)
 
+# Coverage for libFuzzer on the stable compiler; only for the target, not for what builds it.
+FUZZ_SECONDS ?= 60
+FUZZ_HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+FUZZ_OUT := $(TARGET)/fuzz
+FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+	-Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
+	-Cllvm-args=-sanitizer-coverage-pc-table
+
+.PHONY: fuzz
+fuzz: ## Fuzz what strangers write, each target FUZZ_SECONDS (60) long
+	RUSTFLAGS="$(FUZZ_FLAGS)" cargo build --locked --profile local --target $(FUZZ_HOST) \
+	--target-dir $(FUZZ_OUT) -p dopd-fuzz --bin dopd-fuzz
+	for target in request events template text; do \
+	mkdir -p $(FUZZ_OUT)/corpus/$$target; \
+	DOPD_FUZZ_TARGET=$$target $(FUZZ_OUT)/$(FUZZ_HOST)/local/dopd-fuzz \
+	-max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=2048 -max_len=16384 \
+	-print_final_stats=1 -artifact_prefix=$(FUZZ_OUT)/$$target- \
+	$(FUZZ_OUT)/corpus/$$target router/fuzz/corpus/$$target; done
+
 ##@ Change
 .PHONY: fmt proto docs lock bench wheel clean
 fmt: $(STAMPS)/deps ## Format Rust and Python, apply safe fixes

@@ -11,6 +11,7 @@ mod error;
 mod form;
 mod generate;
 mod json;
+mod log;
 mod logprobs;
 mod openapi;
 mod pages;
@@ -31,6 +32,7 @@ use hyper::{Request, Response, body::Incoming, header::HeaderValue};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+pub use self::log::EventLog;
 use self::{
     app::{App, REQUEST_ID},
     cors::Cors,

@@ -125,7 +125,7 @@ impl Events {
             if next == Next::End {
                 self.answer = None;
             }
-            let bytes = self.writer.out.split().freeze();
+            let bytes = self.writer.take();
             if !bytes.is_empty() {
                 return Poll::Ready(Some(bytes));
             }
@@ -162,6 +162,11 @@ impl EventWriter {
             choices: vec![Choice::default(); form.prompts * form.made],
             out: BytesMut::new(),
         }
+    }
+
+    /// What was written since the last call.
+    pub(super) fn take(&mut self) -> Bytes {
+        self.out.split().freeze()
     }
 
     fn write(&mut self, text: &str) {

@@ -8,6 +8,8 @@
 //! Not here: HTTP, gRPC, and how a request finds its worker.
 
 mod answer;
+#[cfg(test)]
+mod assembler_tests;
 mod backend;
 mod budget;
 mod ids;

@@ -1,10 +1,10 @@
 //! Stop strings over a text that arrives in pieces.
 //!
 //! The answer ends at the first place where any stop string is complete; of several complete
-//! there, the longest counts; its text is not part of the answer, unless that is asked for. One KMP automaton per stop
-//! string, fed byte by byte: the result cannot depend on how tokens cut the text, no text is
-//! scanned twice, and what is held back is exactly the longest end of the text that may still
-//! become a stop string.
+//! there, the longest counts; its text is not part of the answer, unless that is asked for. One KMP
+//! automaton per stop string, fed byte by byte: the result cannot depend on how tokens cut the
+//! text, no text is scanned twice, and what is held back is exactly the longest end of the text
+//! that may still become a stop string.
 
 use std::sync::Arc;
 
