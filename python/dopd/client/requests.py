@@ -6,7 +6,7 @@ here, with the same exception.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -103,11 +103,16 @@ def _set_lists(found: pb.AnswerOptions, given: AnswerOptions) -> None:
 
 
 def _messages(given: Chat) -> list[pb.ChatMessage]:
-    messages = [{"role": "user", "content": given}] if isinstance(given, str) else given
+    # What callers really give, whatever the type says.
+    messages: Any = [{"role": "user", "content": given}] if isinstance(given, str) else given
     found: list[pb.ChatMessage] = []
     if isinstance(messages, Mapping):
         raise TypeError("messages is one message, it must be a list of them")
+    if not isinstance(messages, Iterable):
+        raise TypeError(f"messages is {_shown(messages)}, it must be a list of them")
     for number, message in enumerate(messages):
+        if not isinstance(message, Mapping):
+            raise TypeError(f"messages[{number}] is {_shown(message)}, a message is a dict")
         unknown = set(message) - {"role", "content"}
         if unknown or "role" not in message or "content" not in message:
             raise TypeError(

@@ -31,7 +31,9 @@ KEEPALIVE_TIMEOUT_MS = 10_000
 RECONNECT_MIN_MS = 50
 RECONNECT_MAX_MS = 2_000
 LOOPBACK = re.compile(r"(localhost|127(\.\d+){3}|\[::1\]):\d+")
-HOST_PORT = re.compile(r"([^:/\[\]]+|\[[0-9a-fA-F:.]+\]):\d{1,5}")
+HOST_PORT = re.compile(r"([^:/\[\]]+|\[[0-9a-fA-F:.]+\]):(\d{1,5})")
+# gRPC takes greater ones, and calls another port.
+PORT_MAX = 65_535
 # Targets of other resolvers, as gRPC knows them.
 RESOLVERS = ("dns:", "ipv4:", "ipv6:", "unix:", "unix-abstract:")
 API_KEY = re.compile(r"[\x21-\x7e]+")
@@ -97,7 +99,8 @@ def make(
 
 def checked_endpoint(endpoint: str) -> str:
     """`endpoint`, if gRPC will understand it as its user does."""
-    if endpoint.startswith(RESOLVERS) or HOST_PORT.fullmatch(endpoint):
+    found = HOST_PORT.fullmatch(endpoint)
+    if endpoint.startswith(RESOLVERS) or (found and 0 < int(found[2]) <= PORT_MAX):
         return endpoint
     raise ValueError(
         f"endpoint is {endpoint!r}, it must be HOST:PORT of the server's gRPC listener, "
@@ -107,7 +110,11 @@ def checked_endpoint(endpoint: str) -> str:
 
 def checked_timeout(timeout_s: float) -> float:
     """`timeout_s`, if it is a time."""
-    if not 0 < timeout_s <= TIMEOUT_MAX_S:
+    try:
+        is_time = 0 < timeout_s <= TIMEOUT_MAX_S
+    except TypeError:
+        is_time = False
+    if not is_time:
         raise ValueError(
             f"timeout_s is {timeout_s!r}, it must be above 0 and at most {TIMEOUT_MAX_S:g} seconds"
         )

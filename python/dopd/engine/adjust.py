@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dopd.types import History
 
+LARGEST = torch.finfo(torch.float32).max
 # Entries that a sequence's columns hold at first; they double.
 FIRST_CAPACITY = 64
 
@@ -140,5 +141,8 @@ def _penalize(flat: Tensor, seen: list[tuple[int, Seen]]) -> None:
     frequency = each([one.frequency for _, one in seen]) * counts
     presence = each([one.presence for _, one in seen]) * (counts > 0)
     logits = flat[ids]
+    is_finite = logits.isfinite()
     logits = torch.where(logits > 0, logits / repetition, logits * repetition)
+    # A tiny penalty would make a sound logit infinite, as a broken row's are.
+    logits = torch.where(is_finite, logits.clamp(max=LARGEST), logits)
     flat[ids] = logits - torch.from_numpy(frequency) - torch.from_numpy(presence)

@@ -140,15 +140,15 @@ def test_other_prompts_are_type_errors(prompt: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "messages", [[{"role": "user"}], [{"role": "u", "content": "c", "name": "n"}], [{}]]
+    "messages", [[{"role": "user"}], [{"role": "u", "content": "c", "name": "n"}], [{}], ["hi"]]
 )
 def test_a_message_has_exactly_role_and_content(messages: Any) -> None:
     with pytest.raises(TypeError, match=r"messages\[0\]"):
         requests.chat(messages, None, {})
 
 
-def test_one_message_alone_is_no_list_of_them() -> None:
-    message: Any = {"role": "user", "content": "x"}
+@pytest.mark.parametrize("message", [{"role": "user", "content": "x"}, None, 7])
+def test_one_message_alone_is_no_list_of_them(message: Any) -> None:
     with pytest.raises(TypeError, match="list"):
         requests.chat(message, None, {})
 

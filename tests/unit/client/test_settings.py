@@ -27,7 +27,8 @@ def test_endpoints_that_are_taken(endpoint: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "endpoint", ["http://localhost:8000", "localhost", "grpcs://a:1", "a:b", ":1", "::1", "a:1/v1"]
+    "endpoint",
+    ["http://a:8000", "localhost", "grpcs://a:1", "a:b", ":1", "::1", "a:1/v1", "a:65536", "a:0"],
 )
 def test_other_endpoints_are_refused_with_what_would_do(endpoint: str) -> None:
     with pytest.raises(ValueError, match="HOST:PORT") as caught:
@@ -61,8 +62,8 @@ def test_a_client_never_shows_its_key() -> None:
     assert "secret-7" not in repr(client._link.settings)
 
 
-@pytest.mark.parametrize("timeout_s", [0, -1, 1e9, float("nan"), float("inf")])
-def test_a_timeout_is_a_time(timeout_s: float) -> None:
+@pytest.mark.parametrize("timeout_s", [0, -1, 1e9, float("nan"), float("inf"), "3"])
+def test_a_timeout_is_a_time(timeout_s: Any) -> None:
     with pytest.raises(ValueError, match="timeout_s"):
         dopd.Client("a:1", timeout_s=timeout_s)
     with pytest.raises(ValueError, match="timeout_s"):

@@ -119,6 +119,17 @@ def test_penalties_keep_greedy_from_repeating_itself() -> None:
         assert sampled.token == expected
 
 
+def test_the_least_penalty_leaves_a_row_finite_and_a_broken_row_broken() -> None:
+    least = LogitAdjustments(repetition_penalty=float(np.finfo(F32).tiny))
+    draws = [Draw(SamplingParams(temperature=0.5), 0, frozenset(), history(least, [5], []))] * 2
+    logits = torch.full((2, VOCAB), 20.0)
+    logits[1, 5] = float("inf")
+    sound, broken = sample(logits, draws)
+    assert isinstance(sound, Sampled)
+    assert sound.token == 5
+    assert isinstance(broken, Exception)
+
+
 def test_columns_grow_past_their_first_capacity() -> None:
     answer = list(range(3 * FIRST_CAPACITY)) * 2
     one = History(LogitAdjustments(frequency_penalty=1.0), [], answer)
