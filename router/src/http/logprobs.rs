@@ -2,8 +2,7 @@
 
 use std::fmt::Write as _;
 
-use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde::{Serialize, Serializer};
 
 use super::form::Form;
 use crate::{
@@ -52,9 +51,39 @@ struct Token {
 pub(super) struct Columns {
     tokens: Vec<String>,
     token_logprobs: Vec<Option<f32>>,
-    top_logprobs: Vec<Option<Map<String, Value>>>,
+    top_logprobs: Vec<Option<InOrder<String, f32>>>,
     text_offset: Vec<usize>,
 }
+
+/// An object whose names come in the order in which they were put in.
+#[derive(Debug)]
+pub(super) struct InOrder<K, V>(Vec<(K, V)>);
+
+impl<K: PartialEq, V> InOrder<K, V> {
+    /// Puts in `value`, unless there is one of the same name; there are few.
+    fn push(&mut self, name: K, value: V) {
+        if self.0.iter().all(|(known, _)| *known != name) {
+            self.0.push((name, value));
+        }
+    }
+}
+
+impl<K: Serialize, V: Serialize> Serialize for InOrder<K, V> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(name, value)| (name, value)))
+    }
+}
+
+/// Of one token of a prompt, as vLLM tells it.
+#[derive(Debug, Serialize)]
+pub(super) struct PromptToken {
+    logprob: f32,
+    rank: Option<usize>,
+    decoded_token: String,
+}
+
+/// By token id; `None` of the first token, which nothing comes before.
+pub(super) type PromptLogprobs = Vec<Option<InOrder<u32, PromptToken>>>;
 
 /// Where the next token of a completion begins, in characters of its text.
 #[derive(Clone, Debug, Default)]
@@ -152,11 +181,10 @@ impl Columns {
         self.token_logprobs
             .push(entry.map(|entry| finite(entry.chosen)));
         self.top_logprobs.push(entry.map(|entry| {
-            let mut top = Map::new();
+            let mut top = InOrder(Vec::with_capacity(entry.top.len() + 1));
             // The chosen token is always among them, as the API promises.
             for (id, logprob) in entry.top.iter().chain([&(id, entry.chosen)]) {
-                top.entry(column_name(vocabulary, *id))
-                    .or_insert_with(|| finite(*logprob).into());
+                top.push(column_name(vocabulary, *id), finite(*logprob));
             }
             top
         }));
@@ -169,24 +197,23 @@ pub(super) fn of_prompt(
     vocabulary: &Vocabulary,
     entries: &[TokenLogprobs],
     tokens: &[u32],
-) -> Value {
-    let describe = |id: u32, logprob: f32, rank: Option<usize>| {
-        let text = token_name(vocabulary, id);
-        json!({"logprob": finite(logprob), "rank": rank, "decoded_token": text})
+) -> PromptLogprobs {
+    let describe = |id: u32, logprob: f32, rank: Option<usize>| PromptToken {
+        logprob: finite(logprob),
+        rank,
+        decoded_token: token_name(vocabulary, id),
     };
     let position = |(id, entry): (&u32, &TokenLogprobs)| {
-        let mut by_id = Map::new();
+        let mut by_id = InOrder(Vec::with_capacity(entry.top.len() + 1));
         for (place, (id, logprob)) in entry.top.iter().enumerate() {
-            by_id.insert(id.to_string(), describe(*id, *logprob, Some(place + 1)));
+            by_id.push(*id, describe(*id, *logprob, Some(place + 1)));
         }
         // Of a token that is not among the alternatives nobody knows the rank.
-        by_id
-            .entry(id.to_string())
-            .or_insert_with(|| describe(*id, entry.chosen, None));
-        Value::Object(by_id)
+        by_id.push(*id, describe(*id, entry.chosen, None));
+        Some(by_id)
     };
     let rest = tokens.iter().skip(1).zip(entries).map(position);
-    Value::Array(std::iter::once(Value::Null).chain(rest).collect())
+    std::iter::once(None).chain(rest).collect()
 }
 
 /// OpenAI's name of a token: its text, escaped if that is no whole characters.

@@ -33,6 +33,9 @@ struct ModelCard<'a> {
     object: &'static str,
     created: u64,
     owned_by: &'static str,
+    /// What vLLM's tools read: the model that an adapter stands on. There are no adapters here.
+    root: &'a str,
+    parent: Option<()>,
     max_model_len: u32,
     /// `ready`, or `no_worker`: a model without workers stays listed.
     status: &'static str,
@@ -89,6 +92,8 @@ fn card(app: &App) -> ModelCard<'_> {
         object: "model",
         created: model.created,
         owned_by: "dopd",
+        root: &model.name,
+        parent: None,
         max_model_len: model.max_model_len,
         status: if app.service.is_ready() {
             "ready"

@@ -22,7 +22,7 @@ enum Harmless {
     OneOf(&'static [&'static str]),
     /// `{"type": "text"}`.
     TextFormat,
-    /// A string of at most [`LABEL_BYTES_MAX`].
+    /// A string of at most [`LABEL_CHARS_MAX`].
     Label,
     /// Strings by name, within bounds.
     Metadata,
@@ -31,10 +31,11 @@ enum Harmless {
 }
 
 /// Longest name of a user, and the like.
-const LABEL_BYTES_MAX: usize = 512;
-/// Most entries of `metadata`, and bytes of each.
+const LABEL_CHARS_MAX: usize = 512;
+/// Bounds of `metadata` as OpenAI has them: entries, and characters of a name and of its value.
 const METADATA_MAX: usize = 16;
-const METADATA_BYTES_MAX: usize = 512;
+const METADATA_NAME_CHARS_MAX: usize = 64;
+const METADATA_VALUE_CHARS_MAX: usize = 512;
 /// Most tools of a request, and bytes of all of them.
 const TOOLS_MAX: usize = 128;
 const TOOLS_BYTES_MAX: usize = 256 << 10;
@@ -160,12 +161,15 @@ impl Harmless {
             (OneOf(allowed), Value::Array(list)) => list
                 .iter()
                 .all(|entry| entry.as_str().is_some_and(|text| allowed.contains(&text))),
-            (Label, Value::String(text)) => text.len() <= LABEL_BYTES_MAX,
+            (Label, Value::String(text)) => text.chars().count() <= LABEL_CHARS_MAX,
             (Metadata, Value::Object(map)) => {
                 map.len() <= METADATA_MAX
                     && map.iter().all(|(name, value)| {
                         let text = value.as_str();
-                        text.is_some_and(|text| name.len() + text.len() <= METADATA_BYTES_MAX)
+                        name.chars().count() <= METADATA_NAME_CHARS_MAX
+                            && text.is_some_and(|text| {
+                                text.chars().count() <= METADATA_VALUE_CHARS_MAX
+                            })
                     })
             }
             (TextFormat, Value::Object(map)) => map.get("type").is_some_and(|kind| kind == "text"),
@@ -182,10 +186,10 @@ impl Harmless {
             Number(neutral) => neutral.to_string(),
             OneOf(allowed) => allowed.join(" or "),
             TextFormat => "type text".to_owned(),
-            Label => format!("a string of at most {LABEL_BYTES_MAX} bytes"),
+            Label => format!("a string of at most {LABEL_CHARS_MAX} characters"),
             Metadata => format!(
-                "at most {METADATA_MAX} strings by name, each with its name at most \
-                 {METADATA_BYTES_MAX} bytes"
+                "at most {METADATA_MAX} strings of at most {METADATA_VALUE_CHARS_MAX} characters, \
+                 by names of at most {METADATA_NAME_CHARS_MAX}"
             ),
             Tools => "a list of objects".to_owned(),
         }

@@ -43,18 +43,30 @@ pub fn parse_tokenize(body: &[u8], limits: &LimitsConfig) -> Result<Tokenize, Er
             "add_special_tokens" => params.add_special_tokens = fields::read(&name, raw)?,
             "prompt" => {
                 let text: Option<String> = fields::read(&name, raw)?;
-                params.prompt = text.map(Prompt::Text).or(params.prompt.take());
+                put(params, text.map(Prompt::Text))?;
             }
             "messages" if raw.get() == "null" => {}
             "messages" => {
                 let messages = messages::read(raw, limits.messages_max)?;
-                params.prompt = Some(Prompt::Messages(messages));
+                put(params, Some(Prompt::Messages(messages)))?;
             }
             "return_token_strs" => out.token_strs = fields::read(&name, raw)?.unwrap_or(false),
             _ => ignore(&mut out.unknown, &name, raw)?,
         }
     }
     Ok(out)
+}
+
+/// Takes the one thing that is to be tokenized.
+fn put(params: &mut Params, prompt: Option<Prompt>) -> Result<(), Error> {
+    if prompt.is_some() && params.prompt.is_some() {
+        return Err(invalid(
+            "messages",
+            "prompt and messages are both there; send one",
+        ));
+    }
+    params.prompt = params.prompt.take().or(prompt);
+    Ok(())
 }
 
 /// Reads and checks a body of `/detokenize`.

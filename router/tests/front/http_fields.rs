@@ -229,7 +229,7 @@ fn what_is_counted_has_a_bound() {
         ),
         (
             TEXT,
-            format!(r#""metadata":{{"k":"{}"}}"#, "v".repeat(512)),
+            format!(r#""metadata":{{"k":"{}"}}"#, "v".repeat(513)),
             "metadata",
         ),
         (TEXT, format!(r#""user":"{}""#, "v".repeat(513)), "user"),

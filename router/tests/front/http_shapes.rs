@@ -93,7 +93,7 @@ fn logprobs_of_a_completion() {
 fn pages() {
     serve(hello(), |address| async move {
         let models = ask(address, "GET", "/v1/models").await;
-        insta::assert_snapshot!(stable(&models.body), @r##"{"object":"list","data":[{"id":"mock","object":"model","created":#,"owned_by":"dopd","max_model_len":1024,"status":"ready"}]}"##);
+        insta::assert_snapshot!(stable(&models.body), @r##"{"object":"list","data":[{"id":"mock","object":"model","created":#,"owned_by":"dopd","root":"mock","parent":null,"max_model_len":1024,"status":"ready"}]}"##);
         let model = ask(address, "GET", "/v1/models/mock").await;
         assert_eq!(model.status, 200);
         let escaped = ask(address, "GET", "/v1/models/%6Dock").await;
