@@ -45,7 +45,7 @@ serve: build ## Build, then serve SmolLM2: one prefill and one decode worker (MO
 ##@ Check
 .PHONY: test check statics fmt-check lint types contracts deny proto-check
 .PHONY: docs-check rust-test python-test unit-test
-test: build statics docs-check rust-test python-test ## Every check of the project; CI runs this line
+test: build statics docs-check rust-test python-test ## Every check of dopd; CI runs this line
 
 check: statics unit-test ## The fast half: all but Rust tests and real processes
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -57,7 +58,9 @@ def test_schemathesis_finds_nothing(
     words += ["--report", "json", "--report-json-path", str(report)]
     ran = subprocess.run(
         [sys.executable, "-m", "schemathesis.cli", *words],
-        cwd=REPO,
+        # It keeps a cache where it runs; the hooks are found on the path.
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(REPO)},
         capture_output=True,
         text=True,
         timeout=230,

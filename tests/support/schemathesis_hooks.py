@@ -16,7 +16,15 @@ RELATIONS = {
     ("invalid_value", "stream_options"): "needs stream",
     ("invalid_value", "top_logprobs"): "needs logprobs",
     ("invalid_value", "min_tokens"): "is at most what the answer may have",
-    ("invalid_value", "messages"): "have some text between them",
+    ("invalid_value", "max_tokens"): "is 0 with echo only",
+    ("invalid_value", "best_of"): "is at least n, and not streamed",
+    ("invalid_value", "prompt_logprobs"): "are not streamed",
+    ("invalid_value", "messages"): "are not tokenized beside a prompt",
+    ("invalid_value", "logit_bias"): "names tokens",
+    ("invalid_value", "stop"): "is bounded in bytes, which a schema cannot count",
+    ("invalid_value", "prompt"): "has a token; which texts have none, the tokenizer knows",
+    ("unsupported_value", "tools"): "need the choice of tool to be none",
+    ("unsupported_value", "functions"): "need the choice of tool to be none",
     ("context_length_exceeded", None): "prompt plus answer fit the context",
 }
 
