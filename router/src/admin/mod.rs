@@ -3,24 +3,44 @@
 //! Runs on the main thread, so that it answers while the front threads are busy. Called by
 //! `launch`.
 
-use std::{sync::Arc, time::Instant};
-
-use axum::{
-    Json, Router,
-    extract::State,
-    http::{HeaderMap, StatusCode, header},
-    response::IntoResponse,
-    routing::get,
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
 };
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{
+    HeaderMap, Method, Request, Response, StatusCode,
+    body::Incoming,
+    header::{ACCEPT, ALLOW, CONTENT_TYPE, HeaderValue},
+};
+use serde::Serialize;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     dispatch::Dispatch,
-    metrics::{Format, Metrics},
+    listen::{self, Bounds, Handler, Versions},
+    metrics::{Connection, Format, Metrics},
     status::StatusPage,
 };
+
+/// Open connections: scrapers and people, never clients.
+const CONNECTIONS_MAX: usize = 256;
+/// Concurrent requests of one HTTP/2 connection.
+const STREAMS_MAX: u32 = 16;
+/// Time for the first bytes of a connection and for the head of a request.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time between two requests of a connection: longer than a scraper's interval.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
+/// Time without a byte going out after which a connection is cut.
+const STALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// Age at which a connection takes no more requests.
+const AGE_MAX: Duration = Duration::from_secs(30 * 60);
+/// Its label in metrics.
+const FRONT: &str = "admin";
 
 /// What the pages show.
 #[derive(Debug)]
@@ -35,56 +55,91 @@ pub struct Admin {
     pub started: Instant,
 }
 
-/// Serves the pages on `listener` until `stop`.
-pub async fn serve(
-    listener: TcpListener,
-    admin: Arc<Admin>,
-    stop: CancellationToken,
-) -> std::io::Result<()> {
-    let pages = Router::new()
-        .route("/metrics", get(metrics_page))
-        .route("/status", get(status_page))
-        .route("/health", get(health_page))
-        .route("/ready", get(ready_page))
-        .with_state(admin);
-    axum::serve(listener, pages)
-        .with_graceful_shutdown(stop.cancelled_owned())
-        .await
+/// Serves the pages on `listener` until `stop`. Needs a `LocalSet`.
+pub async fn serve(listener: TcpListener, admin: Arc<Admin>, stop: CancellationToken) {
+    let bounds = Bounds {
+        versions: Versions::Both,
+        connections_max: CONNECTIONS_MAX,
+        streams_max: STREAMS_MAX,
+        head_timeout: HEAD_TIMEOUT,
+        idle_timeout: IDLE_TIMEOUT,
+        age_max: AGE_MAX,
+        stall_timeout: STALL_TIMEOUT,
+    };
+    listen::serve(listener, bounds, admin, stop).await;
 }
 
-async fn metrics_page(State(admin): State<Arc<Admin>>, headers: HeaderMap) -> impl IntoResponse {
-    admin.metrics.set_fleet(&admin.dispatch.status().await);
-    let accept = headers
-        .get(header::ACCEPT)
-        .and_then(|value| value.to_str().ok());
-    let format = Format::accepted(accept);
-    (
-        [(header::CONTENT_TYPE, format.content_type())],
-        admin.metrics.page(format).await,
-    )
-}
+type Page = Response<Full<Bytes>>;
 
-async fn status_page(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
-    Json(StatusPage {
-        model: &admin.model,
-        version: env!("CARGO_PKG_VERSION"),
-        uptime_s: admin.started.elapsed().as_secs(),
-        fleet: admin.dispatch.status().await,
-    })
-    .into_response()
-}
+impl Handler for Arc<Admin> {
+    type Body = Full<Bytes>;
 
-async fn health_page() -> impl IntoResponse {
-    Json(json!({"status": "ok"}))
-}
-
-async fn ready_page(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
-    if admin.dispatch.is_ready() {
-        (StatusCode::OK, Json(json!({"status": "ready"})))
-    } else {
-        (
-            StatusCode::SERVICE_UNAVAILABLE,
-            Json(json!({"status": "no_worker"})),
-        )
+    async fn answer(self, request: Request<Incoming>) -> Page {
+        let mut response = match request.uri().path() {
+            "/metrics" => self.metrics_page(request.headers()).await,
+            "/status" => self.status_page().await,
+            "/health" => as_json(StatusCode::OK, &json!({"status": "ok"})),
+            "/ready" => self.ready_page(),
+            _ => as_json(StatusCode::NOT_FOUND, &json!({"status": "no such page"})),
+        };
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
+            *response.body_mut() = Full::default();
+            let headers = response.headers_mut();
+            headers.insert(ALLOW, HeaderValue::from_static("GET"));
+        }
+        response
     }
+
+    fn tick(&self, _: Instant) {}
+
+    fn connected(&self) -> Connection {
+        self.metrics.connection(FRONT)
+    }
+
+    fn turned_away(&self) {
+        self.metrics.connection_refused(FRONT);
+    }
+}
+
+impl Admin {
+    async fn metrics_page(&self, headers: &HeaderMap) -> Page {
+        self.metrics.set_fleet(&self.dispatch.status().await);
+        let accept = headers.get(ACCEPT).and_then(|value| value.to_str().ok());
+        let format = Format::accepted(accept);
+        let page = self.metrics.page(format).await;
+        response(StatusCode::OK, format.content_type(), page.into())
+    }
+
+    async fn status_page(&self) -> Page {
+        let page = StatusPage {
+            model: &self.model,
+            version: env!("CARGO_PKG_VERSION"),
+            uptime_s: self.started.elapsed().as_secs(),
+            fleet: self.dispatch.status().await,
+        };
+        as_json(StatusCode::OK, &page)
+    }
+
+    fn ready_page(&self) -> Page {
+        if self.dispatch.is_ready() {
+            return as_json(StatusCode::OK, &json!({"status": "ready"}));
+        }
+        let page = json!({"status": "no_worker"});
+        as_json(StatusCode::SERVICE_UNAVAILABLE, &page)
+    }
+}
+
+fn as_json(status: StatusCode, page: &impl Serialize) -> Page {
+    // Strings and numbers into a Vec: serializing cannot fail.
+    let bytes = serde_json::to_vec(page).unwrap_or_default();
+    response(status, "application/json", bytes.into())
+}
+
+fn response(status: StatusCode, media: &'static str, body: Bytes) -> Page {
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(media));
+    response
 }

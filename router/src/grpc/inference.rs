@@ -43,11 +43,13 @@ impl InferenceService for Inference {
     }
 
     async fn tokenize(&self, request: Request<TokenizeRequest>) -> Reply<TokenizeResponse> {
-        tokenize::tokenize(&self.service, request.into_inner()).await
+        let (_, extensions, message) = request.into_parts();
+        tokenize::tokenize(&self.service, message, &extensions).await
     }
 
     async fn detokenize(&self, request: Request<DetokenizeRequest>) -> Reply<DetokenizeResponse> {
-        tokenize::detokenize(&self.service, request.get_ref())
+        let (_, extensions, message) = request.into_parts();
+        tokenize::detokenize(&self.service, message, &extensions).await
     }
 
     async fn list_models(&self, _: Request<ListModelsRequest>) -> Reply<ListModelsResponse> {

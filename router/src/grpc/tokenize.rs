@@ -1,12 +1,14 @@
-//! Tokenize and Detokenize.
+//! Tokenize and Detokenize. They count as requests of their caller's quota, as on the other front.
 
-use tonic::{Response, Status};
+use std::time::Instant;
 
-use super::{params, status};
+use tonic::{Extensions, Response, Status};
+
+use super::{call::Call, params, status};
 use crate::{
+    auth::Lease,
     error::{Error, Reason},
-    service::Service,
-    tokens::Detokenizer,
+    service::{self, Service},
     validate,
     wire::v1::{DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse},
 };
@@ -15,8 +17,9 @@ use crate::{
 pub(super) async fn tokenize(
     service: &Service,
     request: TokenizeRequest,
+    extensions: &Extensions,
 ) -> Result<Response<TokenizeResponse>, Status> {
-    let ids = ids(service, request).await;
+    let ids = ids(service, request, extensions).await;
     let token_ids = ids.map_err(|error| status::of(&params::in_tokenize(error), None))?;
     Ok(Response::new(TokenizeResponse {
         token_ids,
@@ -24,41 +27,61 @@ pub(super) async fn tokenize(
     }))
 }
 
-async fn ids(service: &Service, request: TokenizeRequest) -> Result<Vec<u32>, Error> {
+async fn ids(
+    service: &Service,
+    request: TokenizeRequest,
+    extensions: &Extensions,
+) -> Result<Vec<u32>, Error> {
+    let (_lease, deadline) = begin(service, extensions)?;
     let params = params::of_tokenize(request, service.limits())?;
     let spec = validate::check(params, service.limits(), service.model())?;
-    service.tokenize(&spec.prompt).await
+    let (bytes, model) = (spec.prompt.text_bytes(), service.shared_model());
+    let work = move || service::tokenize(&spec.prompt, spec.special_tokens, &model);
+    service.prepare(bytes, deadline, work).await
 }
 
 /// Text of token ids, special ones included.
-pub(super) fn detokenize(
+pub(super) async fn detokenize(
     service: &Service,
-    request: &DetokenizeRequest,
+    request: DetokenizeRequest,
+    extensions: &Extensions,
 ) -> Result<Response<DetokenizeResponse>, Status> {
-    let text = text(service, request).map_err(|error| status::of(&error, None))?;
+    let text = text(service, request, extensions).await;
+    let text = text.map_err(|error| status::of(&error, None))?;
     Ok(Response::new(DetokenizeResponse { text }))
 }
 
-fn text(service: &Service, request: &DetokenizeRequest) -> Result<String, Error> {
-    let model = service.model();
-    validate::check_model(Some(&request.model), model)?;
-    let refuse =
-        |reason: Reason, what: String| Err(Error::new(reason, what).with_field("token_ids"));
-    let (count, max) = (request.token_ids.len(), model.max_model_len);
+async fn text(
+    service: &Service,
+    request: DetokenizeRequest,
+    extensions: &Extensions,
+) -> Result<String, Error> {
+    let (_lease, deadline) = begin(service, extensions)?;
+    let model = service.shared_model();
+    validate::check_model(Some(&request.model), &model)?;
+    let ids = request.token_ids;
+    let refuse = |what| Err(Error::new(Reason::InvalidValue, what).with_field("token_ids"));
+    let (count, max) = (ids.len(), model.max_model_len);
     if count > max as usize {
-        let what = format!("{count} token ids; the model's context is {max} tokens");
-        return refuse(Reason::ContextLengthExceeded, what);
+        return refuse(format!("{count} token ids, at most {max}"));
     }
-    if let Some(id) = request.token_ids.iter().find(|id| **id >= model.vocab_size) {
+    if let Some(id) = ids.iter().find(|id| **id >= model.vocab_size) {
         let size = model.vocab_size;
-        let what = format!("token id {id} is not in the vocabulary of {size} tokens");
-        return refuse(Reason::InvalidValue, what);
+        return refuse(format!(
+            "token id {id} is not in the vocabulary of {size} tokens"
+        ));
     }
-    let vocabulary = model.tokenizer.vocabulary();
-    let (mut out, mut detokenizer) = (String::new(), Detokenizer::default());
-    for id in &request.token_ids {
-        detokenizer.push(vocabulary.bytes(*id), &mut out);
-    }
-    detokenizer.finish(&mut out);
-    Ok(out)
+    let work = move || Ok(service::text_of(&ids, &model));
+    service
+        .prepare(count * size_of::<u32>(), deadline, work)
+        .await
+}
+
+/// Counts the call; what it gives is held until its end. Then the latest time for its work.
+fn begin(service: &Service, extensions: &Extensions) -> Result<(Lease, Instant), Error> {
+    let Some(call) = extensions.get::<Call>() else {
+        return Err(Error::new(Reason::Internal, "a call came past its front"));
+    };
+    let deadline = service.deadline(call.began, call.timeout);
+    Ok((call.caller.begin(call.began)?, deadline))
 }

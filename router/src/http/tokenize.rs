@@ -6,7 +6,11 @@ use hyper::{Request, Response, body::Incoming};
 use serde::Serialize;
 
 use super::{app::App, error, logprobs, pages, receive, stream::Body};
-use crate::{error::Error, service, validate};
+use crate::{
+    auth::{Caller, Lease},
+    error::Error,
+    service, validate,
+};
 
 #[derive(Serialize)]
 struct Tokenized {
@@ -38,7 +42,14 @@ fn page(result: Result<impl Serialize, Error>) -> Response<Body> {
     }
 }
 
+/// Counts the request as one of its caller's quota; what this gives is held until its end.
+fn begin(request: &Request<Incoming>) -> Result<Lease, Error> {
+    let caller = request.extensions().get::<Caller>().cloned();
+    caller.unwrap_or_default().begin(Instant::now())
+}
+
 async fn tokenize(app: &App, request: Request<Incoming>) -> Result<Tokenized, Error> {
+    let _lease = begin(&request)?;
     let body = receive::json(request, app).await?;
     let (model, limits) = (app.service.shared_model(), app.service.shared_limits());
     let (bytes, strict) = (body.bytes.len(), app.config.strict);
@@ -61,6 +72,7 @@ async fn tokenize(app: &App, request: Request<Incoming>) -> Result<Tokenized, Er
 }
 
 async fn detokenize(app: &App, request: Request<Incoming>) -> Result<Detokenized, Error> {
+    let _lease = begin(&request)?;
     let body = receive::json(request, app).await?;
     let model = app.service.shared_model();
     let (bytes, strict) = (body.bytes.len(), app.config.strict);

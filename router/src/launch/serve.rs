@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration, time::Instant};
 
-use tokio::runtime::Runtime;
+use tokio::{runtime::Runtime, task::LocalSet};
 
 use super::{
     Launch,
@@ -86,7 +86,7 @@ pub(super) fn run(launch: &Launch, plan: &ServePlan) -> Result<i32, Failure> {
             supervisor,
             metrics: &metrics,
         };
-        let outcome = runtime.block_on(watch.run(admin, &listeners.admin));
+        let outcome = LocalSet::new().block_on(&runtime, watch.run(admin, &listeners.admin));
         dispatch.shutdown();
         fronts.join();
         outcome

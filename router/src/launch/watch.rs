@@ -83,7 +83,7 @@ impl Watch<'_> {
             Arc::new(admin),
             stop_admin.clone(),
         );
-        let pages = tokio::spawn(pages);
+        let pages = tokio::task::spawn_local(pages);
         let stats = tokio::spawn(site.dispatch.clone().log_stats(metrics.clone()));
         let supervisor = supervisor.map(|config| {
             let specs = local::specs(site.settings, site.addresses.workers, site.model);

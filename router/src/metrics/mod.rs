@@ -219,7 +219,7 @@ impl Metrics {
             .inc();
     }
 
-    /// Counts a connection to `front` (`http`, `grpc`) as open until the returned value is dropped.
+    /// Counts a connection to `front` (`http`, `grpc`, `admin`) as open until the returned value is dropped.
     pub fn connection(&self, front: &'static str) -> Connection {
         let open = self
             .inner
