@@ -15,7 +15,7 @@ use super::{
 use crate::error::Reason;
 
 /// What clients connect to.
-const FRONTS: [&str; 2] = ["http", "grpc"];
+const FRONTS: [&str; 3] = ["http", "grpc", "admin"];
 
 /// Label values of a family with one label.
 pub(super) type One = [(&'static str, &'static str); 1];

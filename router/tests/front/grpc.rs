@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    net::SocketAddr,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
@@ -42,20 +43,40 @@ pub(crate) fn with_gate<F: Future<Output = ()>>(
     config: GrpcConfig,
     test: impl FnOnce(Channel) -> F,
 ) {
+    at(fake, gate, config, |address| async move {
+        let channel = Channel::from_shared(format!("http://{address}")).unwrap();
+        test(channel.connect().await.unwrap()).await;
+    });
+}
+
+/// Runs `test` with the address of a gRPC server.
+pub(crate) fn serve_at<F: Future<Output = ()>>(
+    fake: Fake,
+    config: GrpcConfig,
+    test: impl FnOnce(SocketAddr) -> F,
+) {
+    at(fake, Gate::default(), config, test);
+}
+
+fn at<F: Future<Output = ()>>(
+    fake: Fake,
+    gate: Gate,
+    config: GrpcConfig,
+    test: impl FnOnce(SocketAddr) -> F,
+) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .unwrap();
     LocalSet::new().block_on(&runtime, async {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
+        let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
         let service = service(fake, LimitsConfig::default());
-        let server =
-            dopd_router::grpc::serve(listener, service, Arc::new(gate), config, stop.clone());
+        let gate = Arc::new(gate);
+        let server = dopd_router::grpc::serve(listener, service, gate, config, stop.clone());
         let server = tokio::task::spawn_local(server);
-        let channel = Channel::from_shared(url).unwrap().connect().await.unwrap();
-        test(channel).await;
+        test(address).await;
         stop.cancel();
         server.await.unwrap();
     });

@@ -8,6 +8,7 @@
 mod auth;
 mod client;
 mod connections;
+mod connections_http2;
 mod cors;
 mod fake;
 mod framing;
