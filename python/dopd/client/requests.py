@@ -103,15 +103,14 @@ def _set_lists(found: pb.AnswerOptions, given: AnswerOptions) -> None:
 
 
 def _messages(given: Chat) -> list[pb.ChatMessage]:
-    # What callers really give, whatever the type says.
-    messages: Any = [{"role": "user", "content": given}] if isinstance(given, str) else given
+    messages = [{"role": "user", "content": given}] if isinstance(given, str) else given
     found: list[pb.ChatMessage] = []
     if isinstance(messages, Mapping):
         raise TypeError("messages is one message, it must be a list of them")
-    if not isinstance(messages, Iterable):
+    if not _is(messages, Iterable):
         raise TypeError(f"messages is {_shown(messages)}, it must be a list of them")
     for number, message in enumerate(messages):
-        if not isinstance(message, Mapping):
+        if not _is(message, Mapping):
             raise TypeError(f"messages[{number}] is {_shown(message)}, a message is a dict")
         unknown = set(message) - {"role", "content"}
         if unknown or "role" not in message or "content" not in message:
@@ -124,6 +123,11 @@ def _messages(given: Chat) -> list[pb.ChatMessage]:
             _set(one, name, message[name], f"messages[{number}].{name}")
         found.append(one)
     return found
+
+
+def _is(value: object, kind: type) -> bool:
+    """Whether callers gave what the type says."""
+    return isinstance(value, kind)
 
 
 def _set(target: object, name: str, value: object, path: str | None = None) -> None:
