@@ -93,9 +93,9 @@ pub struct Arrival {
 }
 
 impl Arrival {
-    /// Tells the caller's quota what the request used. One without a token cost nothing.
+    /// Tells the caller's quota what the request used.
     fn used(&self, prompt_tokens: u32, completion_tokens: u64) {
-        if let Some(lease) = self.lease.as_ref().filter(|_| completion_tokens > 0) {
+        if let Some(lease) = &self.lease {
             lease.used(u64::from(prompt_tokens) + completion_tokens);
         }
     }

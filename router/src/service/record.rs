@@ -152,10 +152,19 @@ impl Record {
         self.metrics.sequence_done(end, choice.tokens);
     }
 
+    /// Whether the request is charged. One that failed without a token is not, unless its client
+    /// left it to a worker: leaving before the first token must not make prompts free.
+    fn costs(&self, code: &str) -> bool {
+        let was_left = is_abort(code) && self.placed.is_some();
+        code == CODE_OK || self.completion_tokens > 0 || was_left
+    }
+
     /// Tells of the request; `code` is `ok` or that of the error.
     pub(super) fn end(self, code: &'static str) {
-        self.arrival
-            .used(self.asked.prompt_tokens, self.completion_tokens);
+        if self.costs(code) {
+            self.arrival
+                .used(self.asked.prompt_tokens, self.completion_tokens);
+        }
         let outcome = self.outcome(code);
         let Self {
             arrival, choices, ..

@@ -18,7 +18,7 @@ use dopd_router::{
     metrics::Metrics,
     service::{Backend, Running, Service},
     status::FleetStatus,
-    streams::sink::{FinishReason, Flow, TokenChunk, TokenLogprobs},
+    streams::sink::{FinishReason, Flow, SeatNews, TokenChunk, TokenLogprobs},
     tokens::ServedModel,
     wire::worker,
 };
@@ -37,6 +37,8 @@ pub(crate) enum Step {
     PromptLogprobs(u32, Vec<f32>),
     /// One token of each choice, with its log probability.
     Each(Vec<(u32, f32)>),
+    /// A worker takes each choice.
+    Placed,
     /// Waits for a permit of [`Fake::gate`].
     Gate,
     /// Ends well.
@@ -170,6 +172,11 @@ async fn play(fake: Fake, submission: Submission, ended: Arc<AtomicUsize>) {
                 }
                 Step::PromptLogprobs(start, chosen) => {
                     sink.prompt_logprobs(*start, &entries(chosen));
+                    return true;
+                }
+                Step::Placed => {
+                    let worker = Arc::from("prefill-0");
+                    sink.seat(SeatNews::Placed { worker: &worker });
                     return true;
                 }
                 Step::Gate => return true,

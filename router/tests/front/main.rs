@@ -20,5 +20,6 @@ mod http_fields;
 mod http_forms;
 mod http_shapes;
 mod http_stream;
+mod quota;
 mod service;
 mod smollm2;

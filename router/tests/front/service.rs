@@ -57,7 +57,7 @@ impl Render for Written {
     }
 }
 
-fn run<F: Future<Output = ()>>(
+pub(crate) fn run<F: Future<Output = ()>>(
     fake: &Fake,
     limits: LimitsConfig,
     test: impl FnOnce(Arc<Service>) -> F,
@@ -84,7 +84,7 @@ async fn submit(service: &Service, params: Params) -> Result<Answer, Error> {
         .await
 }
 
-fn text(prompt: &str) -> Params {
+pub(crate) fn text(prompt: &str) -> Params {
     Params {
         prompt: Some(Prompt::Text(prompt.to_owned())),
         ..Params::default()
