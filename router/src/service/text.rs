@@ -64,12 +64,12 @@ impl AnswerText {
             true => vocabulary.text(token),
             false => vocabulary.bytes(token),
         };
-        if is_early {
-            self.detokenizer.push(bytes, out);
-            return StopScan::Running;
-        }
         self.scratch.clear();
         self.detokenizer.push(bytes, &mut self.scratch);
+        if is_early {
+            self.matcher.pass(&self.scratch, out);
+            return StopScan::Running;
+        }
         let scan = self.matcher.push(&self.scratch, out);
         self.stopped = scan == StopScan::Stopped;
         scan

@@ -92,6 +92,20 @@ impl StopMatcher {
         }
     }
 
+    /// As [`Self::push`] of a text in which no stop string may end: one that begins in it may.
+    pub fn pass(&mut self, text: &str, out: &mut String) {
+        self.held.push_str(text);
+        for byte in text.bytes() {
+            for (pattern, matched) in self.stops.0.iter().zip(&mut self.matched) {
+                *matched = pattern.step(*matched, byte);
+                if *matched == pattern.bytes.len() {
+                    *matched = pattern.border[*matched - 1];
+                }
+            }
+        }
+        self.release(out);
+    }
+
     /// Appends to `out` what is sure to belong to the answer now that `text` has come.
     pub fn push(&mut self, text: &str, out: &mut String) -> StopScan {
         if self.matched.is_empty() {
@@ -116,12 +130,16 @@ impl StopMatcher {
                 return StopScan::Stopped;
             }
         }
+        self.release(out);
+        StopScan::Running
+    }
+
+    fn release(&mut self, out: &mut String) {
         let hold = self.matched.iter().copied().max().unwrap_or(0);
         // A stop string starts on a character boundary, so its prefix in the text does as well.
         let sure = self.held.len() - hold;
         out.push_str(&self.held[..sure]);
         self.held.drain(..sure);
-        StopScan::Running
     }
 
     /// The text is over: what was held back belongs to the answer.
@@ -137,9 +155,9 @@ mod tests {
 
     use super::*;
 
-    /// The same rule on the whole text, by brute force.
-    fn naive(text: &str, stops: &[String], include: bool) -> (String, StopScan) {
-        for end in 0..=text.len() {
+    /// The same rule on the whole text, of which `early` bytes end nothing, by brute force.
+    fn naive(text: &str, early: usize, stops: &[String], include: bool) -> (String, StopScan) {
+        for end in early + 1..=text.len() {
             let complete = stops
                 .iter()
                 .filter(|stop| text.as_bytes()[..end].ends_with(stop.as_bytes()))
@@ -153,9 +171,18 @@ mod tests {
         (text.to_owned(), StopScan::Running)
     }
 
-    fn in_pieces(pieces: &[&str], stops: &[String], include: bool) -> (String, StopScan) {
+    fn in_pieces(
+        pieces: &[&str],
+        early: usize,
+        stops: &[String],
+        include: bool,
+    ) -> (String, StopScan) {
         let mut matcher = StopMatcher::new(StopStrings::new(stops), include);
         let mut out = String::new();
+        let (passed, pieces) = pieces.split_at(early);
+        for piece in passed {
+            matcher.pass(piece, &mut out);
+        }
         for piece in pieces {
             if matcher.push(piece, &mut out) == StopScan::Stopped {
                 return (out, StopScan::Stopped);
@@ -171,11 +198,14 @@ mod tests {
         fn equals_a_search_on_the_whole_text(
             pieces in proptest::collection::vec("[ab\u{e9}]{0,4}", 0..12),
             stops in proptest::collection::vec("[ab\u{e9}]{1,5}", 0..4),
+            early in 0_usize..6,
             include in any::<bool>(),
         ) {
             let pieces: Vec<&str> = pieces.iter().map(String::as_str).collect();
-            let expected = naive(&pieces.concat(), &stops, include);
-            prop_assert_eq!(in_pieces(&pieces, &stops, include), expected);
+            let early = early.min(pieces.len());
+            let passed = pieces[..early].concat().len();
+            let expected = naive(&pieces.concat(), passed, &stops, include);
+            prop_assert_eq!(in_pieces(&pieces, early, &stops, include), expected);
         }
     }
 

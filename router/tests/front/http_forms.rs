@@ -204,6 +204,12 @@ fn what_ended_an_answer_is_part_of_it_only_on_demand() {
         let body = format!(r#"{{"prompt":"x","stop":"STOP"{more}}}"#).leak();
         assert_eq!(play(script.clone(), TEXT, body)["choices"][0]["text"], text);
     }
+    // One that begins before `min_tokens`, but ends behind it; and one that ends before it.
+    for (min_tokens, text) in [(8, "one. "), (9, "one. STOPxSTO")] {
+        let script = vec![Step::Text("one. ST"), Step::Text("OPxSTO"), end()];
+        let body = format!(r#"{{"prompt":"x","stop":"STOP","min_tokens":{min_tokens}}}"#).leak();
+        assert_eq!(play(script, TEXT, body)["choices"][0]["text"], text);
+    }
     // The worker ends at a stop token; 46 is a full stop.
     let script = vec![Step::Text("one."), end()];
     for (more, text) in [
