@@ -12,7 +12,8 @@ from dopd.cli import console, options
 from dopd.cli.http import Server
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from rich.console import Console, RenderableType
+    from rich.table import Table
 
 HEADER = ("WORKER", "PID", "ROLE", "STATE", "ADDRESS", "RUNNING", "SEATS", "QUEUED", "PAGES")
 RIGHT = frozenset({1, 5, 6, 7, 8})
@@ -21,6 +22,9 @@ INTERVAL_MIN_S = 0.1
 # A day at one look a second; nobody watches longer without noticing the end.
 LOOKS_MAX = 100_000
 BAR_CELLS = 12
+COLUMNS_MAX = 1_000
+# Columns that a narrow terminal does without, first to last.
+SPARED = ("pid", "device", "step ms", "seats", "queued", "running")
 ROLE_STYLE = {"prefill": "cyan", "decode": "magenta", "mixed": "blue"}
 STATE_STYLE = {"ready": "green", "suspect": "red bold", "draining": "yellow"}
 
@@ -45,7 +49,8 @@ def _run(args: argparse.Namespace) -> int:
     elif console.has_colour(sys.stdout):
         from rich.console import Console
 
-        Console().print(draw(status))
+        terminal = Console()
+        terminal.print(draw(status, terminal))
     else:
         console.say(render(status))
     return health(status)
@@ -101,18 +106,20 @@ def watch(server: Server, args: argparse.Namespace) -> int:
             time.sleep(args.watch)
             status = look(server)
         return health(status)
+    from rich.console import Console
     from rich.live import Live
 
-    with Live(draw(status), auto_refresh=False, screen=True) as live:
+    terminal = Console()
+    with Live(draw(status, terminal), console=terminal, auto_refresh=False, screen=True) as live:
         for _ in range(LOOKS_MAX):
             time.sleep(args.watch)
             try:
                 status = look(server)
             except console.CommandError as error:
                 # It may come back; what was seen last stays in sight.
-                live.update(draw(status, str(error)), refresh=True)
+                live.update(draw(status, terminal, str(error)), refresh=True)
             else:
-                live.update(draw(status), refresh=True)
+                live.update(draw(status, terminal), refresh=True)
     return health(status)
 
 
@@ -156,34 +163,18 @@ def row(worker: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
-def draw(status: dict[str, Any], problem: str | None = None) -> RenderableType:
-    """The same for a terminal: colours, and a bar for the pages in use."""
-    from rich import box
+def draw(status: dict[str, Any], terminal: Console, problem: str | None = None) -> RenderableType:
+    """The same for a terminal: colours, a bar for the pages in use, as many columns as fit."""
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    for name in ("worker", "role", "state"):
-        table.add_column(name)
-    for name in ("running", "seats", "queued", "step ms"):
-        table.add_column(name, justify="right")
-    for name in ("pages in use", "device"):
-        table.add_column(name)
-    table.add_column("pid", justify="right", style="dim")
-    for worker in status["workers"]:
-        table.add_row(
-            worker["id"],
-            Text(worker["role"], ROLE_STYLE.get(worker["role"], "")),
-            Text(worker["state"], STATE_STYLE.get(worker["state"], "")),
-            str(worker["running"]),
-            str(worker["seats"]),
-            str(worker["prefill_tokens_queued"]),
-            f"{worker.get('step_us', 0) / 1e3:.1f}",
-            Text(bar(worker["pages"])),
-            worker.get("device", ""),
-            str(worker["pid"]),
-        )
+    table = fleet(status, ())
+    # What the table would take if it had the room.
+    room = terminal.options.update(width=COLUMNS_MAX)
+    for count in range(1, len(SPARED) + 1):
+        if terminal.measure(table, options=room).maximum <= terminal.width:
+            break
+        table = fleet(status, SPARED[:count])
     parts: list[RenderableType] = [Text(headline(status), "bold"), table]
     if not status["workers"]:
         parts[1] = Text("\nno worker is attached\n", "yellow")
@@ -191,6 +182,37 @@ def draw(status: dict[str, Any], problem: str | None = None) -> RenderableType:
     if problem:
         parts.append(Text(f"\n{problem}; looking again", "red"))
     return Group(*parts)
+
+
+def fleet(status: dict[str, Any], spared: tuple[str, ...]) -> Table:
+    """One row a worker, without the columns that are spared."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, header_style="bold")
+    rows = [
+        {
+            "worker": Text(worker["id"]),
+            "role": Text(worker["role"], ROLE_STYLE.get(worker["role"], "")),
+            "state": Text(worker["state"], STATE_STYLE.get(worker["state"], "")),
+            "running": Text(str(worker["running"])),
+            "seats": Text(str(worker["seats"])),
+            "queued": Text(str(worker["prefill_tokens_queued"])),
+            "step ms": Text(f"{worker.get('step_us', 0) / 1e3:.1f}"),
+            "pages in use": Text(bar(worker["pages"])),
+            "device": Text(worker.get("device", "")),
+            "pid": Text(str(worker["pid"]), "dim"),
+        }
+        for worker in status["workers"]
+    ]
+    shown = [name for name in (rows[0] if rows else {}) if name not in spared]
+    for name in shown:
+        is_number = name in ("running", "seats", "queued", "step ms", "pid")
+        table.add_column(name, justify="right" if is_number else "left", no_wrap=True)
+    for cells in rows:
+        table.add_row(*(cells[name] for name in shown))
+    return table
 
 
 def bar(pages: dict[str, int]) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
 import time
 
 import pytest
+from rich.console import Console
 
 from dopd.cli import app, console, http, status
 from tests.support.snapshots import assert_snapshot
@@ -167,3 +169,20 @@ def test_what_an_encoding_lacks_is_escaped() -> None:
         check=True,
     )
     assert done.stdout == b"\\xe9\\ud800\n"
+
+
+@pytest.mark.parametrize(
+    ("width", "last"), [(120, "pid"), (80, "pages in use"), (52, "pages in use")]
+)
+def test_status_leaves_columns_out_rather_than_cutting_them(width: int, last: str) -> None:
+    worker = {"id": "prefill-0", "pid": 12345, "role": "prefill", "state": "ready", "seats": 0}
+    worker |= {"running": 0, "prefill_tokens_queued": 0, "pages": {"free": 9, "total": 65536}}
+    totals = ("requests_waiting", "tokens_waiting", "sequences_running", "handoffs_running")
+    totals += ("handoffs_total", "replays_total")
+    found = {"workers": [worker | {"device": "mock"}]} | dict.fromkeys(totals, 0)
+    terminal = Console(width=width, file=io.StringIO())
+    terminal.print(status.draw(found, terminal))
+    lines = terminal.file.getvalue().splitlines()
+    assert lines[2].rstrip().endswith(last)
+    assert "prefill-0" in lines[4]
+    assert "…" not in "".join(lines)
