@@ -172,7 +172,7 @@ def test_what_an_encoding_lacks_is_escaped() -> None:
 
 
 @pytest.mark.parametrize(
-    ("width", "last"), [(120, "pid"), (80, "pages in use"), (52, "pages in use")]
+    ("width", "last"), [(120, "pid"), (80, "pages in use"), (58, "pages in use")]
 )
 def test_status_leaves_columns_out_rather_than_cutting_them(width: int, last: str) -> None:
     worker = {"id": "prefill-0", "pid": 12345, "role": "prefill", "state": "ready", "seats": 0}

@@ -99,3 +99,9 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_run(
     for path in (tmp_path / "a.png", tmp_path / "missing" / "out.png"):
         with pytest.raises(CommandError, match="folder"):
             report.check_outputs(parse([option, str(path)]))
+
+
+def test_a_report_that_cannot_be_written_is_one_line() -> None:
+    with pytest.raises(CommandError, match="/dev/full cannot be written: no space left"):
+        with report.writing("/dev/full"), open("/dev/full", "w") as full:
+            full.write("x")

@@ -64,7 +64,11 @@ def _compare(args: argparse.Namespace, plan: list[Any], targets: list[Any]) -> i
 
 
 def _write(args: argparse.Namespace, document: dict[str, Any], requests: dict[str, Any]) -> None:
+    from dopd.cli.bench import report
+
     if args.json == "-":
         console.say(json.dumps(document))
     elif args.json:
-        Path(args.json).write_text(json.dumps(document | requests, indent=1) + "\n")
+        text = json.dumps(document | requests, indent=1) + "\n"
+        with report.writing(args.json):
+            Path(args.json).write_text(text)

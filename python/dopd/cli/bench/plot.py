@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from dopd.cli.bench.load import Result
-from dopd.cli.bench.report import tpot_ms, ttft_ms
+from dopd.cli.bench.report import tpot_ms, ttft_ms, writing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +35,8 @@ def draw(args: argparse.Namespace, results: dict[str, Result]) -> None:
     if len(results) > 1:
         panels[0][1].legend(loc="lower right")
     figure.suptitle(", ".join(_title(label, result) for label, result in results.items()))
-    figure.savefig(args.plot, dpi=120)
+    with writing(args.plot):
+        figure.savefig(args.plot, dpi=120)
 
 
 def _draw_one(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import math
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -237,6 +238,16 @@ def requests(result: Result) -> list[dict[str, Any]]:
         }
         for sample in result.samples
     ]
+
+
+@contextlib.contextmanager
+def writing(path: object) -> Iterator[None]:
+    """What goes wrong while a file is written, as a CommandError."""
+    try:
+        yield
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise console.CommandError(f"{path} cannot be written: {reason}") from error
 
 
 def check_outputs(args: argparse.Namespace) -> None:
