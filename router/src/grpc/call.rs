@@ -1,10 +1,12 @@
-//! What holds for a call of any method: its clock, and the time-outs of both its bodies.
+//! What holds for a call of any method: its clock, its share of the memory for requests in
+//! preparation, and the time-outs of both its bodies.
 //!
 //! tonic reads the message before a method is called, and knows no deadline of a stream; so the
 //! clock begins here, with the head of the call.
 
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::{Duration, Instant},
 };
@@ -14,6 +16,7 @@ use hyper::{
     HeaderMap,
     body::{Body, Frame, SizeHint},
 };
+use parking_lot::Mutex;
 use tokio::time::Sleep;
 use tonic::Status;
 
@@ -21,6 +24,7 @@ use super::{status, timeout};
 use crate::{
     auth::Caller,
     error::{Error, Reason},
+    service::Preparing,
 };
 
 /// Header with the W3C trace context.
@@ -39,11 +43,16 @@ pub(super) struct Call {
     pub(super) timeout: Option<Duration>,
     /// W3C trace context; empty: none.
     pub(super) traceparent: String,
+    /// What its message takes, until the last clone is dropped.
+    share: Share,
 }
+
+/// A call's share of the memory for requests in preparation.
+type Share = Arc<Mutex<Preparing>>;
 
 impl Call {
     /// Reads a head.
-    pub(super) fn of(headers: &HeaderMap, caller: Caller) -> Result<Self, Error> {
+    pub(super) fn of(headers: &HeaderMap, caller: Caller, share: Preparing) -> Result<Self, Error> {
         let trace = headers
             .get(TRACEPARENT)
             .and_then(|value| value.to_str().ok());
@@ -53,7 +62,20 @@ impl Call {
             began: Instant::now(),
             timeout: timeout::of(headers)?,
             traceparent: trace.unwrap_or_default().to_owned(),
+            share: Arc::new(Mutex::new(share)),
         })
+    }
+
+    /// The message of this call, which must have come within `patience`.
+    pub(super) fn request<B>(&self, inner: B, patience: Duration) -> Timed<B> {
+        Timed {
+            share: Some(Arc::clone(&self.share)),
+            ..Timed::new(
+                inner,
+                Some(Instant::now() + patience),
+                Late::Request(patience),
+            )
+        }
     }
 
     /// When the client stops waiting, if it said so.
@@ -73,6 +95,8 @@ pub(super) fn overdue() -> Error {
 pub(super) struct Timed<B> {
     inner: B,
     limit: Option<Pin<Box<Sleep>>>,
+    /// Takes what comes.
+    share: Option<Share>,
     what: Late,
     ended: bool,
 }
@@ -87,24 +111,36 @@ enum Late {
 }
 
 impl<B> Timed<B> {
-    /// The body of a request that must have come within `patience`; `None`: at any time.
-    pub(super) fn request(inner: B, patience: Option<Duration>) -> Self {
-        Self {
-            inner,
-            limit: patience.map(|patience| Box::pin(tokio::time::sleep(patience))),
-            what: Late::Request(patience.unwrap_or_default()),
-            ended: false,
-        }
+    /// A conversation, which its client may continue at any time.
+    pub(super) fn conversation(inner: B) -> Self {
+        Self::new(inner, None, Late::Answer)
     }
 
     /// The body of an answer that ends at `deadline` with a status.
     pub(super) fn answer(inner: B, deadline: Option<Instant>) -> Self {
+        Self::new(inner, deadline, Late::Answer)
+    }
+
+    fn new(inner: B, limit: Option<Instant>, what: Late) -> Self {
         Self {
             inner,
-            limit: deadline.map(|at| Box::pin(tokio::time::sleep_until(at.into()))),
-            what: Late::Answer,
+            limit: limit.map(|at| Box::pin(tokio::time::sleep_until(at.into()))),
+            share: None,
+            what,
             ended: false,
         }
+    }
+
+    /// Takes memory for `frame`, if it is of a message.
+    fn take(&mut self, frame: &Frame<Bytes>) -> Result<(), Status> {
+        let (Some(share), Some(data)) = (&self.share, frame.data_ref()) else {
+            return Ok(());
+        };
+        let taken = share.lock().take(data.len());
+        taken.map_err(|full| {
+            self.ended = true;
+            status::of(&full, None)
+        })
     }
 }
 
@@ -124,8 +160,12 @@ where
         }
         // What is there goes first: an answer that knows of the deadline tells more.
         if let Poll::Ready(frame) = Pin::new(&mut self.inner).poll_frame(cx) {
-            let frame = frame.map(|frame| frame.map_err(|error| Status::from_error(error.into())));
-            return Poll::Ready(frame);
+            let Some(frame) = frame else {
+                return Poll::Ready(None);
+            };
+            let frame = frame.map_err(|error| Status::from_error(error.into()));
+            let taken = frame.and_then(|frame| self.take(&frame).map(|()| frame));
+            return Poll::Ready(Some(taken));
         }
         let is_late = |limit: &mut Pin<Box<Sleep>>| limit.as_mut().poll(cx).is_ready();
         if !self.limit.as_mut().is_some_and(is_late) {

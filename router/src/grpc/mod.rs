@@ -117,7 +117,7 @@ impl Handler for Front {
         if let Err(error) = &admitted {
             self.service.metrics().auth_failed(error.reason.row().code);
         }
-        let call = admitted.and_then(|caller| Call::of(headers, caller));
+        let call = admitted.and_then(|caller| Call::of(headers, caller, self.service.preparing()));
         match call {
             Ok(call) => self.run(call, request).await,
             Err(error) => refusal(&error),
@@ -141,16 +141,18 @@ impl Front {
     async fn run(mut self, call: Call, request: Request<Incoming>) -> Response<Timed<Body>> {
         let is_reflection = request.uri().path().starts_with(REFLECTION);
         // Reflection is a conversation: its client may think between two questions.
-        let (patience, longest) = if is_reflection {
-            (None, Some(Instant::now() + self.life_max))
-        } else {
-            (Some(self.read_timeout), None)
-        };
+        let longest = is_reflection.then(|| Instant::now() + self.life_max);
         let wait = call
             .timeout
             .map_or(self.life_max, |timeout| timeout.min(self.life_max));
         let deadline = call.deadline().or(longest);
-        let mut request = request.map(|body| Timed::request(body, patience));
+        let mut request = request.map(|body| {
+            if is_reflection {
+                Timed::conversation(body)
+            } else {
+                call.request(body, self.read_timeout)
+            }
+        });
         request.extensions_mut().insert(call);
         let Ok(answered) = tokio::time::timeout(wait, self.routes.call(request)).await else {
             return refusal(&call::overdue());

@@ -43,10 +43,16 @@ pub(crate) fn with_gate<F: Future<Output = ()>>(
     config: GrpcConfig,
     test: impl FnOnce(Channel) -> F,
 ) {
-    at(fake, gate, config, |address| async move {
-        let channel = Channel::from_shared(format!("http://{address}")).unwrap();
-        test(channel.connect().await.unwrap()).await;
-    });
+    at(
+        fake,
+        gate,
+        config,
+        LimitsConfig::default(),
+        |address| async move {
+            let channel = Channel::from_shared(format!("http://{address}")).unwrap();
+            test(channel.connect().await.unwrap()).await;
+        },
+    );
 }
 
 /// Runs `test` with the address of a gRPC server.
@@ -55,13 +61,14 @@ pub(crate) fn serve_at<F: Future<Output = ()>>(
     config: GrpcConfig,
     test: impl FnOnce(SocketAddr) -> F,
 ) {
-    at(fake, Gate::default(), config, test);
+    at(fake, Gate::default(), config, LimitsConfig::default(), test);
 }
 
 fn at<F: Future<Output = ()>>(
     fake: Fake,
     gate: Gate,
     config: GrpcConfig,
+    limits: LimitsConfig,
     test: impl FnOnce(SocketAddr) -> F,
 ) {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -72,7 +79,7 @@ fn at<F: Future<Output = ()>>(
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
-        let service = service(fake, LimitsConfig::default());
+        let service = service(fake, limits);
         let gate = Arc::new(gate);
         let server = dopd_router::grpc::serve(listener, service, gate, config, stop.clone());
         let server = tokio::task::spawn_local(server);
@@ -301,6 +308,30 @@ fn a_message_over_the_limit_is_resource_exhausted() {
         assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
         let details = status.get_error_details();
         assert_eq!(details.error_info().unwrap().reason, "body_too_large");
+    });
+}
+
+/// As a body of the other front does.
+#[test]
+fn a_message_takes_of_the_memory_for_preparation_and_gives_it_back() {
+    let fake = Fake::new(vec![Step::Text("a"), Step::Finish(FinishReason::Stop)]);
+    let limits = LimitsConfig {
+        preparing_bytes_max: 100,
+        ..LimitsConfig::default()
+    };
+    let (gate, config) = (Gate::default(), GrpcConfig::default());
+    at(fake, gate, config, limits, |address| async move {
+        let channel = Channel::from_shared(format!("http://{address}")).unwrap();
+        let channel = channel.connect().await.unwrap();
+        for _ in 0..3 {
+            let status = call(channel.clone(), text(&"x".repeat(200))).await;
+            let status = status.unwrap_err();
+            assert_eq!(status.code(), Code::Unavailable, "{status}");
+            let details = status.get_error_details();
+            assert_eq!(details.error_info().unwrap().reason, "queue_full");
+            assert!(details.retry_info().unwrap().retry_delay.is_some());
+            call(channel.clone(), text(&"x".repeat(60))).await.unwrap();
+        }
     });
 }
 
