@@ -184,7 +184,7 @@ settings! {
         logit_bias_max: usize = 1_024, within 0..=65_536;
         /// Prompts of one completion request.
         prompts_max: usize = 64, within 1..=4_096;
-        /// Log probabilities of prompt tokens per request, alternatives included.
+        /// Log probabilities of prompt tokens per request, alternatives included, in all choices.
         prompt_logprobs_max: usize = 524_288, within 0..=1 << 30;
         /// Alternatives per position.
         top_logprobs_max: u32 = 20, within 0..=100;

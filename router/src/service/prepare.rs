@@ -165,13 +165,16 @@ fn check_prompt_logprobs(
     let Some(top) = spec.prompt_logprobs else {
         return Ok(());
     };
-    let (wanted, max) = (positions * (1 + top as usize), limits.prompt_logprobs_max);
+    // Each choice of the answer tells them.
+    let (each, choices) = (1 + top as usize, spec.choices as usize);
+    let wanted = positions.saturating_mul(each).saturating_mul(choices);
+    let max = limits.prompt_logprobs_max;
     if wanted <= max {
         return Ok(());
     }
     let message = format!(
-        "{positions} prompt tokens with {top} alternatives each are {wanted} log probabilities, \
-         at most {max}"
+        "{positions} prompt tokens with {top} alternatives each, in {choices} choices, are \
+         {wanted} log probabilities, at most {max}"
     );
     Err(Error::new(Reason::InvalidValue, message).with_field("prompt_logprobs"))
 }

@@ -271,9 +271,15 @@ fn what_is_counted_has_a_bound() {
         HttpConfig::default(),
         limits,
         |address| async move {
-            // Three tokens, and as many times two alternatives.
-            let reply = post(address, TEXT, &body(TEXT, r#""echo":true,"logprobs":2"#)).await;
-            assert_eq!(outcome(&reply), "400 invalid_value prompt_logprobs");
+            // Three tokens, and as many times two alternatives; or one of each in three choices.
+            for fields in [
+                r#""echo":true,"logprobs":2"#,
+                r#""echo":true,"logprobs":0,"n":3"#,
+                r#""prompt_logprobs":0,"best_of":3"#,
+            ] {
+                let reply = post(address, TEXT, &body(TEXT, fields)).await;
+                assert_eq!(outcome(&reply), "400 invalid_value prompt_logprobs");
+            }
         },
     );
 }
