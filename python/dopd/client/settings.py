@@ -113,7 +113,7 @@ def checked_timeout(timeout_s: float) -> float:
     try:
         is_time = 0 < timeout_s <= TIMEOUT_MAX_S
     except TypeError:
-        is_time = False
+        raise TypeError(f"timeout_s is {timeout_s!r}, it must be a number of seconds") from None
     if not is_time:
         raise ValueError(
             f"timeout_s is {timeout_s!r}, it must be above 0 and at most {TIMEOUT_MAX_S:g} seconds"

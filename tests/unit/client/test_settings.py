@@ -62,12 +62,18 @@ def test_a_client_never_shows_its_key() -> None:
     assert "secret-7" not in repr(client._link.settings)
 
 
-@pytest.mark.parametrize("timeout_s", [0, -1, 1e9, float("nan"), float("inf"), "3"])
-def test_a_timeout_is_a_time(timeout_s: Any) -> None:
+@pytest.mark.parametrize("timeout_s", [0, -1, 1e9, float("nan"), float("inf")])
+def test_a_timeout_is_a_time(timeout_s: float) -> None:
     with pytest.raises(ValueError, match="timeout_s"):
         dopd.Client("a:1", timeout_s=timeout_s)
     with pytest.raises(ValueError, match="timeout_s"):
         dopd.Client("a:1").generate("x", timeout_s=timeout_s)
+
+
+@pytest.mark.parametrize("timeout_s", [None, "3"])
+def test_a_timeout_is_a_number(timeout_s: Any) -> None:
+    with pytest.raises(TypeError, match="timeout_s"):
+        dopd.Client("a:1", timeout_s=timeout_s)
 
 
 def test_the_own_certificate_needs_its_key(tmp_path: Path) -> None:
