@@ -132,11 +132,16 @@ async fn whole(app: &App, mut answer: Answer, form: Form) -> Result<Response<Bod
         Some(outcome) => outcome?,
         None => return Err(Error::new(Reason::Internal, "the answer has no end")),
     };
-    let sender = Sender {
-        model: app.service.model(),
-        fingerprint: &app.fingerprint,
+    let (model, fingerprint) = (app.service.shared_model(), app.fingerprint.clone());
+    let (bytes, id) = (collector.body_bytes(), answer.id().to_owned());
+    let write = move || {
+        let sender = Sender {
+            model: &model,
+            fingerprint: &fingerprint,
+        };
+        collector.body(sender, &id, usage)
     };
-    let body = collector.body(sender, answer.id(), usage);
+    let body = app.service.apart(bytes, write).await?;
     Ok(head(Body::whole(body), "application/json"))
 }
 

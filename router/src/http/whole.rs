@@ -17,6 +17,9 @@ use crate::{
     validate::Endpoint,
 };
 
+/// About what one log probability takes in an answer, in bytes.
+const LOGPROB_BYTES: usize = 64;
+
 /// Collects an answer until it is complete.
 #[derive(Debug)]
 pub(super) struct Collector {
@@ -108,6 +111,21 @@ impl Collector {
             choices: vec![Collected::default(); form.prompts * form.made],
             outcome: None,
         }
+    }
+
+    /// About how long the body is, in bytes: whether writing it would hold up other answers.
+    pub(super) fn body_bytes(&self) -> usize {
+        let entries = |logprobs: &[TokenLogprobs]| -> usize {
+            logprobs.iter().map(|entry| 1 + entry.top.len()).sum()
+        };
+        let of = |choice: &Collected| {
+            let shown = choice.prompt.logprobs.as_deref().unwrap_or_default();
+            let ids = choice.tokens.len() + choice.prompt.tokens.len();
+            let logprobs = entries(&choice.logprobs) + entries(shown);
+            let text = choice.text.len() + choice.prompt.text.len();
+            text + ids * size_of::<u32>() + logprobs * LOGPROB_BYTES
+        };
+        self.choices.iter().map(of).sum()
     }
 
     /// The response's body.

@@ -241,23 +241,34 @@ impl Service {
         if bytes <= INLINE_BYTES_MAX {
             return work();
         }
-        let cores = Arc::clone(&self.cores);
-        let elsewhere = async move {
-            let stopped = |_| Error::new(Reason::Draining, "the server is shutting down");
-            let permit = cores.acquire_owned().await.map_err(stopped)?;
-            let done = tokio::task::spawn_blocking(move || {
-                // Held until the work is done: a client that leaves does not end it.
-                let _permit = permit;
-                work()
-            });
-            let ended = |_| Error::new(Reason::Internal, "the preparation ended early");
-            done.await.map_err(ended)?
-        };
-        let late = tokio::time::timeout_at(deadline.into(), elsewhere).await;
-        late.unwrap_or_else(|_| {
+        let done = tokio::time::timeout_at(deadline.into(), self.apart(bytes, work)).await;
+        done.unwrap_or_else(|_| {
             let message = "the deadline passed before the request was prepared";
             Err(Error::new(Reason::DeadlineExceeded, message))
-        })
+        })?
+    }
+
+    /// Does `work`, which reads or writes `bytes`: here if they are few, else on another thread.
+    pub async fn apart<T: Send + 'static>(
+        &self,
+        bytes: usize,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        if bytes <= INLINE_BYTES_MAX {
+            return Ok(work());
+        }
+        let stopped = |_| Error::new(Reason::Draining, "the server is shutting down");
+        let permit = Arc::clone(&self.cores)
+            .acquire_owned()
+            .await
+            .map_err(stopped)?;
+        let done = tokio::task::spawn_blocking(move || {
+            // Held until the work is done: a client that leaves does not end it.
+            let _permit = permit;
+            work()
+        });
+        let ended = |_| Error::new(Reason::Internal, "the work on another thread ended early");
+        done.await.map_err(ended)
     }
 
     /// Starts a request. An error has been counted and logged.

@@ -105,6 +105,22 @@ fn an_echo_with_log_probabilities_has_those_of_prompt_and_answer() {
     }
 }
 
+/// Long enough to be written on another thread.
+#[test]
+fn a_long_answer_is_whole() {
+    let script = vec![
+        Step::PromptLogprobs(1, vec![-1.0; 999]),
+        Step::Text("b"),
+        end(),
+    ];
+    let prompt = "a".repeat(1_000);
+    let body = format!(r#"{{"prompt":"{prompt}","echo":true,"logprobs":0,"max_tokens":1}}"#);
+    let choice = play(script, TEXT, body.leak())["choices"][0].take();
+    assert_eq!(choice["text"], format!("{prompt}b"));
+    let told = &choice["logprobs"]["token_logprobs"];
+    assert_eq!(told.as_array().unwrap().len(), 1_000);
+}
+
 #[test]
 fn log_probabilities_of_a_prompt_in_the_shape_of_vllm() {
     let script = vec![Step::PromptLogprobs(1, vec![-0.5]), Step::Text("x"), end()];
