@@ -8,6 +8,7 @@ request without a trace context, or one that its caller does not record, gets no
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from dopd.worker.observer import Observer
 TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 SAMPLED = 1
 EXPORT_TIMEOUT_S = 5
-FLUSH_TIMEOUT_MS = 2_000
+FLUSH_TIMEOUT_S = 2.0
 
 
 @dataclass(slots=True)
@@ -47,7 +48,7 @@ class Spans(Observer):
             {"service.name": "dopd-worker", "service.version": __version__, "dopd.worker": worker}
         )
         exporter = OTLPSpanExporter(endpoint=endpoint, insecure=True, timeout=EXPORT_TIMEOUT_S)
-        self._provider = TracerProvider(resource=resource)
+        self._provider = TracerProvider(resource=resource, shutdown_on_exit=False)
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("dopd", __version__)
         self._role = role
@@ -76,8 +77,10 @@ class Spans(Observer):
 
     def close(self) -> None:
         """Send what waits, for a bounded time."""
-        self._provider.force_flush(FLUSH_TIMEOUT_MS)
-        self._provider.shutdown()
+        # By itself it gives every batch of its queue the time of an export.
+        closing = threading.Thread(target=self._provider.shutdown, name="spans", daemon=True)
+        closing.start()
+        closing.join(FLUSH_TIMEOUT_S)
 
     def _emit(self, sequence: Sequence, part: Part, end_ns: int) -> None:
         match = TRACEPARENT.fullmatch(sequence.traceparent)
