@@ -17,6 +17,7 @@ pub(crate) fn run(data: &[u8]) {
         messages.push(Message {
             role: text(Some(role)),
             content: text(parts.next()),
+            ..Message::default()
         });
     }
     if let Ok(prompt) = template.render(&messages) {

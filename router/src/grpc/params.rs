@@ -62,6 +62,7 @@ fn messages(messages: Vec<ChatMessage>, limits: &LimitsConfig) -> Result<Prompt,
         Ok(Message {
             role: validate::chat_role(index, &message.role)?.to_owned(),
             content: message.content,
+            ..Message::default()
         })
     });
     Ok(Prompt::Messages(read.collect::<Result<_, Error>>()?))

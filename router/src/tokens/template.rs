@@ -19,12 +19,21 @@ const RENDERED_BYTES_MAX: usize = 16 << 20;
 const NAME: &str = "chat";
 
 /// One message of a chat.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Message {
-    /// `system`, `user` or `assistant`.
+    /// `system`, `user`, `assistant` or `tool`.
     pub role: String,
     /// Its text.
     pub content: String,
+    /// Who of several with the same role.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Calls of an assistant: a list of objects, arguments as objects.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool_calls: Option<serde_json::Value>,
+    /// The call that a tool answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tool_call_id: Option<String>,
 }
 
 /// A compiled chat template.
@@ -33,12 +42,14 @@ pub struct Template {
     environment: Environment<'static>,
     bos_token: String,
     eos_token: String,
+    knows_tool_calls: bool,
 }
 
 impl Template {
     /// Compiles `source`. The tokens are what the template may write as `bos_token`, `eos_token`.
     pub fn compile(source: String, bos_token: &str, eos_token: &str) -> Result<Self, String> {
         let mut environment = Environment::new();
+        let knows_tool_calls = source.contains("tool_calls");
         let syntax = SyntaxConfig::builder()
             .trim_blocks(true)
             .lstrip_blocks(true)
@@ -56,7 +67,13 @@ impl Template {
             environment,
             bos_token: bos_token.to_owned(),
             eos_token: eos_token.to_owned(),
+            knows_tool_calls,
         })
+    }
+
+    /// Whether it writes the calls of an assistant anywhere; else they would be lost.
+    pub fn knows_tool_calls(&self) -> bool {
+        self.knows_tool_calls
     }
 
     /// The prompt's text for `messages`, with the head of the assistant's answer.
@@ -144,6 +161,7 @@ mod tests {
         let message = |(role, content): &(&str, &str)| Message {
             role: (*role).to_owned(),
             content: (*content).to_owned(),
+            ..Message::default()
         };
         pairs.iter().map(message).collect()
     }
@@ -179,6 +197,23 @@ mod tests {
             .render(&messages(&[("user", " x-\u{e9}\" ")]))
             .unwrap();
         assert_eq!(text, "<s>\"\u{e9}\\\"\"{\"a\": [1, 2]}\n");
+    }
+
+    #[test]
+    fn absent_parts_of_a_message_are_undefined() {
+        let template = compile(
+            "{% for m in messages %}{{ m.role }}{% if m.name is defined %}({{ m.name }}){% endif %}\
+             {% for c in m.tool_calls %} {{ c.function.name }} {{ c.function.arguments | tojson }}\
+             {% endfor %}{% if m.tool_call_id %} to {{ m.tool_call_id }}{% endif %};{% endfor %}",
+        );
+        assert!(template.knows_tool_calls());
+        let call = serde_json::json!([{"function": {"name": "f", "arguments": {"a": 1}}}]);
+        let mut messages = messages(&[("user", "x"), ("assistant", ""), ("tool", "2")]);
+        messages[0].name = Some("ann".to_owned());
+        messages[1].tool_calls = Some(call);
+        messages[2].tool_call_id = Some("c1".to_owned());
+        let text = template.render(&messages).unwrap();
+        assert_eq!(text, "user(ann);assistant f {\"a\": 1};tool to c1;");
     }
 
     #[test]

@@ -170,9 +170,17 @@ fn check_prompt(prompt: &Prompt, limits: &LimitsConfig, model: &ServedModel) -> 
             }
         }
         Prompt::Messages(messages) => {
-            if model.template.is_none() {
+            let Some(template) = &model.template else {
                 let message = "the model has no chat template; use /v1/completions";
                 return Err(Error::new(Reason::UnsupportedValue, message).with_field("messages"));
+            };
+            let called = messages
+                .iter()
+                .position(|message| message.tool_calls.is_some());
+            if let Some(index) = called.filter(|_| !template.knows_tool_calls()) {
+                let message = "the model's chat template knows no tool calls";
+                return Err(Error::new(Reason::UnsupportedValue, message)
+                    .with_field(format!("messages[{index}].tool_calls")));
             }
             if messages.is_empty() {
                 return Err(invalid("messages", "at least one message is required"));

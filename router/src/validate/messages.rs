@@ -1,7 +1,7 @@
 //! `messages` of a chat: roles, and content as a string or as a list of text parts.
 
 use serde::{Deserialize, Deserializer, de::Visitor};
-use serde_json::value::RawValue;
+use serde_json::{Map, Value, value::RawValue};
 use std::fmt;
 
 use super::{fields, harmless};
@@ -12,13 +12,19 @@ use crate::{
 
 /// Most text parts of one message.
 const PARTS_MAX: usize = 1_024;
+/// Most tool calls of one message.
+const TOOL_CALLS_MAX: usize = 128;
 
-/// A message as it stands in the body; other fields (`name`, `refusal`) change nothing.
+/// A message as it stands in the body; other fields (`refusal`) change nothing.
 #[derive(Deserialize)]
 struct RawMessage<'a> {
     role: String,
     #[serde(borrow, default)]
     content: Option<&'a RawValue>,
+    #[serde(default)]
+    name: Option<String>,
+    #[serde(default)]
+    tool_call_id: Option<String>,
     #[serde(borrow, default)]
     tool_calls: Option<&'a RawValue>,
     #[serde(borrow, default)]
@@ -44,12 +50,15 @@ pub(super) fn read(raw: &RawValue, max: usize) -> Result<Vec<Message>, Error> {
 /// The template's name of `role`, of message `index`; or why it is refused.
 pub fn chat_role(index: usize, role: &str) -> Result<&str, Error> {
     let (reason, what) = match role {
-        "system" | "user" | "assistant" => return Ok(role),
+        "system" | "user" | "assistant" | "tool" => return Ok(role),
         // OpenAI's newer name for it; models and their templates know the old one.
         "developer" => return Ok("system"),
-        "tool" | "function" => (Reason::UnsupportedValue, "tools are not supported"),
+        "function" => (
+            Reason::UnsupportedValue,
+            "functions are not supported, tools are",
+        ),
         _ => {
-            let what = "the role must be system, developer, user or assistant";
+            let what = "the role must be system, developer, user, assistant or tool";
             (Reason::InvalidValue, what)
         }
     };
@@ -67,15 +76,19 @@ fn message(index: usize, raw: &RawValue) -> Result<Message, Error> {
         return refuse(Reason::InvalidValue, "", what);
     };
     let role = chat_role(index, &message.role)?;
-    let calls = [message.tool_calls, message.function_call];
-    if calls
-        .into_iter()
-        .flatten()
-        .any(|raw| !harmless::is_empty(raw))
+    if message
+        .function_call
+        .is_some_and(|raw| !harmless::is_empty(raw))
     {
-        let what = "tool calls are not supported".to_owned();
-        return refuse(Reason::UnsupportedValue, ".tool_calls", what);
+        let what = "function calls are not supported, tool calls are".to_owned();
+        return refuse(Reason::UnsupportedValue, ".function_call", what);
     }
+    let calls = message.tool_calls.filter(|raw| !harmless::is_empty(raw));
+    if calls.is_some() && role != "assistant" {
+        let what = format!("a message of role {role} has no tool calls");
+        return refuse(Reason::InvalidValue, ".tool_calls", what);
+    }
+    let tool_calls = calls.map(|raw| tool_calls(index, raw)).transpose()?;
     let content = match message.content.filter(|raw| raw.get() != "null") {
         Some(raw) => content(index, raw)?,
         None if role == "assistant" => String::new(),
@@ -87,7 +100,28 @@ fn message(index: usize, raw: &RawValue) -> Result<Message, Error> {
     Ok(Message {
         role: role.to_owned(),
         content,
+        name: message.name,
+        tool_calls,
+        tool_call_id: message.tool_call_id,
     })
+}
+
+/// Calls as templates want them: arguments as the object that their text describes.
+fn tool_calls(index: usize, raw: &RawValue) -> Result<Value, Error> {
+    let field = format!("messages[{index}].tool_calls");
+    let mut calls: Vec<Map<String, Value>> = fields::read_list(&field, raw, TOOL_CALLS_MAX)?;
+    for call in &mut calls {
+        let arguments = call
+            .get_mut("function")
+            .and_then(|f| f.get_mut("arguments"));
+        if let Some(arguments) = arguments
+            && let Some(Ok(object)) = arguments.as_str().map(serde_json::from_str::<Value>)
+            && object.is_object()
+        {
+            *arguments = object;
+        }
+    }
+    Ok(calls.into_iter().map(Value::Object).collect())
 }
 
 fn content(index: usize, raw: &RawValue) -> Result<String, Error> {

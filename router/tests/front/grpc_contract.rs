@@ -105,6 +105,7 @@ const CHATS: &[&str] = &[
     r#"{"messages":[],"max_tokens":9}"#,
     r#"{"messages":[{"role":"user","content":" "}],"max_tokens":9}"#,
     r#"{"messages":[{"role":"user","content":"a"},{"role":"","content":"b"}],"max_tokens":9}"#,
+    r#"{"messages":[{"role":"function","content":"a"}],"max_tokens":9}"#,
     r#"{"messages":[{"role":"tool","content":"a"}],"max_tokens":9}"#,
     r#"{"messages":[{"role":"user","content":"hi"}],"max_tokens":1020}"#,
     r#"{"messages":[{"role":"user","content":"hi"}],"logprobs":true,"top_logprobs":21}"#,

@@ -96,7 +96,7 @@ fn a_bad_chat_names_the_field() {
             "messages[1].role",
         ),
         (
-            vec![message("tool", "a")],
+            vec![message("function", "a")],
             "unsupported_value",
             "messages[0].role",
         ),

@@ -112,7 +112,9 @@ fn bad_chats() {
         r#"{"messages":[{"role":"user"}]}"#,
         r#"{"messages":[{"role":"user","content":5}]}"#,
         r#"{"messages":[{"role":"king","content":"x"}]}"#,
-        r#"{"messages":[{"role":"tool","content":"x"}]}"#,
+        r#"{"messages":[{"role":"function","content":"x"}]}"#,
+        r#"{"messages":[{"role":"user","content":"x","tool_calls":[{}]}]}"#,
+        r#"{"messages":[{"role":"assistant","tool_calls":[{"id":"1"}]}]}"#,
         r#"{"messages":[{"content":"x"}]}"#,
         r#"{"messages":[{"role":"user","content":[{"type":"image_url","image_url":{}}]}]}"#,
         r#"{"messages":[{"role":"user","content":"x"}],"tools":[{"type":"function"}]}"#,
@@ -138,8 +140,10 @@ fn bad_chats() {
         400 invalid_value messages: messages: invalid type: integer `5`, expected a list
         400 invalid_value messages[0].content: content is required
         400 invalid_value messages[0].content: messages[0].content: invalid type: integer `5`, expected a string or a list of text parts
-        400 invalid_value messages[0].role: the role must be system, developer, user or assistant
-        400 unsupported_value messages[0].role: tools are not supported
+        400 invalid_value messages[0].role: the role must be system, developer, user, assistant or tool
+        400 unsupported_value messages[0].role: functions are not supported, tools are
+        400 invalid_value messages[0].tool_calls: a message of role user has no tool calls
+        400 unsupported_value messages[0].tool_calls: the model's chat template knows no tool calls
         400 invalid_value messages[0]: messages[0]: missing field `role`
         400 unsupported_value messages[0].content[0]: only parts of type text are supported
         400 unsupported_value tools: tools are not supported, unless the choice of tool is none

@@ -98,6 +98,7 @@ fn template_and_sizes_are_those_of_the_file() {
     let messages = [Message {
         role: "user".to_owned(),
         content: "Hi".to_owned(),
+        ..Message::default()
     }];
     let text = model.template.as_ref().unwrap().render(&messages).unwrap();
     assert_eq!(

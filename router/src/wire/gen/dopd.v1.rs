@@ -220,7 +220,7 @@ pub struct AnswerOptions {
     /// Log probabilities: of the chosen token and of this many alternatives, 0 to 20. Absent: none.
     #[prost(uint32, optional, tag = "8")]
     pub top_logprobs: ::core::option::Option<u32>,
-    /// Lower goes first, -100 to 100. Absent: 0.
+    /// Lower goes first. Absent: 0.
     #[prost(int32, optional, tag = "9")]
     pub priority: ::core::option::Option<i32>,
 }

@@ -140,7 +140,7 @@ class AnswerOptions(_message.Message):
     top_logprobs: _builtins.int
     """Log probabilities: of the chosen token and of this many alternatives, 0 to 20. Absent: none."""
     priority: _builtins.int
-    """Lower goes first, -100 to 100. Absent: 0."""
+    """Lower goes first. Absent: 0."""
     @_builtins.property
     def sampling(self) -> Global___Sampling: ...
     @_builtins.property
