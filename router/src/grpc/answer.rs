@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 use super::{
-    call::{self, Call},
+    call::Call,
     status,
     stream::{AnswerStream, Reply},
 };
@@ -31,18 +31,8 @@ pub(super) async fn start<Q, R: Reply>(
     let mut arrival = arrival.map_err(|error| status::of(&error, None))?;
     arrival.at = call.began;
     let (id, params) = (arrival.id.clone(), read(message, service.limits()));
-    let started = match call.deadline() {
-        None => submit(service, arrival, params, call).await,
-        Some(deadline) => {
-            let submitted = submit(service, arrival.clone(), params, call);
-            let in_time = tokio::time::timeout_at(deadline.into(), submitted).await;
-            in_time.unwrap_or_else(|_| {
-                let error = call::overdue();
-                service.refuse(&arrival, &error);
-                Err(error)
-            })
-        }
-    };
+    // The service knows the deadline of the call, which is that of the request.
+    let started = submit(service, arrival, params, call).await;
     started
         .map(Response::new)
         .map_err(|error| status::of(&error, Some(&id)))

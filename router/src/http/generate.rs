@@ -40,12 +40,10 @@ pub(super) async fn respond(
         Ok(arrival) => arrival,
         Err(error) => return error::response(&error),
     };
-    let result = match read(app, endpoint, request, &arrival).await {
+    let reading = read(app, endpoint, request, &arrival);
+    let result = match app.service.prepared(&arrival, reading).await {
         Ok((prepared, form)) => generate(app, &arrival, &prepared, form).await,
-        Err(error) => {
-            app.service.refuse(&arrival, &error);
-            Err(error)
-        }
+        Err(error) => Err(error),
     };
     let mut response = result.unwrap_or_else(|error| error::response(&error));
     // Hexadecimal digits are a valid value.

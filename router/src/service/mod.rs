@@ -24,6 +24,7 @@ mod start;
 mod text;
 
 use std::{
+    future::Future,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -97,6 +98,18 @@ impl Arrival {
     fn used(&self, prompt_tokens: u32, completion_tokens: u64) {
         if let Some(lease) = &self.lease {
             lease.used(u64::from(prompt_tokens) + completion_tokens);
+        }
+    }
+}
+
+/// A request in preparation: dropped with it inside, the client has left.
+struct Watch<'a>(Option<(&'a Service, &'a Arrival)>);
+
+impl Drop for Watch<'_> {
+    fn drop(&mut self) {
+        if let Some((service, arrival)) = self.0 {
+            let message = "the client left before the request was prepared";
+            service.refuse(arrival, &Error::new(Reason::Cancelled, message));
         }
     }
 }
@@ -282,9 +295,22 @@ impl Service {
         let (model, limits) = (self.shared_model(), self.shared_limits());
         let bytes = prepare::text_bytes(&spec);
         let work = move || Prepared::new(spec, &model, &limits);
-        let prepared = self.prepare(bytes, deadline, work).await;
-        let prepared = prepared.inspect_err(|error| self.refuse(&arrival, error))?;
+        let prepared = self.prepare(bytes, deadline, work);
+        let prepared = self.prepared(&arrival, prepared).await?;
         self.start(&arrival, &prepared, wanted)
+    }
+
+    /// Waits for what prepares the request `arrival`. An error has been counted and logged; a
+    /// client that leaves, which drops this, is as well.
+    pub async fn prepared<T>(
+        &self,
+        arrival: &Arrival,
+        preparing: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let mut watch = Watch(Some((self, arrival)));
+        let prepared = preparing.await;
+        watch.0 = None;
+        prepared.inspect_err(|error| self.refuse(arrival, error))
     }
 
     /// Token ids of a prompt.

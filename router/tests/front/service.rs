@@ -146,6 +146,22 @@ fn a_dropped_answer_cancels_its_request_once() {
     assert_eq!(fake.cancelled.load(Ordering::Relaxed), 1);
 }
 
+/// Its work goes on in the pool, and nobody waits for it.
+#[test]
+fn a_client_that_leaves_while_its_request_is_prepared_is_counted() {
+    let fake = Fake::new(vec![]);
+    run(&fake, LimitsConfig::default(), |service| async move {
+        let long = "x".repeat(20_000);
+        let mut submitting = Box::pin(submit(&service, text(&long)));
+        let is_done = poll_fn(|cx| Poll::Ready(submitting.as_mut().poll(cx).is_ready())).await;
+        assert!(!is_done, "prepared at once");
+        drop(submitting);
+        let page = service.metrics().render(Format::Text);
+        assert!(page.contains(r#"code="cancelled"} 1"#), "{page}");
+    });
+    assert!(fake.seen.lock().is_empty());
+}
+
 /// Whatever waits merges; a backlog of ids gives the same text, stop string included.
 #[test]
 fn a_late_reader_gets_the_same_answer() {
