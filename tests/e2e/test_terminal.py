@@ -92,12 +92,16 @@ def test_ctrl_c_ends_the_answer_and_not_the_talk(slow: Server) -> None:
         assert terminal.ended() == 0
 
 
-def test_ctrl_c_at_the_prompt_ends_the_talk(slow: Server) -> None:
+def test_ctrl_c_at_the_prompt_drops_the_line_and_not_the_talk(slow: Server) -> None:
     terminal = Terminal("chat", "--url", slow.url)
     with contextlib.closing(terminal):
         terminal.wait_for(r"> $")
+        terminal.type(b"half a li")
+        terminal.wait_for(r"half a li$")
         terminal.type(CTRL_C)
-        assert terminal.ended() == 130
+        terminal.wait_for(r"half a li[^>]*> $")
+        terminal.type(CTRL_D)
+        assert terminal.ended() == 0
         assert "Traceback" not in terminal.look()
 
 

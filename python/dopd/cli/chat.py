@@ -33,14 +33,8 @@ def run(argv: list[str]) -> int:
         import readline  # noqa: F401  # gives input() history and editing
     talk = Talk(args, model)
     for _ in range(TURNS_MAX):
-        try:
-            line = input("> " if sys.stdin.isatty() else "").strip()
-        except UnicodeDecodeError as error:
-            message = "the prompt on stdin is not text in the encoding of the terminal"
-            raise console.CommandError(message, code=console.USAGE) from error
-        except EOFError:
-            if sys.stdin.isatty():
-                console.note("")
+        line = read_line()
+        if line is None:
             return console.OK
         if line == "/quit":
             return console.OK
@@ -49,6 +43,26 @@ def run(argv: list[str]) -> int:
         elif line:
             talk.turn(line)
     raise console.CommandError(f"the talk has {TURNS_MAX} turns", fix="dopd chat starts a new one")
+
+
+def read_line() -> str | None:
+    """What was typed; None: the input has ended."""
+    is_typed = sys.stdin.isatty()
+    try:
+        return input("> " if is_typed else "").strip()
+    except UnicodeDecodeError as error:
+        message = "the prompt on stdin is not text in the encoding of the terminal"
+        raise console.CommandError(message, code=console.USAGE) from error
+    except KeyboardInterrupt:
+        # Pressed as the answer ended, or to drop a line: no reason to lose the talk.
+        if not is_typed:
+            raise
+        console.note("")
+        return ""
+    except EOFError:
+        if is_typed:
+            console.note("")
+        return None
 
 
 def parser() -> argparse.ArgumentParser:
