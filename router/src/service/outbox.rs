@@ -137,6 +137,9 @@ impl Outbox {
             return Flow::Stop;
         };
         if self.config.drops_answer {
+            if let Some(record) = &mut state.record {
+                record.scored(now);
+            }
             return Flow::Continue;
         }
         if self.config.wanted.wake == Wake::Each && pending.bytes() >= self.config.bytes_max {

@@ -139,6 +139,11 @@ impl Record {
         self.progress.tokens(tokens, now, before);
     }
 
+    /// The prompt is computed; what is made after it is not wanted.
+    pub(super) fn scored(&mut self, now: Instant) {
+        self.progress.tokens(0, now, None);
+    }
+
     /// A choice is complete.
     pub(super) fn finished(&mut self, choice: usize, reason: FinishReason) {
         let Some(choice) = self.choices.get_mut(choice) else {

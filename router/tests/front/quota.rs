@@ -1,11 +1,12 @@
 //! What a request costs its caller's quota of tokens, by how it ends.
 
-use std::time::Instant;
+use std::{cell::Cell, time::Instant};
 
 use dopd_router::{
     auth::{Caller, Door, Gate},
     config::{KeyConfig, KeyDigest, records::LimitsConfig},
     error::{Error, Reason},
+    metrics::Format,
     service::{Wake, Wanted},
     streams::sink::FinishReason,
     validate::{Params, check},
@@ -31,11 +32,14 @@ fn caller() -> Caller {
     admitted.unwrap()
 }
 
-/// What `params` costs if a worker does `script`. The client leaves where the script waits.
-fn cost(script: Vec<Step>, params: Params) -> u64 {
+/// What `params` costs if a worker does `script`, and how many tokens of prompts metrics have seen.
+/// The client leaves where the script waits.
+fn cost(script: Vec<Step>, params: Params) -> (u64, u64) {
     let script_len = script.len();
     let (fake, caller) = (Fake::new(script), caller());
     let buyer = caller.clone();
+    let seen = Cell::new(0);
+    let told = &seen;
     run(&fake, LimitsConfig::default(), |service| async move {
         let spec = check(params, service.limits(), service.model()).unwrap();
         let wanted = Wanted {
@@ -50,9 +54,13 @@ fn cost(script: Vec<Step>, params: Params) -> u64 {
             tokio::task::yield_now().await;
         }
         drop(answer);
+        let page = service.metrics().render(Format::Text);
+        let mut lines = page.lines();
+        let count = lines.find_map(|line| line.strip_prefix(COUNTER));
+        told.set(count.unwrap().parse().unwrap());
     });
     let [_, tokens] = caller.standing(Instant::now());
-    LIMIT - tokens.unwrap().remaining
+    (LIMIT - tokens.unwrap().remaining, seen.get())
 }
 
 fn answer_of(max_tokens: i64) -> Params {
@@ -63,26 +71,28 @@ fn answer_of(max_tokens: i64) -> Params {
 }
 
 const PROMPT: u64 = 31;
+/// Of the metrics page.
+const COUNTER: &str = "dopd_prompt_tokens_total{model=\"mock\"} ";
 
 #[test]
 fn what_a_worker_did_for_its_client_is_paid() {
     let end = Step::Finish(FinishReason::Stop);
     let whole = cost(vec![Step::Text("ab"), end.clone()], answer_of(10));
-    assert_eq!(whole, PROMPT + 2);
+    assert_eq!(whole, (PROMPT + 2, PROMPT));
     let left = cost(vec![Step::Text("ab"), Step::Gate], answer_of(10));
-    assert_eq!(left, PROMPT + 2);
+    assert_eq!(left, (PROMPT + 2, PROMPT));
     let scored = Params {
         echo: true,
         ..answer_of(0)
     };
-    assert_eq!(cost(vec![Step::Text("a"), end], scored), PROMPT);
+    assert_eq!(cost(vec![Step::Text("a"), end], scored), (PROMPT, PROMPT));
     let left_early = cost(vec![Step::Placed, Step::Gate], answer_of(10));
-    assert_eq!(left_early, PROMPT);
+    assert_eq!(left_early, (PROMPT, 0));
 }
 
 #[test]
 fn what_nobody_did_is_free() {
     let failed = Step::Fail(Error::new(Reason::WorkerFailed, "gone"));
-    assert_eq!(cost(vec![Step::Placed, failed], answer_of(10)), 0);
-    assert_eq!(cost(vec![Step::Gate], answer_of(10)), 0);
+    assert_eq!(cost(vec![Step::Placed, failed], answer_of(10)), (0, 0));
+    assert_eq!(cost(vec![Step::Gate], answer_of(10)), (0, 0));
 }
