@@ -113,8 +113,8 @@ CHAT_ONLY: list[tuple[str, dict[str, Any], str, str]] = [
     ("messages.image", {"messages": user([IMAGE])}, NOT_HERE, "messages[0].content[0]"),
     ("messages.audio", {"messages": user([AUDIO])}, NOT_HERE, "messages[0].content[0]"),
     (
-        "messages.tool",
-        {"messages": [*CHAT, {"role": "tool", "tool_call_id": "x", "content": "5"}]},
+        "messages.function",
+        {"messages": [*CHAT, {"role": "function", "name": "x", "content": "5"}]},
         NOT_HERE,
         "messages[1].role",
     ),
