@@ -173,7 +173,8 @@ def test_ctrl_c_ends_a_load_with_a_report_of_what_was_measured(slow: Server) -> 
     with contextlib.closing(terminal):
         terminal.wait_for(r"[1-9]\d*/\d+")
         terminal.type(CTRL_C)
-        terminal.ended()
+        assert terminal.ended() == 130
         assert "requests completed" in terminal.look()
+        assert "requests were sent" in terminal.look()
         assert "Traceback" not in terminal.look()
     slow.wait_idle()

@@ -16,7 +16,8 @@ __all__ = ["parse", "parser", "run"]
 
 
 def run(argv: list[str]) -> int:
-    """Run one load and print its report; the exit code is 1 if any request failed."""
+    """Run one load and print its report; the exit code is 1 if any request failed, 130 if Ctrl-C
+    ended it."""
     args = parse(argv[1:])
     from dopd.cli.bench import arrivals, load, report
 
@@ -33,7 +34,7 @@ def run(argv: list[str]) -> int:
         targets.append(second)
         return _compare(args, plan, targets)
     result = load.run(args, targets[0], plan)
-    document = report.document(args, targets[0], result)
+    document = report.document(args, targets[0], result) | {"planned": len(plan)}
     if args.json != "-":
         console.say(report.render(document))
     _write(args, document, {"requests": report.requests(result)})
@@ -41,14 +42,23 @@ def run(argv: list[str]) -> int:
         from dopd.cli.bench import plot
 
         plot.draw(args, {targets[0].label: result})
-    return console.OK if document["failed"] == 0 else console.FAILED
+    return _code(len(plan), [document])
+
+
+def _code(planned: int, servers: list[dict[str, Any]]) -> int:
+    """The exit code, with a word about what was never sent."""
+    sent = min(server["sent"] for server in servers)
+    if sent < planned:
+        console.note(f"interrupted: {sent} of {planned} requests were sent")
+        return console.INTERRUPTED
+    return console.FAILED if any(server["failed"] for server in servers) else console.OK
 
 
 def _compare(args: argparse.Namespace, plan: list[Any], targets: list[Any]) -> int:
     from dopd.cli.bench import compare, load, report
 
     rounds = load.run_rounds(args, targets, compare.turns(plan, args.rounds))
-    document = compare.document(args, targets, rounds)
+    document = compare.document(args, targets, rounds) | {"planned": len(plan)}
     if args.json != "-":
         console.say(compare.render(document))
     requests = {
@@ -59,8 +69,7 @@ def _compare(args: argparse.Namespace, plan: list[Any], targets: list[Any]) -> i
         from dopd.cli.bench import plot
 
         plot.draw(args, {label: compare.joined(found) for label, found in rounds.items()})
-    failed = sum(server["failed"] for server in document["servers"].values())
-    return console.OK if failed == 0 else console.FAILED
+    return _code(len(plan), list(document["servers"].values()))
 
 
 def _write(args: argparse.Namespace, document: dict[str, Any], requests: dict[str, Any]) -> None:
