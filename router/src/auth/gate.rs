@@ -5,12 +5,9 @@ use subtle::{ConditionallySelectable as _, ConstantTimeEq as _};
 
 use super::{Caller, quota::Quota};
 use crate::{
-    config::{KeyConfig, KeyDigest},
+    config::{KEY_BYTES_MAX, KeyConfig, KeyDigest},
     error::{Error, Reason},
 };
-
-/// Longest key that is hashed, in bytes; heads are bounded too.
-const KEY_BYTES_MAX: usize = 1_024;
 
 /// Which front asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -42,6 +42,9 @@ settings! {
     }
 }
 
+/// Longest key in bytes; what a request shows is not hashed beyond it.
+pub const KEY_BYTES_MAX: usize = 1_024;
+
 /// SHA-256 of a key; the only form in which one is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KeyDigest(pub [u8; 32]);
@@ -50,6 +53,15 @@ impl KeyDigest {
     /// Of a key.
     pub fn of(key: &[u8]) -> Self {
         Self(Sha256::digest(key).into())
+    }
+
+    /// Of a key that a user chose; `None` for one that no header could show: empty, longer than
+    /// [`KEY_BYTES_MAX`], or with blanks or other characters than printable ASCII.
+    pub fn of_chosen(key: &str) -> Option<Self> {
+        let can_be_shown = !key.is_empty()
+            && key.len() <= KEY_BYTES_MAX
+            && key.bytes().all(|byte| byte.is_ascii_graphic());
+        can_be_shown.then(|| Self::of(key.as_bytes()))
     }
 
     fn parse(hex: &str) -> Option<Self> {
@@ -199,7 +211,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("dopd.toml");
         fs::write(&file, toml).unwrap();
-        let api_key = api_key.map(|key| (KeyDigest::of(key.as_bytes()), Origin::Flag("api-key")));
+        let api_key = api_key.map(|key| (KeyDigest::of_chosen(key), Origin::Flag("api-key")));
         let sources = Sources {
             file: Some(file),
             api_key,
@@ -226,6 +238,25 @@ mod tests {
         assert_eq!(keys[0].digest(), Some(KeyDigest::of(b"secret")));
         assert_eq!(keys[2].digest(), Some(KeyDigest::of(b"geheim")));
         assert_eq!(keys[2].tokens_per_minute, None);
+    }
+
+    #[test]
+    fn a_key_that_no_header_can_show_is_refused_and_not_repeated() {
+        let long = "x".repeat(KEY_BYTES_MAX + 1);
+        for key in [
+            "",
+            " geheim",
+            "geheim ",
+            "ge heim",
+            "geh\neim",
+            "g\u{e4}heim",
+            &long,
+        ] {
+            let refused = settings("", Some(key)).unwrap_err();
+            assert!(refused.contains("--api-key"), "{refused}");
+            assert!(key.is_empty() || !refused.contains(key), "{refused}");
+        }
+        assert!(settings("", Some(&long[1..])).is_ok());
     }
 
     #[test]

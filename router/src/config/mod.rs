@@ -25,7 +25,7 @@ use std::{
 
 pub use declare::Field;
 pub use file::ForeignValue;
-pub use keys::{KeyConfig, KeyDigest};
+pub use keys::{KEY_BYTES_MAX, KeyConfig, KeyDigest};
 pub use records::{Config, FIELDS};
 pub use relations::Scope;
 
@@ -146,8 +146,8 @@ pub struct Sources {
     pub variables: Vec<(String, String)>,
     /// Flags that were given, with their values; none for a switch.
     pub flags: Vec<(&'static Field, Vec<String>)>,
-    /// Hash of a key that was given beside the file, and where.
-    pub api_key: Option<(KeyDigest, Origin)>,
+    /// Hash of a key that was given beside the file, and where; no hash if it cannot be one.
+    pub api_key: Option<(Option<KeyDigest>, Origin)>,
 }
 
 impl Sources {
@@ -206,7 +206,16 @@ pub fn load(sources: &Sources, scope: Scope) -> Result<Settings, ConfigError> {
     layers.add_variables(&sources.variables)?;
     layers.add_flags(&sources.flags)?;
     if let Some((digest, origin)) = &sources.api_key {
-        let key = KeyConfig::unlimited(keys::DEFAULT_NAME, *digest);
+        let digest = digest.ok_or_else(|| ConfigError::Value {
+            path: "key",
+            value: describe::MASK.to_owned(),
+            problem: format!(
+                "a key has 1 to {} printable ASCII characters and no blank",
+                keys::KEY_BYTES_MAX
+            ),
+            origin: origin.clone(),
+        })?;
+        let key = KeyConfig::unlimited(keys::DEFAULT_NAME, digest);
         keys::add(&mut layers.keys, key, origin.clone())?;
     }
     settings(layers, worker, scope)

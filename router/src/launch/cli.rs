@@ -165,16 +165,19 @@ fn serve_plan(scope: Scope, matches: &ArgMatches, variables: Vec<(String, String
 }
 
 /// Hash of the key of `--api-key`, else of `DOPD_API_KEY`. The key itself goes no further.
-fn api_key(matches: &ArgMatches, variables: &[(String, String)]) -> Option<(KeyDigest, Origin)> {
+fn api_key(
+    matches: &ArgMatches,
+    variables: &[(String, String)],
+) -> Option<(Option<KeyDigest>, Origin)> {
     let flag = matches.try_get_one::<String>(API_KEY_FLAG).ok().flatten();
     if let Some(key) = flag {
-        return Some((KeyDigest::of(key.as_bytes()), Origin::Flag(API_KEY_FLAG)));
+        return Some((KeyDigest::of_chosen(key), Origin::Flag(API_KEY_FLAG)));
     }
     let variable = variables
         .iter()
         .find(|(name, value)| name == API_KEY_VARIABLE && !value.is_empty());
     let origin = || Origin::Variable(API_KEY_VARIABLE.to_owned());
-    variable.map(|(_, key)| (KeyDigest::of(key.as_bytes()), origin()))
+    variable.map(|(_, key)| (KeyDigest::of_chosen(key), origin()))
 }
 
 /// The whole command.

@@ -75,7 +75,13 @@ impl Link {
                 .map(|message| clip(message).into_boxed_str());
             if let Some(note) = &note {
                 let (worker, request) = (&self.identity.name, seat.sequence.request.0);
-                tracing::warn!(worker, slot, request, ?why, note, "seat closed");
+                // All but a failure of the engine is the course of things: a hand-off that its
+                // request outran, a place that was gone.
+                if why == CloseReason::Error {
+                    tracing::warn!(worker, slot, request, ?why, note, "seat closed");
+                } else {
+                    tracing::debug!(worker, slot, request, ?why, note, "seat closed");
+                }
             }
             let retry_ms = report.closed_retry_ms.get(row).copied().unwrap_or(0);
             closed.push(ClosedSeat {

@@ -42,7 +42,12 @@ def joined(results: list[Result]) -> Result:
     start_s = results[0].start_s if results else 0.0
     whole = Result([], start_s, start_s, sum(result.cpu_s for result in results))
     for result in results:
-        whole.samples += result.samples
+        # One turn after the other on the time axis of a plot, too.
+        before_s = whole.end_s - whole.start_s
+        whole.samples += [
+            replace(sample, arrival=replace(sample.arrival, at_s=sample.arrival.at_s + before_s))
+            for sample in result.samples
+        ]
         whole.end_s += result.end_s - result.start_s
     return whole
 
