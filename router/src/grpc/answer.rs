@@ -12,7 +12,7 @@ use super::{
 use crate::{
     config::records::LimitsConfig,
     error::{Error, Reason},
-    service::{Arrival, Service, Wake, Wanted},
+    service::{Arrival, Head, Refusal, Service, Wake, Wanted},
     validate::{self, Params},
 };
 
@@ -27,8 +27,12 @@ pub(super) async fn start<Q, R: Reply>(
         let error = Error::new(Reason::Internal, "a call came past its front");
         return Err(status::of(&error, None));
     };
-    let arrival = service.arrive(call.caller.clone(), call.traceparent.clone());
-    let mut arrival = arrival.map_err(|error| status::of(&error, None))?;
+    let arrival = service.arrive(Head {
+        caller: call.caller.clone(),
+        traceparent: call.traceparent.clone(),
+        client_id: None,
+    });
+    let mut arrival = arrival.map_err(|Refusal { id, error }| status::of(&error, id.as_deref()))?;
     arrival.at = call.began;
     let (id, params) = (arrival.id.clone(), read(message, service.limits()));
     // The service knows the deadline of the call, which is that of the request.

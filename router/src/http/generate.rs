@@ -19,7 +19,7 @@ use super::{
 use crate::{
     auth::Caller,
     error::{Error, Reason},
-    service::{Answer, Arrival, Next, Prepared, Wake, Wanted},
+    service::{Answer, Arrival, Head, Next, Prepared, Refusal, Wake, Wanted},
     trace,
     validate::{self, Endpoint},
 };
@@ -38,32 +38,37 @@ pub(super) async fn respond(
 ) -> Response<Body> {
     let arrival = match arrive(app, &request) {
         Ok(arrival) => arrival,
-        Err(error) => return error::response(&error),
+        Err(Refusal { id, error }) => return named(error::response(&error), id.as_deref()),
     };
     let reading = read(app, endpoint, request, &arrival);
     let result = match app.service.prepared(&arrival, reading).await {
         Ok((prepared, form)) => generate(app, &arrival, &prepared, form).await,
         Err(error) => Err(error),
     };
-    let mut response = result.unwrap_or_else(|error| error::response(&error));
+    let response = result.unwrap_or_else(|error| error::response(&error));
+    named(response, Some(&arrival.id))
+}
+
+/// `response` under the name that its request has in the log.
+fn named(mut response: Response<Body>, id: Option<&str>) -> Response<Body> {
     // Hexadecimal digits are a valid value.
-    if let Ok(id) = HeaderValue::from_str(&arrival.id) {
+    if let Some(Ok(id)) = id.map(HeaderValue::from_str) {
         response.headers_mut().insert(REQUEST_ID, id);
     }
     response
 }
 
-fn arrive(app: &App, request: &Request<Incoming>) -> Result<Arrival, Error> {
+fn arrive(app: &App, request: &Request<Incoming>) -> Result<Arrival, Refusal> {
     let header = |name: &str| request.headers().get(name)?.to_str().ok();
     let traceparent = header("traceparent").unwrap_or_default().to_owned();
     let client_id = trace::client_id(header("x-client-request-id").or(header("x-request-id")));
     // Whoever comes past the gate without being named has no key to be named by.
     let caller = request.extensions().get::<Caller>().cloned();
-    let mut arrival = app
-        .service
-        .arrive(caller.unwrap_or_default(), traceparent)?;
-    arrival.client_id = client_id;
-    Ok(arrival)
+    app.service.arrive(Head {
+        caller: caller.unwrap_or_default(),
+        traceparent,
+        client_id,
+    })
 }
 
 async fn read(

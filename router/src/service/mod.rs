@@ -93,6 +93,26 @@ pub struct Arrival {
     lease: Option<Arc<Lease>>,
 }
 
+/// What the head of a request tells of it.
+#[derive(Clone, Debug, Default)]
+pub struct Head {
+    /// Who sent it.
+    pub caller: Caller,
+    /// W3C trace context as it came, or empty: what is malformed is read past.
+    pub traceparent: String,
+    /// The client's own name for it, for the log.
+    pub client_id: Option<Box<str>>,
+}
+
+/// A request that was refused as it came in.
+#[derive(Debug)]
+pub struct Refusal {
+    /// The name under which it was logged, for its client to see; `None`: it has none.
+    pub id: Option<String>,
+    /// Why.
+    pub error: Error,
+}
+
 impl Arrival {
     /// Tells the caller's quota what the request used.
     fn used(&self, prompt_tokens: u32, completion_tokens: u64) {
@@ -189,37 +209,45 @@ impl Service {
         self.backend.status().await
     }
 
-    /// Names a request; call it when its head has been read. `traceparent` as it came, or empty:
-    /// what is malformed is read past. Refused, counted and logged where the caller's quota is used
-    /// up.
-    pub fn arrive(&self, caller: Caller, traceparent: String) -> Result<Arrival, Error> {
+    /// Names a request; call it when its head has been read. Refused, counted and logged where the
+    /// caller's quota is used up.
+    pub fn arrive(&self, head: Head) -> Result<Arrival, Refusal> {
         let at = Instant::now();
-        let lease = caller.begin(at);
-        let parent = TraceParent::parse(&traceparent);
+        let id = ids::request_id().map_err(|error| Refusal { id: None, error })?;
+        let lease = head.caller.begin(at);
+        let parent = TraceParent::parse(&head.traceparent);
         let trace = if trace::is_on() {
             TraceContext::begin(parent)
         } else {
             None
         };
         let mut arrival = Arrival {
-            id: ids::request_id()?,
+            id,
             at,
-            caller,
+            caller: head.caller,
             traceparent: match (trace, parent) {
                 (Some(trace), _) => trace.own.header(),
-                (None, Some(_)) => traceparent,
+                (None, Some(_)) => head.traceparent,
                 (None, None) => String::new(),
             },
             trace,
-            client_id: None,
+            client_id: head.client_id,
             lease: None,
         };
-        let lease = lease.inspect_err(|error| {
-            self.metrics.quota_refused(&arrival.caller.key);
-            self.refuse(&arrival, error);
-        })?;
-        arrival.lease = Some(Arc::new(lease));
-        Ok(arrival)
+        match lease {
+            Ok(lease) => {
+                arrival.lease = Some(Arc::new(lease));
+                Ok(arrival)
+            }
+            Err(error) => {
+                self.metrics.quota_refused(&arrival.caller.key);
+                self.refuse(&arrival, &error);
+                Err(Refusal {
+                    id: Some(arrival.id),
+                    error,
+                })
+            }
+        }
     }
 
     /// A name for an answer that no request is behind.

@@ -1,5 +1,10 @@
 //! Keys and quotas, on both fronts: what is closed, what is open, and how a quota ends.
 
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
 use dopd_router::{
     auth::{Door, Gate},
     config::{
@@ -12,6 +17,7 @@ use dopd_router::{
         v1::{GenerateRequest, GenerateResponse, inference_service_client::InferenceServiceClient},
     },
 };
+use parking_lot::Mutex;
 use prost::Message as _;
 use tonic::{
     Code, Request, Status, codegen::http::uri::PathAndQuery, metadata::MetadataValue,
@@ -284,4 +290,101 @@ fn a_quota_of_places_is_told_to_grpc_too() {
         open.add_permits(1);
         client.generate(request()).await.unwrap();
     });
+}
+
+/// Fields of the log's lines that this thread writes.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Lines {
+    /// The log goes here until the guard is dropped.
+    fn catch(&self) -> tracing::subscriber::DefaultGuard {
+        let lines = self.clone();
+        let log = tracing_subscriber::fmt().json();
+        tracing::subscriber::set_default(log.with_writer(move || lines.clone()).finish())
+    }
+
+    /// The refusal that was logged, if one was since the last call: so many a second are.
+    fn refusal(&self) -> Option<serde_json::Value> {
+        let bytes = std::mem::take(&mut *self.0.lock());
+        let text = String::from_utf8(bytes).unwrap();
+        let mut lines = text.lines().map(|line| serde_json::from_str(line).unwrap());
+        lines
+            .find(|line: &serde_json::Value| line["fields"]["message"] == "request refused")
+            .map(|mut line| line["fields"].take())
+    }
+}
+
+/// All tests of this program share the bound on logged refusals, which ends after a second.
+const LOGGED_WITHIN: Duration = Duration::from_secs(30);
+
+#[test]
+fn a_request_over_its_quota_is_logged_under_the_id_that_http_tells() {
+    let lines = Lines::default();
+    let _guard = lines.catch();
+    let gate = key(|key| key.requests_per_minute = Some(1));
+    http(gate, |address| async move {
+        let sent = with_key(KEY) + "x-client-request-id: mine\r\n";
+        let ask = || ask(address, "POST", "/v1/completions", &sent);
+        assert_eq!(ask().await.status, 200);
+        let until = Instant::now() + LOGGED_WITHIN;
+        let (reply, logged) = loop {
+            let reply = ask().await;
+            assert_eq!(reply.status, 429);
+            if let Some(logged) = lines.refusal() {
+                break (reply, logged);
+            }
+            assert!(Instant::now() < until, "no refusal was logged");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        assert_eq!(logged["code"], "rate_limited");
+        assert_eq!(reply.header("x-request-id").unwrap(), logged["id"]);
+        assert_eq!(logged["client_id"], "mine");
+    });
+}
+
+#[test]
+fn a_request_over_its_quota_is_logged_under_the_id_that_grpc_tells() {
+    let lines = Lines::default();
+    let _guard = lines.catch();
+    let gate = key(|key| key.requests_per_minute = Some(1));
+    grpc::with_gate(
+        answers(),
+        gate,
+        GrpcConfig::default(),
+        |channel| async move {
+            let mut client = InferenceServiceClient::new(channel);
+            let mut ask = async || {
+                let mut request = Request::new(grpc::text("hi"));
+                let value = MetadataValue::try_from(format!("Bearer {KEY}")).unwrap();
+                request.metadata_mut().insert("authorization", value);
+                client.generate(request).await
+            };
+            assert!(ask().await.is_ok());
+            let until = Instant::now() + LOGGED_WITHIN;
+            let (status, logged) = loop {
+                let status = ask().await.unwrap_err();
+                assert_eq!(reason(&status).0, "rate_limited");
+                if let Some(logged) = lines.refusal() {
+                    break (status, logged);
+                }
+                assert!(Instant::now() < until, "no refusal was logged");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            };
+            let details = status.get_error_details();
+            let told = details.request_info().unwrap();
+            assert_eq!(told.request_id, logged["id"]);
+        },
+    );
 }

@@ -7,7 +7,7 @@ use dopd_router::{
     config::{KeyConfig, KeyDigest, records::LimitsConfig},
     error::{Error, Reason},
     metrics::Format,
-    service::{Wake, Wanted},
+    service::{Head, Wake, Wanted},
     streams::sink::FinishReason,
     validate::{Params, check},
 };
@@ -46,7 +46,11 @@ fn cost(script: Vec<Step>, params: Params) -> (u64, u64) {
             wake: Wake::Each,
             token_ids: false,
         };
-        let arrival = service.arrive(buyer, String::new()).unwrap();
+        let head = Head {
+            caller: buyer,
+            ..Head::default()
+        };
+        let arrival = service.arrive(head).unwrap();
         let steps = 2 * (1 + script_len);
         let answer = service.submit(arrival, spec, wanted).await.unwrap();
         // The script is a task of this thread: each time it gets on by a step at least.

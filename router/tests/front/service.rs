@@ -14,11 +14,10 @@ use std::{
 };
 
 use dopd_router::{
-    auth::Caller,
     config::records::{LimitsConfig, ModelConfig},
     error::{Error, Reason},
     metrics::{Format, Metrics},
-    service::{Answer, Delta, Next, Render, Service, Usage, Wake, Wanted},
+    service::{Answer, Delta, Head, Next, Render, Service, Usage, Wake, Wanted},
     streams::sink::FinishReason,
     tokens::{ByteTokenizer, Framing, ServedModel, Tokenizer, Vocabulary},
     validate::{Params, Prompt, check},
@@ -76,11 +75,7 @@ async fn submit(service: &Service, params: Params) -> Result<Answer, Error> {
         token_ids: false,
     };
     service
-        .submit(
-            service.arrive(Caller::default(), String::new())?,
-            spec,
-            wanted,
-        )
+        .submit(service.arrive(Head::default()).unwrap(), spec, wanted)
         .await
 }
 
