@@ -78,6 +78,8 @@ fn write(
         text: "",
         tokens: &[120],
         logprobs: None,
+        from: 0,
+        to: 1,
     };
     expected[choice].push_str(&text);
     log.delta(Delta {

@@ -91,9 +91,20 @@ pub(super) struct Offset {
     detokenizer: Detokenizer,
     chars: usize,
     scratch: String,
+    /// Bytes of the prompt's text that the tokens so far have.
+    echoed: usize,
 }
 
 impl Offset {
+    /// Where in `text`, with which the answer begins, the next token does: between characters.
+    pub(super) fn in_echo(&self, text: &str) -> usize {
+        let end = self.echoed.min(text.len());
+        (0..=end)
+            .rev()
+            .find(|at| text.is_char_boundary(*at))
+            .unwrap_or(0)
+    }
+
     /// Goes past a token with the text `bytes`; returns where it began. A token in the middle of a
     /// character begins where the character does.
     fn pass(&mut self, bytes: &[u8]) -> usize {
@@ -157,16 +168,15 @@ fn chat(vocabulary: &Vocabulary, id: u32, entry: &TokenLogprobs) -> Entry {
 impl Columns {
     /// The tokens of the prompt, with whose text the answer begins.
     fn echo(&mut self, vocabulary: &Vocabulary, prompt: PromptPart<'_>, offset: &mut Offset) {
-        let entries = prompt.logprobs.unwrap_or_default();
-        let entries = std::iter::once(None).chain(entries.iter().map(Some));
-        let mut unread = prompt.text.as_bytes();
-        for (id, entry) in prompt.tokens.iter().zip(entries) {
-            let bytes = vocabulary.bytes(*id);
+        let text = prompt.text.as_bytes();
+        for (id, entry) in prompt.entries() {
+            let bytes = vocabulary.bytes(id);
+            let unread = text.get(offset.echoed..).unwrap_or_default();
             // What the tokenizer put around the text has no place in it.
-            let is_own = vocabulary.is_special(*id) && !unread.starts_with(bytes);
+            let is_own = vocabulary.is_special(id) && !unread.starts_with(bytes);
             let bytes = if is_own { &[] } else { bytes };
-            unread = unread.get(bytes.len()..).unwrap_or_default();
-            self.push(vocabulary, *id, entry, offset.pass(bytes));
+            offset.echoed += bytes.len();
+            self.push(vocabulary, id, entry, offset.pass(bytes));
         }
     }
 

@@ -17,7 +17,7 @@ use super::{
     error,
     form::Form,
     json,
-    logprobs::{self, Offset},
+    logprobs::{self, Logprobs, Offset},
     shapes,
 };
 use crate::{
@@ -65,6 +65,8 @@ struct Choice {
     completion_tokens: usize,
     /// For `text_offset`.
     offset: Offset,
+    /// Bytes of the prompt's text that were written.
+    echoed: usize,
 }
 
 impl Body {
@@ -234,19 +236,32 @@ impl EventWriter {
         }
     }
 
-    /// What of a choice's chunk comes after its text.
-    fn details(&mut self, delta: &Delta<'_>) {
-        let mut offset = match self.choices.get_mut(delta.choice) {
-            Some(choice) => mem::take(&mut choice.offset),
-            None => Offset::default(),
-        };
+    fn logprobs(&mut self, delta: &Delta<'_>) -> Option<Logprobs> {
         let vocabulary = self.model.tokenizer.vocabulary();
-        match logprobs::render(self.form, vocabulary, delta, &mut offset) {
-            Some(rendered) => self.field("logprobs", &rendered),
+        let choice = self.choices.get_mut(delta.choice)?;
+        logprobs::render(self.form, vocabulary, delta, &mut choice.offset)
+    }
+
+    /// The text that belongs to a part of the prompt, once the part's log probabilities are known.
+    fn echo<'a>(&mut self, delta: &Delta<'a>) -> &'a str {
+        let part = delta.prompt.filter(|_| self.form.echo);
+        let Some((part, choice)) = part.zip(self.choices.get_mut(delta.choice)) else {
+            return "";
+        };
+        let end = if part.is_last() {
+            part.text.len()
+        } else {
+            choice.offset.in_echo(part.text)
+        };
+        let start = mem::replace(&mut choice.echoed, end);
+        part.text.get(start..end).unwrap_or_default()
+    }
+
+    /// What of a choice's chunk comes after its text.
+    fn details(&mut self, delta: &Delta<'_>, logprobs: Option<&Logprobs>) {
+        match logprobs {
+            Some(rendered) => self.field("logprobs", rendered),
             None => self.write(",\"logprobs\":null"),
-        }
-        if let Some(choice) = self.choices.get_mut(delta.choice) {
-            choice.offset = offset;
         }
         if self.form.token_ids {
             self.field("token_ids", &delta.tokens);
@@ -259,7 +274,8 @@ impl EventWriter {
             self.write(",\"delta\":{\"content\":\"");
             json::escape(delta.text, &mut self.out);
             self.write("\"}");
-            self.details(delta);
+            let logprobs = self.logprobs(delta);
+            self.details(delta, logprobs.as_ref());
             self.close(delta.choice, None, None);
         }
         if delta.finish.is_some() {
@@ -270,9 +286,12 @@ impl EventWriter {
     }
 
     fn text(&mut self, delta: &Delta<'_>) {
-        let prompt = delta.prompt.filter(|_| self.form.echo);
-        let echo = prompt.map_or("", |prompt| prompt.text);
-        if !self.has_content(delta) && echo.is_empty() && delta.finish.is_none() {
+        let logprobs = self.logprobs(delta);
+        let echo = self.echo(delta);
+        let first = delta.prompt.filter(|prompt| prompt.from == 0);
+        let ids = first.filter(|_| self.form.token_ids);
+        let has_prompt = !echo.is_empty() || logprobs.is_some() || ids.is_some();
+        if !self.has_content(delta) && !has_prompt && delta.finish.is_none() {
             return;
         }
         self.open(delta.choice);
@@ -280,8 +299,8 @@ impl EventWriter {
         json::escape(echo, &mut self.out);
         json::escape(delta.text, &mut self.out);
         self.write("\"");
-        self.details(delta);
-        if let Some(prompt) = delta.prompt.filter(|_| self.form.token_ids) {
+        self.details(delta, logprobs.as_ref());
+        if let Some(prompt) = ids {
             // Of a completion they belong to the choice.
             self.field("prompt_token_ids", &prompt.tokens);
         }

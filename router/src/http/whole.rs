@@ -47,6 +47,22 @@ struct PromptShown {
     logprobs: Option<Vec<TokenLogprobs>>,
 }
 
+impl PromptShown {
+    /// Keeps a part; token ids if they are shown or have log probabilities.
+    fn add(&mut self, part: PromptPart<'_>, with_ids: bool) {
+        if part.from == 0 {
+            self.text.push_str(part.text);
+            if with_ids || part.logprobs.is_some() {
+                self.tokens.extend_from_slice(part.tokens);
+            }
+        }
+        if part.logprobs.is_some() {
+            let entries = part.entries().filter_map(|(_, entry)| entry.cloned());
+            self.logprobs.get_or_insert_default().extend(entries);
+        }
+    }
+}
+
 /// What the bodies of one router have in common.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sender<'a> {
@@ -185,6 +201,8 @@ impl Collected {
             text: &self.prompt.text,
             tokens: &self.prompt.tokens,
             logprobs: self.prompt.logprobs.as_deref(),
+            from: 0,
+            to: self.prompt.tokens.len(),
         };
         let delta = Delta {
             choice: index,
@@ -239,11 +257,7 @@ impl Render for Collector {
             return;
         };
         if let Some(prompt) = delta.prompt {
-            choice.prompt.text.push_str(prompt.text);
-            if self.form.token_ids || prompt.logprobs.is_some() {
-                choice.prompt.tokens.extend_from_slice(prompt.tokens);
-            }
-            choice.prompt.logprobs = prompt.logprobs.map(<[_]>::to_vec);
+            choice.prompt.add(prompt, self.form.token_ids);
         }
         choice.text.push_str(delta.text);
         choice.tokens.extend_from_slice(delta.tokens);

@@ -8,6 +8,8 @@
 //! rendered when the reader comes; [`Outbox::look_after`] cuts a reader that does not come at all.
 
 use std::{
+    future::Future as _,
+    pin::pin,
     sync::Arc,
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
@@ -18,7 +20,7 @@ use parking_lot::Mutex;
 use super::{
     Wake, Wanted,
     pending::{Delta, Pending},
-    prompt::Prompt,
+    prompt::{LOGPROBS_AT_ONCE, Prompt},
     record::Record,
     text::AnswerText,
 };
@@ -95,6 +97,8 @@ struct State {
     /// Something came since the last fetch, or the last fetch left something.
     news: bool,
     ping: bool,
+    /// Log probabilities of prompts that may be written before others have their turn.
+    room: usize,
     /// When the reader last fetched, or the oldest unread token came.
     progress: Instant,
     waker: Option<Waker>,
@@ -121,6 +125,7 @@ impl Outbox {
                 closed: false,
                 news: false,
                 ping: false,
+                room: LOGPROBS_AT_ONCE,
                 progress: Instant::now(),
                 waker: None,
                 record: Some(record),
@@ -299,13 +304,20 @@ impl Outbox {
             state.listen(cx);
             return Poll::Pending;
         }
+        if state.room == 0 {
+            state.room = LOGPROBS_AT_ONCE;
+            return after_others(cx);
+        }
         if std::mem::take(&mut state.ping) {
             render.ping();
         }
         state.progress = Instant::now();
         let mut more = false;
         let State {
-            prompts, choices, ..
+            prompts,
+            choices,
+            room,
+            ..
         } = &mut *state;
         for (choice, pending) in choices.iter_mut().enumerate() {
             let Some(prompt) = prompts.get(choice / self.config.choices) else {
@@ -313,7 +325,9 @@ impl Outbox {
             };
             // An answer begins with what its prompt has.
             if prompt.missing() == 0 {
-                pending.fetch(choice, prompt, self.config.bytes_max, render);
+                if *room > 0 {
+                    pending.fetch(choice, prompt, room, self.config.bytes_max, render);
+                }
                 more |= pending.has_more();
             }
         }
@@ -331,6 +345,14 @@ impl Outbox {
         }
         Poll::Ready(Next::More)
     }
+}
+
+/// Pending until every other task of this thread and its sockets had their turn, which a task that
+/// wakes itself does not wait for.
+fn after_others(cx: &Context<'_>) -> Poll<Next> {
+    let turn = pin!(tokio::task::yield_now());
+    turn.poll(&mut Context::from_waker(cx.waker()))
+        .map(|()| Next::More)
 }
 
 impl State {

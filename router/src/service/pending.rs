@@ -17,7 +17,7 @@ use crate::{
 pub struct Delta<'a> {
     /// Which choice.
     pub choice: usize,
-    /// With the first delta of a choice.
+    /// With the first deltas of a choice: as many as its log probabilities take.
     pub prompt: Option<PromptPart<'a>>,
     /// Whole characters; may be empty.
     pub text: &'a str,
@@ -37,8 +37,8 @@ pub(super) struct Pending {
     logprobs: Vec<TokenLogprobs>,
     finish: Option<FinishReason>,
     backlog: Option<Backlog>,
-    /// The first delta was written.
-    begun: bool,
+    /// Positions of the prompt that were written.
+    told: usize,
     /// When the choice's last token came.
     pub(super) last_token: Option<Instant>,
 }
@@ -116,29 +116,42 @@ impl Pending {
             + alternatives * size_of::<(u32, f32)>()
     }
 
-    /// Writes what waits, then renders more of a backlog, up to `bytes_max`.
+    /// Writes what waits, then renders more of a backlog, up to `bytes_max`. Begins with the prompt,
+    /// of which so many log probabilities are written as there is `room` for.
     pub(super) fn fetch(
         &mut self,
         choice: usize,
         prompt: &Prompt,
+        room: &mut usize,
         bytes_max: usize,
         render: &mut impl Render,
     ) {
         // The end comes after the backlog.
-        let finish = match self.backlog {
-            Some(_) => None,
-            None => self.finish.take(),
-        };
+        let finish = self.finish.filter(|_| self.backlog.is_none());
         if !self.text.is_empty() || !self.tokens.is_empty() || finish.is_some() {
-            render.delta(Delta {
+            let part = (self.told < prompt.len()).then(|| prompt.part(self.told, room));
+            let mut delta = Delta {
                 choice,
-                prompt: (!self.begun).then(|| prompt.part()),
-                text: &self.text,
-                tokens: &self.tokens,
-                logprobs: &self.logprobs,
-                finish,
-            });
-            self.begun = true;
+                prompt: part,
+                text: "",
+                tokens: &[],
+                logprobs: &[],
+                finish: None,
+            };
+            if let Some(part) = part {
+                self.told = part.to;
+                if !part.is_last() {
+                    return render.delta(delta);
+                }
+            }
+            delta.text = &self.text;
+            delta.tokens = &self.tokens;
+            delta.logprobs = &self.logprobs;
+            delta.finish = finish;
+            render.delta(delta);
+            if finish.is_some() {
+                self.finish = None;
+            }
             self.text.clear();
             self.tokens.clear();
             self.logprobs.clear();

@@ -121,6 +121,52 @@ fn a_long_answer_is_whole() {
     assert_eq!(told.as_array().unwrap().len(), 1_000);
 }
 
+/// More than is written at once: a choice's prompt comes in parts, whose text, columns and offsets
+/// are together those of the whole answer.
+#[test]
+fn a_long_echo_in_parts_is_that_of_the_whole_answer() {
+    let prompt = "a\u{e9}".repeat(333);
+    let scores: Vec<f32> = (1_u8..=u8::MAX).cycle().take(998).map(f32::from).collect();
+    let script = vec![
+        Step::PromptLogprobs(1, scores),
+        Step::Logprobs(vec![98], entries(&[-2.0])),
+        end(),
+    ];
+    let asked = format!(r#""prompt":"{prompt}","echo":true,"logprobs":0,"n":4,"max_tokens":1"#);
+    let whole = play(script.clone(), TEXT, format!("{{{asked}}}").leak());
+    let body = format!(r#"{{{asked},"stream":true,"return_token_ids":true}}"#);
+    let chunks = play(script, TEXT, body.leak());
+    for whole in whole["choices"].as_array().unwrap() {
+        let chunks = chunks.as_array().unwrap().iter();
+        let parts = chunks.map(|chunk| &chunk["choices"][0]);
+        let parts: Vec<&Value> = parts
+            .filter(|part| part["index"] == whole["index"])
+            .collect();
+        let text: String = parts
+            .iter()
+            .map(|part| part["text"].as_str().unwrap())
+            .collect();
+        assert_eq!(whole["text"], text);
+        for column in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
+            let entries = parts
+                .iter()
+                .filter_map(|part| part["logprobs"][column].as_array());
+            let together: Vec<&Value> = entries.flatten().collect();
+            assert_eq!(json!(together), whole["logprobs"][column], "{column}");
+        }
+        let (first, rest) = parts.split_first().unwrap();
+        assert_eq!(first["prompt_token_ids"].as_array().unwrap().len(), 999);
+        assert!(rest.iter().all(|part| part["prompt_token_ids"].is_null()));
+        let ends = parts.iter().filter(|part| part["finish_reason"] == "stop");
+        assert_eq!(ends.count(), 1);
+        // The third is cut inside of a character, which comes with its last byte.
+        let begins = first["logprobs"]["tokens"].as_array().unwrap().len();
+        if whole["index"] == 2 {
+            assert_eq!((begins, first["text"].as_str().unwrap().len()), (50, 49));
+        }
+    }
+}
+
 #[test]
 fn log_probabilities_of_a_prompt_in_the_shape_of_vllm() {
     let script = vec![Step::PromptLogprobs(1, vec![-0.5]), Step::Text("x"), end()];

@@ -17,7 +17,7 @@ use dopd_router::{
     config::records::{LimitsConfig, ModelConfig},
     error::{Error, Reason},
     metrics::{Format, Metrics},
-    service::{Answer, Delta, Head, Next, Render, Service, Usage, Wake, Wanted},
+    service::{Answer, Delta, Head, Next, PromptPart, Render, Service, Usage, Wake, Wanted},
     streams::sink::FinishReason,
     tokens::{ByteTokenizer, Framing, ServedModel, Tokenizer, Vocabulary},
     validate::{Params, Prompt, check},
@@ -31,6 +31,8 @@ use crate::fake::{Fake, Step, service};
 #[derive(Debug, Default)]
 struct Written {
     text: String,
+    /// Log probabilities of prompts.
+    scored: usize,
     pings: usize,
     finish: Option<FinishReason>,
     usage: Option<Usage>,
@@ -40,6 +42,8 @@ struct Written {
 impl Render for Written {
     fn delta(&mut self, delta: Delta<'_>) {
         self.text.push_str(delta.text);
+        let prompt = delta.prompt.into_iter();
+        self.scored += prompt.flat_map(PromptPart::entries).count();
         self.finish = delta.finish;
     }
 
@@ -155,6 +159,38 @@ fn a_client_that_leaves_while_its_request_is_prepared_is_counted() {
         assert!(page.contains(r#"code="cancelled"} 1"#), "{page}");
     });
     assert!(fake.seen.lock().is_empty());
+}
+
+/// Of how many choices it is: other streams of the thread have their turn in between.
+#[test]
+fn a_fetch_writes_some_thousand_log_probabilities_of_prompts() {
+    let positions = 1_000;
+    let scores = Step::PromptLogprobs(1, vec![-1.0; positions - 1]);
+    let fake = Fake::new(vec![scores, Step::Finish(FinishReason::Stop)]);
+    run(&fake, LimitsConfig::default(), |service| async move {
+        let params = Params {
+            echo: true,
+            top_logprobs: Some(0),
+            n: Some(8),
+            max_tokens: Some(0),
+            ..text(&"x".repeat(positions))
+        };
+        let mut answer = submit(&service, params).await.unwrap();
+        answer.first().await.unwrap();
+        tokio::task::yield_now().await;
+        let (mut written, mut before, mut turns) = (Written::default(), 0, 0);
+        while written.usage.is_none() {
+            let fetched = fetch(&mut answer, &mut written).await;
+            assert!(written.scored - before <= 2_048, "{}", written.scored);
+            before = written.scored;
+            if fetched.is_none() {
+                turns += 1;
+                tokio::task::yield_now().await;
+            }
+        }
+        assert_eq!(written.scored, 8 * positions);
+        assert_eq!(turns, 3, "one after each full fetch");
+    });
 }
 
 /// Whatever waits merges; a backlog of ids gives the same text, stop string included.
