@@ -23,11 +23,12 @@ def _objects(text: str) -> list[dict[str, Any]]:
 
 
 def test_one_line_a_request_and_no_word_of_prompt_or_answer() -> None:
-    chat = {"messages": [{"role": "user", "content": MARKER}], "max_tokens": 40}
+    length = {"max_tokens": 40, "ignore_eos": True}
+    chat = {"messages": [{"role": "user", "content": MARKER}]} | length
     words = ("--mock", "--mock-timings", "h100-8b", "--log-format", "json", "--log-level", "trace")
     with serve(*words) as server:
         named = {"x-client-request-id": "run-7"}
-        body = {"prompt": MARKER, "max_tokens": 40, "model": "mock"}
+        body = {"prompt": MARKER, "model": "mock"} | length
         answer = server.call("POST", "/v1/completions", body, headers=named)
         text = answer.json()["choices"][0]["text"]
         assert len(text) >= 20
