@@ -37,7 +37,8 @@ class Terminal:
             stdin=slave,
             stdout=slave,
             stderr=slave,
-            env=os.environ | {"TERM": "xterm", "COLUMNS": "100"} | (env or {}),
+            # CI sets NO_COLOR, which a terminal does not.
+            env=os.environ | {"NO_COLOR": "", "TERM": "xterm", "COLUMNS": "100"} | (env or {}),
             start_new_session=True,
             # The terminal becomes the one that Ctrl-C belongs to.
             preexec_fn=lambda: os.close(os.open(os.ttyname(0), os.O_RDWR)),

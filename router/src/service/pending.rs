@@ -116,8 +116,8 @@ impl Pending {
             + alternatives * size_of::<(u32, f32)>()
     }
 
-    /// Writes what waits, then renders more of a backlog, up to `bytes_max`. Begins with the prompt,
-    /// of which so many log probabilities are written as there is `room` for.
+    /// Writes what waits, then renders more of a backlog, up to `bytes_max`. Begins with the
+    /// prompt, of which so many log probabilities are written as there is `room` for.
     pub(super) fn fetch(
         &mut self,
         choice: usize,
