@@ -66,7 +66,7 @@ class Node:
         self.session: FakeSession | None = None
         engine = MockEngine(self.num_pages)
         identity = LinkIdentity(self.name, self.incarnation, layout_hash(engine.geometry), "")
-        ticket = Grant(self.name, self.incarnation, "", "fake", 0)
+        ticket = Grant(self.name, self.incarnation, (), 0)
         self.desk = make_desk(
             engine, Role.MIXED, ticket, MAX_SEATS, BATCH_TOKENS, clock=lambda: self.fleet.now
         )

@@ -13,7 +13,7 @@ from dopd.kv.bytes_pool import BytesPool
 from dopd.transfer.base import Link, LinkIdentity, Transport
 from dopd.transfer.fake import FakeNetwork
 from dopd.transfer.tcp import TcpTransport
-from dopd.types import LinkEnd, Peer
+from dopd.types import Endpoint, LinkEnd, Peer
 
 WAIT_S = 30.0
 TOKEN = "join-token"
@@ -101,7 +101,8 @@ class Pair(AbstractContextManager["Pair"]):
     @property
     def peer(self) -> Peer:
         """The destination, as a grant names it."""
-        return Peer("destination", 2, self.transports[1].address)
+        transport = self.transports[1]
+        return Peer("destination", 2, (Endpoint(transport.name, transport.address),))
 
     def connect(self) -> Link:
         """A link from source to destination; the source's end of it."""

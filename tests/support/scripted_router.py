@@ -138,6 +138,8 @@ class ScriptedRouter(pb_grpc.WorkerServiceServicer):
                 router="scripted",
                 lease_ms=self.lease_ms,
                 report_interval_ms=50,
+                kv_check=pb.KV_CHECK_HEADER,
+                kv_scrub=pb.KV_SCRUB_TENANT,
             )
         )
         threading.Thread(target=self._read, args=(one, requests), daemon=True).start()

@@ -20,7 +20,18 @@ from dopd.sched.events import State
 from dopd.sched.groups import PromptGroups
 from dopd.sched.pages import PageAllocator
 from dopd.sched.sequence import Sequence, tokens_hash
-from dopd.types import Close, CloseReason, Compute, Grant, Import, LinkEnd, Open, Peer, Send
+from dopd.types import (
+    Close,
+    CloseReason,
+    Compute,
+    Endpoint,
+    Grant,
+    Import,
+    LinkEnd,
+    Open,
+    Peer,
+    Send,
+)
 
 FENCE_S = 0.5
 """Age at which a fence makes us abort its link: several times a hand-off, far below the lease."""
@@ -102,9 +113,9 @@ class Seats:
         self._now = 0.0
         self._effects: list[ev.Effect] = []
 
-    def set_address(self, address: str) -> None:
-        """Where our grants point; known once the transport listens."""
-        self._ticket = dataclasses.replace(self._ticket, address=address)
+    def set_endpoints(self, endpoints: tuple[Endpoint, ...]) -> None:
+        """Where our grants point, best first; known once the transports listen."""
+        self._ticket = dataclasses.replace(self._ticket, endpoints=endpoints)
 
     # Events in, effects out
 

@@ -83,7 +83,7 @@ class FakeNetwork:
 
     def connect(self, dialler: FakeTransport, peer: Peer) -> None:
         """The handshake: both ends up, or nothing."""
-        listener = self._nodes.get(peer.address)
+        listener = self._node_of(peer)
         if listener is None or not dialler.events.wants(peer):
             return
         if listener.identity.incarnation != peer.incarnation:
@@ -94,6 +94,10 @@ class FakeNetwork:
         source.other, destination.other = destination, source
         listener.events.link_up(destination, None)
         dialler.events.link_up(source, peer)
+
+    def _node_of(self, peer: Peer) -> FakeTransport | None:
+        endpoint = peer.endpoint(FakeTransport.name)
+        return None if endpoint is None else self._nodes.get(endpoint.address)
 
     def writes_to(self, link: FakeLink, nonce: int) -> list[Delivery]:
         """Writes of a shipment that have not landed yet."""

@@ -15,7 +15,7 @@ from dopd.errors import LinkError
 from dopd.types import LinkMessage
 
 HEADER = struct.Struct("<II")
-# Limits of worker.proto: a Go of 131,072 tokens is 25 kB, an End of them 400 kB.
+# Limits of link.proto: a Go of 131,072 tokens is 25 kB, an End of them 400 kB.
 MESSAGE_BYTES_MAX = 1 << 20
 PAYLOAD_BYTES_MAX = 64 << 20
 # Before the peer has proved that it is one of us.

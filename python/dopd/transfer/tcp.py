@@ -192,15 +192,17 @@ class TcpTransport:
             except LinkRefusedError:
                 raise
             except (OSError, LinkError) as error:
-                log.info("data link to %s at %s: %s", peer.worker, peer.address, error)
+                log.info("data link to %s: %s", peer.worker, error)
             self._closed.wait(backoff_s * random.uniform(0.5, 1.0))
             backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
         return None
 
     def _connect(self, peer: Peer) -> TcpLink:
-        host, _, port = peer.address.rpartition(":")
+        endpoint = peer.endpoint(self.name)
+        address = "" if endpoint is None else endpoint.address
+        host, _, port = address.rpartition(":")
         if not port.isdecimal():
-            raise LinkRefusedError(f"address {peer.address!r} of the grant is not host:port")
+            raise LinkRefusedError(f"address {address!r} of the grant is not host:port")
         own = self._identity
         sock = socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S)
         try:
@@ -213,7 +215,7 @@ class TcpTransport:
             if not isinstance(welcome, LinkWelcome) or welcome.error:
                 raise LinkRefusedError(f"refused: {getattr(welcome, 'error', welcome)}")
             if (welcome.worker, welcome.incarnation) != (peer.worker, peer.incarnation):
-                raise LinkRefusedError(f"{welcome.worker} lives at {peer.address} now")
+                raise LinkRefusedError(f"{welcome.worker} lives at {address} now")
             return self._link(sock, f"to {peer.worker} (generation {welcome.generation})")
         except BaseException:
             sock.close()

@@ -119,7 +119,7 @@ def make_worker(config: WorkerConfig, engine: Engine) -> Worker:
     desk = make_desk(
         engine,
         config.role,
-        Grant(config.name, incarnation, "", TcpTransport.name, 0),
+        Grant(config.name, incarnation, (), 0),
         config.max_num_seqs,
         max_batch_tokens,
     )

@@ -25,6 +25,7 @@ from dopd.types import (
     CloseReason,
     Command,
     Commands,
+    Endpoint,
     LinkEnd,
     Open,
     Peer,
@@ -103,7 +104,7 @@ class Desk:
     def set_transport(self, transport: Transport) -> None:
         """Once, before the first command: grants name its address."""
         self._transport = transport
-        self.seats.set_address(transport.address)
+        self.seats.set_endpoints((Endpoint(transport.name, transport.address),))
 
     # From the attach thread
 
@@ -381,6 +382,7 @@ class Desk:
             pages_free=pages.num_free,
             pages_cached=pages.num_cached,
             pages_fenced=pages.num_fenced,
+            pages_owned=pages.num_owned,
             running=len(self.batcher),
             prefill_tokens_queued=self.batcher.prefill_tokens_queued,
             step=facts.step,

@@ -38,10 +38,13 @@ pub enum Event {
         /// Which.
         session: SessionId,
     },
-    /// A worker missed heartbeats; it gets no new work until it reports again.
+    /// A worker is ejected: no new work, and its sequences go on elsewhere at once. It is back when
+    /// it reports again.
     WorkerSuspected {
         /// Which.
         session: SessionId,
+        /// What it did.
+        why: Suspicion,
     },
     /// A worker finished a step, or had something to say while idle.
     StepReported(Box<StepReport>),
@@ -56,6 +59,16 @@ pub enum Event {
     DrainStarted,
     /// The time that `next_wake` named has come.
     Woke,
+}
+
+/// Why a worker is ejected although its stream is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Suspicion {
+    /// It missed reports: the process is frozen or the network is.
+    Silent,
+    /// It reports, but its engine step does not end.
+    Stuck,
 }
 
 /// What one report changed. Handled in the order of the fields.

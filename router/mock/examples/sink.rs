@@ -26,8 +26,8 @@ use std::{
 
 use dopd_mock::model;
 use dopd_router::wire::worker::{
-    AttachRequest, AttachResponse, Cmd, Command, Compute, Limits, Open, Report, Sampling, Welcome,
-    attach_request, attach_response, command, open,
+    AttachRequest, AttachResponse, Cmd, Command, Compute, KvCheck, KvScrub, Limits, Open, Report,
+    Sampling, Welcome, attach_request, attach_response, command, open,
     worker_service_server::{WorkerService, WorkerServiceServer},
 };
 use tokio::{net::TcpListener, sync::mpsc, task::JoinSet};
@@ -147,6 +147,8 @@ impl WorkerService for Sink {
             router: "sink".to_owned(),
             lease_ms: 3_000,
             report_interval_ms: 200,
+            kv_check: KvCheck::Header.into(),
+            kv_scrub: KvScrub::Tenant.into(),
         });
         let first = attach_response::Kind::Cmd(Cmd {
             session,

@@ -27,9 +27,9 @@ use crate::{
 
 /// Version of the framing.
 const PROTOCOL: u32 = 1;
-/// Longest message of a frame (worker.proto).
+/// Longest message of a frame (link.proto).
 const MESSAGE_BYTES_MAX: u32 = 1 << 20;
-/// Longest payload of a frame (worker.proto).
+/// Longest payload of a frame (link.proto).
 const PAYLOAD_BYTES_MAX: u32 = 64 << 20;
 /// Time for connect and handshake together.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);

@@ -27,6 +27,7 @@ pub struct Pool {
     returned: Vec<u32>,
     /// Pages from here on were never used; spares building a list of millions at start.
     fresh: u32,
+    owned: u32,
     fenced: u32,
 }
 
@@ -39,6 +40,7 @@ impl Pool {
             state: vec![PageState::Free; total as usize],
             returned: Vec::new(),
             fresh: 0,
+            owned: 0,
             fenced: 0,
         }
     }
@@ -51,6 +53,11 @@ impl Pool {
     /// Pages that can be taken.
     pub fn free(&self) -> u32 {
         self.total() - self.fresh + count(self.returned.len())
+    }
+
+    /// Pages of seats, counted by themselves: with the others they make up the total.
+    pub fn owned(&self) -> u32 {
+        self.owned
     }
 
     /// Pages that a peer may still write.
@@ -73,6 +80,7 @@ impl Pool {
         let more = wanted - count(reused);
         pages.extend(self.fresh..self.fresh + more);
         self.fresh += more;
+        self.owned += wanted;
         for &page in &pages {
             self.turn(page, PageState::Free, PageState::Owned);
         }
@@ -84,6 +92,7 @@ impl Pool {
         for &page in pages {
             self.turn(page, PageState::Owned, PageState::Free);
         }
+        self.owned -= count(pages.len());
         self.returned.extend_from_slice(pages);
     }
 
@@ -92,6 +101,7 @@ impl Pool {
         for &page in pages {
             self.turn(page, PageState::Owned, PageState::Fenced);
         }
+        self.owned -= count(pages.len());
         self.fenced += count(pages.len());
     }
 

@@ -143,6 +143,16 @@ settings! {
         lease_ms: u32 = 3_000, within 50..=600_000;
         /// Longest time between two reports, in milliseconds. Four missed: no new work.
         report_interval_ms: u32 = 200, within 5..=60_000;
+        /// Least time after which an engine step is taken to hang, in milliseconds; five times the
+        /// time that the worker announced, if that is more.
+        step_timeout_min_ms: u32 = 1_000, within 10..=600_000;
+        /// What the checksum of a hand-off covers: nothing, the ends of each page, or every byte.
+        kv_check: String = "header".to_owned(), flag "kv-check" "WHAT",
+            one_of &["off", "header", "full"];
+        /// When a page of KV memory is zeroed before it is used again: never, if it was another
+        /// tenant's, or always.
+        kv_scrub: String = "tenant".to_owned(), flag "kv-scrub" "WHEN",
+            one_of &["never", "tenant", "always"];
         /// Attached workers; more are refused.
         workers_max: usize = 4_096, within 1..=65_536;
     }

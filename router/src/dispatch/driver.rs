@@ -195,7 +195,7 @@ impl Driver {
                 self.lost(&over);
                 Event::SessionLost { session }
             }
-            BrainInput::Suspected(session) => Event::WorkerSuspected { session },
+            BrainInput::Suspected(session, why) => Event::WorkerSuspected { session, why },
             BrainInput::Reported(reported) => match self.reported(*reported) {
                 Some(event) => event,
                 None => return,

@@ -50,7 +50,7 @@ use crate::{
         key::StreamKey,
         messages::{BrainInput, FrontMessage},
         outbox::{BRAIN_QUEUE, FRONT_QUEUE, Queues},
-        request::{ActiveGuard, RequestShared, prompt_hash},
+        request::{ActiveGuard, RequestShared, prompt_hash, tenant_hash},
     },
 };
 
@@ -194,6 +194,7 @@ impl Dispatch {
             prompt_logprobs: submission.prompt_logprobs,
             traceparent: submission.traceparent,
             priority: submission.priority,
+            tenant: tenant_hash(&submission.tenant),
             choices: submission.sinks.len(),
             active: ActiveGuard::new(Arc::clone(&self.shared.active)),
         });

@@ -274,6 +274,7 @@ fn open_message(
         // The choices share the prompt: one of them tells.
         prompt_logprobs: request.prompt_logprobs.filter(|_| sequence.choice == 0),
         traceparent: request.traceparent.clone(),
+        tenant: request.tenant,
         kind: Some(match kind {
             OpenKind::Compute => open::Kind::Compute(Compute {
                 prompt: request.prompt.to_vec(),

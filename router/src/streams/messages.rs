@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use dopd_core::{
     action::OpenKind,
+    event::Suspicion,
     event::{CloseReason, StepReport},
     fleet::WorkerFacts,
     ids::{RequestId, SequenceId, SessionId, SlotId},
@@ -202,7 +203,7 @@ pub enum BrainInput {
     /// A session ended.
     Lost(SessionId),
     /// A session is silent.
-    Suspected(SessionId),
+    Suspected(SessionId, Suspicion),
     /// A worker reported.
     Reported(Box<Reported>),
     /// Somebody wants to know how the fleet is.

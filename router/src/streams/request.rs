@@ -31,6 +31,8 @@ pub struct RequestShared {
     pub prompt_logprobs: Option<u32>,
     /// W3C trace context for the workers; empty: none.
     pub traceparent: String,
+    /// Hash of the tenant's name: pages that change hands between tenants are zeroed; 0: none.
+    pub tenant: u64,
     /// Choices: sequences with the same prompt.
     pub choices: usize,
     /// Lower goes first.
@@ -57,6 +59,20 @@ impl Drop for ActiveGuard {
     }
 }
 
+/// First 8 bytes, little endian, of sha256 over the name; 0 for the empty one.
+pub fn tenant_hash(tenant: &str) -> u64 {
+    if tenant.is_empty() {
+        return 0;
+    }
+    first_word(&Sha256::digest(tenant.as_bytes()))
+}
+
+fn first_word(digest: &[u8]) -> u64 {
+    let mut first = [0_u8; 8];
+    first.copy_from_slice(digest.get(..8).unwrap_or(&[0; 8]));
+    u64::from_le_bytes(first)
+}
+
 /// The hash of a prompt as `Open.prompt_hash` defines it.
 pub fn prompt_hash(prompt: &[u32]) -> u64 {
     /// Tokens hashed at once: 4 KiB, so that the hash works on whole buffers.
@@ -69,10 +85,7 @@ pub fn prompt_hash(prompt: &[u32]) -> u64 {
         }
         hash.update(bytes.get(..chunk.len() * 4).unwrap_or_default());
     }
-    let digest = hash.finalize();
-    let mut first = [0_u8; 8];
-    first.copy_from_slice(&digest[..8]);
-    u64::from_le_bytes(first)
+    first_word(&hash.finalize())
 }
 
 #[cfg(test)]

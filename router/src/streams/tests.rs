@@ -69,6 +69,7 @@ fn request(top_logprobs: Option<u32>) -> Arc<RequestShared> {
         adjustments: None,
         prompt_logprobs: None,
         traceparent: String::new(),
+        tenant: 0,
         choices: 1,
         priority: 0,
         active: ActiveGuard::new(Arc::new(AtomicUsize::new(0))),

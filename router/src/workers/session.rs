@@ -2,6 +2,7 @@
 
 use std::{rc::Rc, sync::Arc, time::Duration};
 
+use dopd_core::event::Suspicion;
 use futures_util::{Stream, StreamExt};
 use tokio::time::{MissedTickBehavior, interval_at, timeout};
 use tonic::Status;
@@ -11,7 +12,7 @@ use crate::{
         front::Front,
         messages::{BrainInput, Joined},
     },
-    wire::worker::{AttachRequest, Hello, Report, Welcome, attach_request},
+    wire::worker::{AttachRequest, Hello, KvCheck, KvScrub, Report, Welcome, attach_request},
     workers::{
         Attachments, hello,
         lease::{Health, Lease},
@@ -146,6 +147,8 @@ async fn serve<S>(
         router: attachments.router.clone(),
         lease_ms: workers.lease_ms,
         report_interval_ms: workers.report_interval_ms,
+        kv_check: kv_check(&workers.kv_check).into(),
+        kv_scrub: kv_scrub(&workers.kv_scrub).into(),
     });
     let session = session.0;
     match read(attachments, &link, requests).await {
@@ -154,6 +157,24 @@ async fn serve<S>(
         End::Broken(why) => tracing::warn!(worker = name, session, why, "worker lost"),
     }
     drop(ended);
+}
+
+/// A value that the settings allow.
+fn kv_check(word: &str) -> KvCheck {
+    match word {
+        "off" => KvCheck::Off,
+        "full" => KvCheck::Full,
+        _ => KvCheck::Header,
+    }
+}
+
+/// A value that the settings allow.
+fn kv_scrub(word: &str) -> KvScrub {
+    match word {
+        "never" => KvScrub::Never,
+        "always" => KvScrub::Always,
+        _ => KvScrub::Tenant,
+    }
 }
 
 /// How a session ended.
@@ -187,7 +208,8 @@ where
                     Health::Suspect => {
                         tracing::warn!(worker = link.identity.name, "worker is silent");
                         let session = link.identity.session;
-                        link.front.outbox.to_brain(BrainInput::Suspected(session));
+                        let suspected = BrainInput::Suspected(session, Suspicion::Silent);
+                        link.front.outbox.to_brain(suspected);
                     }
                     Health::Lost => {
                         return End::Broken(format!("silent for {} ms", workers.lease_ms));

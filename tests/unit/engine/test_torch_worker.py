@@ -12,6 +12,7 @@ from dopd.engine.torch import TorchEngine, load
 from dopd.types import (
     Commands,
     Compute,
+    Endpoint,
     Grant,
     Limits,
     LogitAdjustments,
@@ -57,7 +58,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> TorchEngine:
 
 def answers(engine: TorchEngine, group: int) -> tuple[dict[int, list[int]], int]:
     """Answers of four choices by slot, and the prompt tokens that they cost."""
-    desk = make_desk(engine, Role.MIXED, Grant("w", 1, "", "fake", 0), 8, 32)
+    desk = make_desk(engine, Role.MIXED, Grant("w", 1, (Endpoint("fake", ""),), 0), 8, 32)
     loop, session = StepLoop(desk, engine), Session()
     desk.post(Started(session))
     opens = [

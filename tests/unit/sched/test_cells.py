@@ -19,6 +19,7 @@ from dopd.types import (
     Close,
     CloseReason,
     Compute,
+    Endpoint,
     Grant,
     Import,
     Limits,
@@ -31,9 +32,9 @@ from dopd.types import (
 SLOT, LINK, OTHER_LINK = 5, 1, 2
 NUM_PAGES = 8
 PROMPT = list(range(20))
-TICKET = Grant("me", 1, "here", "fake", 0)
-GRANT = Grant("you", 2, "there", "fake", 900)
-GRANT_2 = Grant("they", 3, "yonder", "fake", 901)
+TICKET = Grant("me", 1, (Endpoint("fake", "here"),), 0)
+GRANT = Grant("you", 2, (Endpoint("fake", "there"),), 900)
+GRANT_2 = Grant("they", 3, (Endpoint("fake", "yonder"),), 901)
 STATES = list(State)
 
 
@@ -45,7 +46,7 @@ def new_seats() -> Seats:
     limits = SeatLimits(TICKET, 4, 16, 128, 1000, 1000, frozenset({999}))
     nonces = iter(range(100, 200))
     seats = Seats(limits, PageAllocator(NUM_PAGES), draw=lambda: next(nonces))
-    seats.handle(ev.LinkUp(OTHER_LINK, Peer("nobody", 9, "nowhere")))
+    seats.handle(ev.LinkUp(OTHER_LINK, Peer("nobody", 9, (Endpoint("fake", "nowhere"),))))
     return seats
 
 

@@ -14,6 +14,7 @@ from dopd.types import (
     Close,
     CloseReason,
     Compute,
+    Endpoint,
     Grant,
     Import,
     Limits,
@@ -126,7 +127,7 @@ def test_grant_used_once() -> None:
 
 def test_one_grant_for_two_slots_is_a_protocol_error() -> None:
     seats = new_seats()
-    grant = Grant("you", 2, "there", "fake", 900)
+    grant = Grant("you", 2, (Endpoint("fake", "there"),), 900)
     for slot in (1, 2):
         seats.handle(opened(slot, Compute(PROMPT)))
     seats.handle(Send(1, grant))

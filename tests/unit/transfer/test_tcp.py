@@ -21,6 +21,7 @@ from dopd.transfer.base import PROTOCOL, LinkIdentity
 from dopd.transfer.tcp import TcpTransport
 from dopd.transfer.tcp_link import TcpLink
 from dopd.types import (
+    Endpoint,
     LinkBegin,
     LinkEnd,
     LinkGo,
@@ -241,7 +242,7 @@ def test_it_listens_and_dials_over_ipv6() -> None:
         six = TcpTransport("::1", identity, BytesPool(1, 16), pair.destination)
         six.start()
         try:
-            pair.transports[0].dial(Peer("six", 6, six.address))
+            pair.transports[0].dial(Peer("six", 6, (Endpoint("tcp", six.address),)))
             pair.settle(lambda: pair.source.links, pair.source)
         finally:
             six.close()
@@ -251,7 +252,7 @@ def test_dialling_goes_on_until_the_destination_listens() -> None:
     with Pair("tcp") as pair:
         with socket.create_server(("127.0.0.1", 0)) as placeholder:
             port = placeholder.getsockname()[1]
-        pair.transports[0].dial(Peer("destination", 2, f"127.0.0.1:{port}"))
+        pair.transports[0].dial(Peer("destination", 2, (Endpoint("tcp", f"127.0.0.1:{port}"),)))
         pair.transports[0].dial(pair.peer)
         pair.settle(lambda: pair.source.links, pair.source)
         assert pair.source.names() == ["up"]
@@ -263,7 +264,7 @@ def test_dialling_goes_on_until_the_destination_listens() -> None:
 def test_a_worker_in_another_life_is_not_written_to(peer: tuple[str, int]) -> None:
     """Asking again would be of no use: the dial ends while the link is still wanted."""
     with Pair("tcp") as pair:
-        pair.transports[0].dial(Peer(*peer, pair.transports[1].address))
+        pair.transports[0].dial(Peer(*peer, (Endpoint("tcp", pair.transports[1].address),)))
         pair.settle(lambda: "down" in pair.destination.names(), pair.destination)
         assert pair.source.log == []
 

@@ -92,7 +92,7 @@ impl Brain {
             Event::SequenceStopped { sequence } => self.stop(sequence),
             Event::WorkerJoined { session, worker } => self.join(session, *worker),
             Event::SessionLost { session } => self.lose(session, Loss::Died),
-            Event::WorkerSuspected { session } => self.suspect(session),
+            Event::WorkerSuspected { session, why: _ } => self.suspect(session),
             Event::StepReported(report) => self.report(&report),
             Event::MoveRequested { sequence, to } => self.move_to(sequence, to),
             Event::DrainStarted => self.is_draining = true,

@@ -6,7 +6,7 @@
 use dopd_core::{
     action::{Action, OpenKind},
     brain::{Brain, BrainConfig},
-    event::{CloseReason, Event, StepReport},
+    event::{CloseReason, Event, StepReport, Suspicion},
     fleet::Role,
     ids::{RequestId, SeatId, SessionId, SlotId},
     request::RequestFacts,
@@ -95,6 +95,7 @@ fn brain_until(at: At, deadline: Micros) -> Brain {
         if at == At::Wait {
             tell(Event::WorkerSuspected {
                 session: SessionId(session),
+                why: Suspicion::Silent,
             });
         }
     }

@@ -4,7 +4,7 @@
 use dopd_core::{
     action::Action,
     brain::{Brain, BrainConfig},
-    event::{CloseReason, ClosedSeat, Event, StepReport},
+    event::{CloseReason, ClosedSeat, Event, StepReport, Suspicion},
     fleet::{Role, WorkerLoad},
     ids::{RequestId, SessionId, SlotId},
     units::{Micros, Pages, Tokens},
@@ -93,7 +93,7 @@ fn any_event() -> impl Strategy<Value = Event> {
             joined(session, facts)
         }),
         1 => session().prop_map(|session| Event::SessionLost { session }),
-        1 => session().prop_map(|session| Event::WorkerSuspected { session }),
+        1 => session().prop_map(|session| Event::WorkerSuspected { session, why: Suspicion::Silent }),
         1 => (0..40_u64, session()).prop_map(|(id, to)| {
             Event::MoveRequested { sequence: sequence(id, 0), to }
         }),

@@ -3,7 +3,7 @@
 use dopd_core::{
     action::{Action, OpenKind},
     brain::{Brain, BrainConfig},
-    event::{CloseReason, Event, StepReport},
+    event::{CloseReason, Event, StepReport, Suspicion},
     fleet::Role::{self, Decode, Mixed, Prefill},
     ids::{SessionId, SlotId},
     units::{Micros, Tokens},
@@ -267,6 +267,7 @@ fn suspects_and_drainers_get_nothing_new() {
         Micros(1),
         Event::WorkerSuspected {
             session: SessionId(1),
+            why: Suspicion::Silent,
         },
     );
     assert_eq!(opens(&mut brain, 1, 8, 8), []);
@@ -293,6 +294,7 @@ fn source_suspected_while_its_destination_opens_is_not_used() {
         Micros(2),
         Event::WorkerSuspected {
             session: SessionId(1),
+            why: Suspicion::Silent,
         },
     );
     let opened = said(StepReport {

@@ -1,7 +1,7 @@
 //! The router's commands: Open, Send, Close, SetRole.
 
 use dopd_core::units::Micros;
-use dopd_router::wire::worker::{self as wire, CloseReason, Grant, command, open};
+use dopd_router::wire::worker::{self as wire, CloseReason, Endpoint, Grant, command, open};
 
 use super::{
     Effect, Label, SLOTS_MAX, Seats,
@@ -140,8 +140,11 @@ impl Seats {
         Grant {
             worker: self.config.worker.clone(),
             incarnation: self.config.incarnation,
-            address: self.config.data_address.clone(),
-            transport: "tcp".to_owned(),
+            endpoints: vec![Endpoint {
+                transport: "tcp".to_owned(),
+                address: self.config.data_address.clone(),
+                host: String::new(),
+            }],
             nonce,
         }
     }

@@ -59,7 +59,7 @@ impl Seats {
                 Kind::Begin(begin) => self.begin(id, begin.nonce),
                 Kind::Write(write) => self.write(id, &write, &message.payload),
                 Kind::End(end) => self.end(id, end),
-                Kind::Hello(_) | Kind::Welcome(_) | Kind::Go(_) => {
+                Kind::Hello(_) | Kind::Welcome(_) | Kind::Go(_) | Kind::Pulled(_) => {
                     let why = "only begin, write and end come from a source".to_owned();
                     self.abort_in(id, AbortReason::Protocol(why));
                 }

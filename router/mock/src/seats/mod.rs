@@ -164,6 +164,7 @@ impl Seats {
         report.draining = self.label.drain;
         report.pages_free = self.pool.free();
         report.pages_fenced = self.pool.fenced();
+        report.pages_owned = self.pool.owned();
         report.running = types::count(self.stepping().count());
         report.prefill_tokens_queued = queued;
         Some(report)

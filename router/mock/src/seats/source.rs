@@ -30,8 +30,12 @@ impl Seats {
         if self.shipments.contains_key(&nonce) {
             return self.broken(format!("grant {nonce:016x} was sent twice"));
         }
+        let mut endpoints = grant.endpoints.into_iter();
+        let Some(tcp) = endpoints.find(|endpoint| endpoint.transport == "tcp") else {
+            return self.broken(format!("grant {nonce:016x} has no endpoint for tcp"));
+        };
         let peer = self.peer_id(PeerKey {
-            address: grant.address,
+            address: tcp.address,
             worker: grant.worker,
             incarnation: grant.incarnation,
         });
@@ -241,6 +245,7 @@ impl Seats {
         };
         shipment.written = range.end;
         let write = Write {
+            source_pages: Vec::new(),
             nonce: shipment.nonce,
             first: range.start,
             count: range.end - range.start,

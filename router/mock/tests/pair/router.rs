@@ -152,6 +152,8 @@ impl WorkerService for Service {
             router: "test".to_owned(),
             lease_ms: self.lease_ms,
             report_interval_ms: 20,
+            kv_check: wire::KvCheck::Header.into(),
+            kv_scrub: wire::KvScrub::Tenant.into(),
         });
         let welcome = AttachResponse {
             kind: Some(welcome),

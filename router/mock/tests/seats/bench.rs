@@ -7,8 +7,8 @@ use dopd_mock::{
     seats::{Effect, Event, LinkId, LinkMessage, Seats, SeatsConfig, types::Phase},
 };
 use dopd_router::wire::worker::{
-    self as wire, Begin, Command, End, Go, Grant, Report, Role, Write, command, link_frame::Kind,
-    open,
+    self as wire, Begin, Command, End, Endpoint, Go, Grant, Report, Role, Write, command,
+    link_frame::Kind, open,
 };
 
 pub(crate) const SESSION: u64 = 7;
@@ -57,8 +57,11 @@ pub(crate) fn grant(nonce: u64) -> Grant {
     Grant {
         worker: "peer".to_owned(),
         incarnation: 5,
-        address: "peer:1".to_owned(),
-        transport: "tcp".to_owned(),
+        endpoints: vec![Endpoint {
+            transport: "tcp".to_owned(),
+            address: "peer:1".to_owned(),
+            host: String::new(),
+        }],
         nonce,
     }
 }
@@ -217,6 +220,7 @@ impl Bench {
             }
             "write" => {
                 let write = Write {
+                    source_pages: Vec::new(),
                     nonce,
                     first: 0,
                     count: 3,

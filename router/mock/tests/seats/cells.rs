@@ -200,6 +200,7 @@ fn grant_is_used_once() {
     bench.frame(LinkId::In(LINK_IN + 1), begin, 0);
     assert_eq!(bench.outcome(), "exposed");
     let write = wire::Write {
+        source_pages: Vec::new(),
         nonce: bench.nonce,
         first: 0,
         count: 1,
@@ -385,6 +386,7 @@ fn no_write_on_unexposed_page() {
     ] {
         let mut bench = Bench::with("exposed", 9);
         let write = wire::Write {
+            source_pages: Vec::new(),
             nonce: bench.nonce,
             first,
             count,

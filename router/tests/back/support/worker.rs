@@ -3,8 +3,8 @@
 use std::{collections::VecDeque, net::SocketAddr};
 
 use dopd_router::wire::worker::{
-    AttachRequest, AttachResponse, CloseReason, Command, Grant, Hello, KvGeometry, Open, Refusal,
-    Report, Role, attach_request, attach_response, command, open,
+    AttachRequest, AttachResponse, CloseReason, Command, Endpoint, Grant, Hello, KvGeometry, Open,
+    Refusal, Report, Role, attach_request, attach_response, command, open,
     worker_service_client::WorkerServiceClient,
 };
 use tokio::sync::mpsc;
@@ -64,8 +64,11 @@ pub(crate) fn grant(slot: u32) -> Grant {
     Grant {
         worker: "d".to_owned(),
         incarnation: 1,
-        address: "127.0.0.1:1".to_owned(),
-        transport: "tcp".to_owned(),
+        endpoints: vec![Endpoint {
+            transport: "tcp".to_owned(),
+            address: "127.0.0.1:1".to_owned(),
+            host: String::new(),
+        }],
         nonce: 1_000 + u64::from(slot),
     }
 }

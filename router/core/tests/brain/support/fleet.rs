@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use dopd_core::{
     action::{Action, OpenKind},
     brain::{Brain, BrainConfig},
-    event::{CloseReason, Event},
+    event::{CloseReason, Event, Suspicion},
     fleet::WorkerFacts,
     ids::{SeatId, SequenceId, SessionId},
     log,
@@ -176,7 +176,10 @@ impl Fleet {
         if let Some(view) = self.sessions.get_mut(&session) {
             view.is_suspect = true;
         }
-        self.tell(Event::WorkerSuspected { session });
+        self.tell(Event::WorkerSuspected {
+            session,
+            why: Suspicion::Silent,
+        });
     }
 
     pub(crate) fn give_up(&mut self, id: SequenceId, event: Event) {

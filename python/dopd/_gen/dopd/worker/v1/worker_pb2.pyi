@@ -39,6 +39,54 @@ ROLE_DECODE: Role.ValueType  # 2
 ROLE_MIXED: Role.ValueType  # 3
 Global___Role: _TypeAlias = Role  # noqa: Y015
 
+class _KvCheck:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _KvCheckEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_KvCheck.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    KV_CHECK_UNSPECIFIED: _KvCheck.ValueType  # 0
+    KV_CHECK_OFF: _KvCheck.ValueType  # 1
+    """No checksum."""
+    KV_CHECK_HEADER: _KvCheck.ValueType  # 2
+    """The first and the last 64 bytes of each page: misplaced, missing or stale pages show."""
+    KV_CHECK_FULL: _KvCheck.ValueType  # 3
+    """Every byte."""
+
+class KvCheck(_KvCheck, metaclass=_KvCheckEnumTypeWrapper):
+    """What `End.checksum` covers: first 8 bytes (little endian) of sha256 over these bytes of the shipment's pages, in order."""
+
+KV_CHECK_UNSPECIFIED: KvCheck.ValueType  # 0
+KV_CHECK_OFF: KvCheck.ValueType  # 1
+"""No checksum."""
+KV_CHECK_HEADER: KvCheck.ValueType  # 2
+"""The first and the last 64 bytes of each page: misplaced, missing or stale pages show."""
+KV_CHECK_FULL: KvCheck.ValueType  # 3
+"""Every byte."""
+Global___KvCheck: _TypeAlias = KvCheck  # noqa: Y015
+
+class _KvScrub:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _KvScrubEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_KvScrub.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    KV_SCRUB_UNSPECIFIED: _KvScrub.ValueType  # 0
+    KV_SCRUB_NEVER: _KvScrub.ValueType  # 1
+    KV_SCRUB_TENANT: _KvScrub.ValueType  # 2
+    """If its last owner was of another tenant."""
+    KV_SCRUB_ALWAYS: _KvScrub.ValueType  # 3
+
+class KvScrub(_KvScrub, metaclass=_KvScrubEnumTypeWrapper):
+    """When a page is zeroed before a seat gets it."""
+
+KV_SCRUB_UNSPECIFIED: KvScrub.ValueType  # 0
+KV_SCRUB_NEVER: KvScrub.ValueType  # 1
+KV_SCRUB_TENANT: KvScrub.ValueType  # 2
+"""If its last owner was of another tenant."""
+KV_SCRUB_ALWAYS: KvScrub.ValueType  # 3
+Global___KvScrub: _TypeAlias = KvScrub  # noqa: Y015
+
 class _CloseReason:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -226,7 +274,7 @@ class Hello(_message.Message):
     device: _builtins.str
     """"cpu", "cuda:0 NVIDIA H100", "mock"."""
     data_address: _builtins.str
-    """Where this worker's data link listens, "host:port"."""
+    """Where this worker's TCP data link listens, "host:port"."""
     pid: _builtins.int
     timings_json: _builtins.str
     """Measured step times as the JSON of core/cost; empty if none were measured."""
@@ -238,7 +286,7 @@ class Hello(_message.Message):
     def geometry(self) -> Global___KvGeometry: ...
     @_builtins.property
     def transports(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Transports it can receive by, best first: "tcp"."""
+        """Transports it can receive by, best first: "shm", "tcp"."""
 
     def __init__(
         self,
@@ -277,11 +325,16 @@ class Welcome(_message.Message):
     ROUTER_FIELD_NUMBER: _builtins.int
     LEASE_MS_FIELD_NUMBER: _builtins.int
     REPORT_INTERVAL_MS_FIELD_NUMBER: _builtins.int
+    KV_CHECK_FIELD_NUMBER: _builtins.int
+    KV_SCRUB_FIELD_NUMBER: _builtins.int
     session: _builtins.int
     """Never reused by this router."""
     router: _builtins.str
     lease_ms: _builtins.int
     report_interval_ms: _builtins.int
+    kv_check: Global___KvCheck.ValueType
+    """The same for all workers of a router, so that both ends of a hand-off agree."""
+    kv_scrub: Global___KvScrub.ValueType
     def __init__(
         self,
         *,
@@ -289,10 +342,12 @@ class Welcome(_message.Message):
         router: _builtins.str = ...,
         lease_ms: _builtins.int = ...,
         report_interval_ms: _builtins.int = ...,
+        kv_check: Global___KvCheck.ValueType = ...,
+        kv_scrub: Global___KvScrub.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_ms", b"lease_ms", "report_interval_ms", b"report_interval_ms", "router", b"router", "session", b"session"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kv_check", b"kv_check", "kv_scrub", b"kv_scrub", "lease_ms", b"lease_ms", "report_interval_ms", b"report_interval_ms", "router", b"router", "session", b"session"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -401,6 +456,7 @@ class Open(_message.Message):
     ADJUSTMENTS_FIELD_NUMBER: _builtins.int
     PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
+    TENANT_FIELD_NUMBER: _builtins.int
     slot: _builtins.int
     """Small number chosen by the router; free on this session."""
     pages: _builtins.int
@@ -418,6 +474,8 @@ class Open(_message.Message):
     """
     traceparent: _builtins.str
     """W3C trace context of the request, for spans and logs of the worker; empty: none."""
+    tenant: _builtins.int
+    """Hash of the tenant's name, for `KvScrub`; 0: no tenant."""
     @_builtins.property
     def sampling(self) -> Global___Sampling: ...
     @_builtins.property
@@ -443,10 +501,11 @@ class Open(_message.Message):
         adjustments: Global___LogitAdjustments | None = ...,
         prompt_logprobs: _builtins.int | None = ...,
         traceparent: _builtins.str = ...,
+        tenant: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_adjustments", b"_adjustments", "_prompt_logprobs", b"_prompt_logprobs", "adjustments", b"adjustments", "compute", b"compute", "import", b"import", "kind", b"kind", "limits", b"limits", "prompt_logprobs", b"prompt_logprobs", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adjustments", b"_adjustments", "_prompt_logprobs", b"_prompt_logprobs", "adjustments", b"adjustments", "compute", b"compute", "import", b"import", "kind", b"kind", "limits", b"limits", "pages", b"pages", "priority", b"priority", "prompt_hash", b"prompt_hash", "prompt_logprobs", b"prompt_logprobs", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "sampling", b"sampling", "slot", b"slot", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adjustments", b"_adjustments", "_prompt_logprobs", b"_prompt_logprobs", "adjustments", b"adjustments", "compute", b"compute", "import", b"import", "kind", b"kind", "limits", b"limits", "pages", b"pages", "priority", b"priority", "prompt_hash", b"prompt_hash", "prompt_logprobs", b"prompt_logprobs", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "sampling", b"sampling", "slot", b"slot", "tenant", b"tenant", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__adjustments: _TypeAlias = _typing.Literal["adjustments"]  # noqa: Y015
     _WhichOneofArgType__adjustments: _TypeAlias = _typing.Literal["_adjustments", b"_adjustments"]  # noqa: Y015
@@ -672,30 +731,62 @@ class Grant(_message.Message):
 
     WORKER_FIELD_NUMBER: _builtins.int
     INCARNATION_FIELD_NUMBER: _builtins.int
-    ADDRESS_FIELD_NUMBER: _builtins.int
-    TRANSPORT_FIELD_NUMBER: _builtins.int
+    ENDPOINTS_FIELD_NUMBER: _builtins.int
     NONCE_FIELD_NUMBER: _builtins.int
     worker: _builtins.str
     incarnation: _builtins.int
-    address: _builtins.str
-    transport: _builtins.str
     nonce: _builtins.int
+    @_builtins.property
+    def endpoints(self) -> _containers.RepeatedCompositeFieldContainer[Global___Endpoint]:
+        """Where it can be shown, best first; the source takes the first that it can reach. At least one."""
+
     def __init__(
         self,
         *,
         worker: _builtins.str = ...,
         incarnation: _builtins.int = ...,
-        address: _builtins.str = ...,
-        transport: _builtins.str = ...,
+        endpoints: _abc.Iterable[Global___Endpoint] | None = ...,
         nonce: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "incarnation", b"incarnation", "nonce", b"nonce", "transport", b"transport", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoints", b"endpoints", "incarnation", b"incarnation", "nonce", b"nonce", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Grant: _TypeAlias = Grant  # noqa: Y015
+
+@_typing.final
+class Endpoint(_message.Message):
+    """One way into a worker's pool."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSPORT_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
+    transport: _builtins.str
+    """"tcp" or "shm"."""
+    address: _builtins.str
+    """tcp: "host:port". shm: name of an abstract Unix socket."""
+    host: _builtins.str
+    """shm: what processes that may share memory have in common (machine, network namespace, user); reachable only for a
+    source with the same. Empty: reachable by address.
+    """
+    def __init__(
+        self,
+        *,
+        transport: _builtins.str = ...,
+        address: _builtins.str = ...,
+        host: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "host", b"host", "transport", b"transport"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Endpoint: _TypeAlias = Endpoint  # noqa: Y015
 
 @_typing.final
 class Close(_message.Message):
@@ -766,6 +857,7 @@ class Report(_message.Message):
     PREFILL_TOKENS_QUEUED_FIELD_NUMBER: _builtins.int
     STEP_PREFILL_TOKENS_FIELD_NUMBER: _builtins.int
     STEP_DECODE_SEQS_FIELD_NUMBER: _builtins.int
+    PAGES_OWNED_FIELD_NUMBER: _builtins.int
     OPENED_SLOTS_FIELD_NUMBER: _builtins.int
     OPENED_GRANTS_FIELD_NUMBER: _builtins.int
     ARRIVED_SLOTS_FIELD_NUMBER: _builtins.int
@@ -801,6 +893,8 @@ class Report(_message.Message):
     step_prefill_tokens: _builtins.int
     """Prompt tokens computed in this step, and sequences decoded in it."""
     step_decode_seqs: _builtins.int
+    pages_owned: _builtins.int
+    """Pages of seats, counted by themselves: owned + free + cached + fenced = pages_total, or the worker has lost count."""
     @_builtins.property
     def opened_slots(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -860,6 +954,7 @@ class Report(_message.Message):
         prefill_tokens_queued: _builtins.int = ...,
         step_prefill_tokens: _builtins.int = ...,
         step_decode_seqs: _builtins.int = ...,
+        pages_owned: _builtins.int = ...,
         opened_slots: _abc.Iterable[_builtins.int] | None = ...,
         opened_grants: _abc.Iterable[Global___Grant] | None = ...,
         arrived_slots: _abc.Iterable[_builtins.int] | None = ...,
@@ -878,7 +973,7 @@ class Report(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrived_pos", b"arrived_pos", "arrived_slots", b"arrived_slots", "arrived_tail_lens", b"arrived_tail_lens", "arrived_tails", b"arrived_tails", "closed_messages", b"closed_messages", "closed_reasons", b"closed_reasons", "closed_retry_ms", b"closed_retry_ms", "closed_slots", b"closed_slots", "draining", b"draining", "logprobs", b"logprobs", "next_step_us", b"next_step_us", "opened_grants", b"opened_grants", "opened_slots", b"opened_slots", "pages_cached", b"pages_cached", "pages_fenced", b"pages_fenced", "pages_free", b"pages_free", "prefill_tokens_queued", b"prefill_tokens_queued", "prompt_logprobs", b"prompt_logprobs", "role", b"role", "role_epoch", b"role_epoch", "running", b"running", "session", b"session", "step", b"step", "step_decode_seqs", b"step_decode_seqs", "step_prefill_tokens", b"step_prefill_tokens", "step_us", b"step_us", "token_counts", b"token_counts", "token_slots", b"token_slots", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrived_pos", b"arrived_pos", "arrived_slots", b"arrived_slots", "arrived_tail_lens", b"arrived_tail_lens", "arrived_tails", b"arrived_tails", "closed_messages", b"closed_messages", "closed_reasons", b"closed_reasons", "closed_retry_ms", b"closed_retry_ms", "closed_slots", b"closed_slots", "draining", b"draining", "logprobs", b"logprobs", "next_step_us", b"next_step_us", "opened_grants", b"opened_grants", "opened_slots", b"opened_slots", "pages_cached", b"pages_cached", "pages_fenced", b"pages_fenced", "pages_free", b"pages_free", "pages_owned", b"pages_owned", "prefill_tokens_queued", b"prefill_tokens_queued", "prompt_logprobs", b"prompt_logprobs", "role", b"role", "role_epoch", b"role_epoch", "running", b"running", "session", b"session", "step", b"step", "step_decode_seqs", b"step_decode_seqs", "step_prefill_tokens", b"step_prefill_tokens", "step_us", b"step_us", "token_counts", b"token_counts", "token_slots", b"token_slots", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -979,240 +1074,3 @@ class Logprobs(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Logprobs: _TypeAlias = Logprobs  # noqa: Y015
-
-@_typing.final
-class LinkFrame(_message.Message):
-    """One frame of a data link between two workers. On TCP: u32 little-endian length of this message (at most 1 MiB), u32
-    little-endian length of the payload (at most 64 MiB), this message, the payload (page bytes of `write`, else empty).
-    The receiving worker listens, the sending worker dials. Frames of one connection arrive in order, which is what makes
-    `end` the last word of a shipment (contract T1 of handoff.md).
-    """
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    HELLO_FIELD_NUMBER: _builtins.int
-    WELCOME_FIELD_NUMBER: _builtins.int
-    BEGIN_FIELD_NUMBER: _builtins.int
-    GO_FIELD_NUMBER: _builtins.int
-    WRITE_FIELD_NUMBER: _builtins.int
-    END_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def hello(self) -> Global___LinkHello: ...
-    @_builtins.property
-    def welcome(self) -> Global___LinkWelcome: ...
-    @_builtins.property
-    def begin(self) -> Global___Begin: ...
-    @_builtins.property
-    def go(self) -> Global___Go: ...
-    @_builtins.property
-    def write(self) -> Global___Write: ...
-    @_builtins.property
-    def end(self) -> Global___End: ...
-    def __init__(
-        self,
-        *,
-        hello: Global___LinkHello | None = ...,
-        welcome: Global___LinkWelcome | None = ...,
-        begin: Global___Begin | None = ...,
-        go: Global___Go | None = ...,
-        write: Global___Write | None = ...,
-        end: Global___End | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin", "end", b"end", "go", b"go", "hello", b"hello", "kind", b"kind", "welcome", b"welcome", "write", b"write"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin", b"begin", "end", b"end", "go", b"go", "hello", b"hello", "kind", b"kind", "welcome", b"welcome", "write", b"write"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["hello", "welcome", "begin", "go", "write", "end"]  # noqa: Y015
-    _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
-
-Global___LinkFrame: _TypeAlias = LinkFrame  # noqa: Y015
-
-@_typing.final
-class LinkHello(_message.Message):
-    """First frame of the dialling side."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    PROTOCOL_FIELD_NUMBER: _builtins.int
-    WORKER_FIELD_NUMBER: _builtins.int
-    INCARNATION_FIELD_NUMBER: _builtins.int
-    LAYOUT_HASH_FIELD_NUMBER: _builtins.int
-    JOIN_TOKEN_FIELD_NUMBER: _builtins.int
-    protocol: _builtins.int
-    worker: _builtins.str
-    incarnation: _builtins.int
-    layout_hash: _builtins.int
-    """First 8 bytes (little endian) of sha256 over the text "model_hash_hex|dtype|page_size|num_layers|num_kv_heads|
-    head_dim|layout|tensor_parallel|page_bytes".
-    """
-    join_token: _builtins.str
-    def __init__(
-        self,
-        *,
-        protocol: _builtins.int = ...,
-        worker: _builtins.str = ...,
-        incarnation: _builtins.int = ...,
-        layout_hash: _builtins.int = ...,
-        join_token: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "join_token", b"join_token", "layout_hash", b"layout_hash", "protocol", b"protocol", "worker", b"worker"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___LinkHello: _TypeAlias = LinkHello  # noqa: Y015
-
-@_typing.final
-class LinkWelcome(_message.Message):
-    """Answer of the listening side; a mismatch closes the connection with `error` set."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    WORKER_FIELD_NUMBER: _builtins.int
-    INCARNATION_FIELD_NUMBER: _builtins.int
-    GENERATION_FIELD_NUMBER: _builtins.int
-    ERROR_FIELD_NUMBER: _builtins.int
-    worker: _builtins.str
-    incarnation: _builtins.int
-    generation: _builtins.int
-    """Counts connections accepted by this process."""
-    error: _builtins.str
-    def __init__(
-        self,
-        *,
-        worker: _builtins.str = ...,
-        incarnation: _builtins.int = ...,
-        generation: _builtins.int = ...,
-        error: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "generation", b"generation", "incarnation", b"incarnation", "worker", b"worker"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___LinkWelcome: _TypeAlias = LinkWelcome  # noqa: Y015
-
-@_typing.final
-class Begin(_message.Message):
-    """Source to destination: here is the ticket."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    NONCE_FIELD_NUMBER: _builtins.int
-    nonce: _builtins.int
-    def __init__(
-        self,
-        *,
-        nonce: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["nonce", b"nonce"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___Begin: _TypeAlias = Begin  # noqa: Y015
-
-@_typing.final
-class Go(_message.Message):
-    """Destination to source: write into these pages, in this order."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    NONCE_FIELD_NUMBER: _builtins.int
-    PAGES_FIELD_NUMBER: _builtins.int
-    nonce: _builtins.int
-    @_builtins.property
-    def pages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Page i of the shipment belongs into pages[i]. Shown for logs: writes name the index, not the page."""
-
-    def __init__(
-        self,
-        *,
-        nonce: _builtins.int = ...,
-        pages: _abc.Iterable[_builtins.int] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["nonce", b"nonce", "pages", b"pages"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___Go: _TypeAlias = Go  # noqa: Y015
-
-@_typing.final
-class Write(_message.Message):
-    """Source to destination: payload is `count` whole pages, the shipment's pages first .. first+count."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    NONCE_FIELD_NUMBER: _builtins.int
-    FIRST_FIELD_NUMBER: _builtins.int
-    COUNT_FIELD_NUMBER: _builtins.int
-    nonce: _builtins.int
-    first: _builtins.int
-    count: _builtins.int
-    def __init__(
-        self,
-        *,
-        nonce: _builtins.int = ...,
-        first: _builtins.int = ...,
-        count: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "first", b"first", "nonce", b"nonce"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___Write: _TypeAlias = Write  # noqa: Y015
-
-@_typing.final
-class End(_message.Message):
-    """Source to destination: the last word of a shipment."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    NONCE_FIELD_NUMBER: _builtins.int
-    OK_FIELD_NUMBER: _builtins.int
-    PAGES_FIELD_NUMBER: _builtins.int
-    POS_FIELD_NUMBER: _builtins.int
-    TOKENS_FIELD_NUMBER: _builtins.int
-    TOKENS_HASH_FIELD_NUMBER: _builtins.int
-    CHECKSUM_FIELD_NUMBER: _builtins.int
-    nonce: _builtins.int
-    ok: _builtins.bool
-    """false: aborted."""
-    pages: _builtins.int
-    """Pages written."""
-    pos: _builtins.int
-    """Answer tokens made; also the sampling counter."""
-    tokens_hash: _builtins.int
-    """First 8 bytes (little endian) of sha256 over prompt_hash (u64) and the answer tokens (u32 each), little endian."""
-    checksum: _builtins.int
-    """Reserved for the page checksum of `--kv-check`; absent: not checked."""
-    @_builtins.property
-    def tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
-    def __init__(
-        self,
-        *,
-        nonce: _builtins.int = ...,
-        ok: _builtins.bool = ...,
-        pages: _builtins.int = ...,
-        pos: _builtins.int = ...,
-        tokens: _abc.Iterable[_builtins.int] | None = ...,
-        tokens_hash: _builtins.int = ...,
-        checksum: _builtins.int | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "checksum", b"checksum"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_checksum", b"_checksum", "checksum", b"checksum", "nonce", b"nonce", "ok", b"ok", "pages", b"pages", "pos", b"pos", "tokens", b"tokens", "tokens_hash", b"tokens_hash"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__checksum: _TypeAlias = _typing.Literal["checksum"]  # noqa: Y015
-    _WhichOneofArgType__checksum: _TypeAlias = _typing.Literal["_checksum", b"_checksum"]  # noqa: Y015
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__checksum) -> _WhichOneofReturnType__checksum | None: ...
-
-Global___End: _TypeAlias = End  # noqa: Y015

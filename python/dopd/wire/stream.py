@@ -1,37 +1,29 @@
-"""Between protobuf and dopd's own records. The one importer of generated code in the worker.
+"""The stream between router and worker. Called by `worker/attach` and the desk.
 
-Called by `worker/attach` (the stream to the router) and `transfer/tcp` (data links). What comes in
-is checked for shape here, before anything else sees it; defaults of sampling are applied here,
-never by protobuf's zero values.
+What comes in is checked for shape here, before anything else sees it; defaults of sampling are
+applied here, never by protobuf's zero values.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
-from google.protobuf.message import DecodeError
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dopd._gen.dopd.worker.v1 import worker_pb2 as pb
-from dopd.errors import LinkError, ProtocolError
+from dopd.errors import ProtocolError
 from dopd.types import (
     Close,
     CloseReason,
     Command,
     Commands,
     Compute,
+    Endpoint,
     Grant,
     Import,
+    KvCheck,
     KvGeometry,
+    KvScrub,
     Limits,
-    LinkBegin,
-    LinkEnd,
-    LinkGo,
-    LinkHello,
-    LinkMessage,
-    LinkWelcome,
-    LinkWrite,
     LogitAdjustments,
     Logprobs,
     Open,
@@ -49,6 +41,8 @@ from dopd.types import (
 if TYPE_CHECKING:
     import grpc
 
+_Word = TypeVar("_Word")
+
 AttachRequest = pb.AttachRequest
 AttachResponse = pb.AttachResponse
 
@@ -60,6 +54,8 @@ _ROLES = {
     Role.MIXED: pb.ROLE_MIXED,
 }
 _ROLES_BACK = {number: role for role, number in _ROLES.items()}
+_KV_CHECKS = {pb.KvCheck.Value(f"KV_CHECK_{check.name}"): check for check in KvCheck}
+_KV_SCRUBS = {pb.KvScrub.Value(f"KV_SCRUB_{scrub.name}"): scrub for scrub in KvScrub}
 _REASONS = {reason: pb.CloseReason.Value(f"CLOSE_REASON_{reason.name}") for reason in CloseReason}
 
 
@@ -119,22 +115,15 @@ def geometry(kv: KvGeometry) -> pb.KvGeometry:
     )
 
 
-def layout_hash(kv: KvGeometry) -> int:
-    """What both ends of a data link compare (worker.proto, LinkHello)."""
-    text = (
-        f"{kv.model_hash.hex()}|{kv.dtype}|{kv.page_size}|{kv.num_layers}|{kv.num_kv_heads}|"
-        f"{kv.head_dim}|{kv.layout}|{kv.tensor_parallel}|{kv.page_bytes}"
-    )
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
-
-
 def grant_message(grant: Grant) -> pb.Grant:
     """A ticket, for the router to relay."""
     return pb.Grant(
         worker=grant.worker,
         incarnation=grant.incarnation,
-        address=grant.address,
-        transport=grant.transport,
+        endpoints=[
+            pb.Endpoint(transport=one.transport, address=one.address, host=one.host)
+            for one in grant.endpoints
+        ],
         nonce=grant.nonce,
     )
 
@@ -153,6 +142,7 @@ def report(head: ReportHead, columns: ReportColumns) -> pb.AttachRequest:
     it.pages_free = head.pages_free
     it.pages_cached = head.pages_cached
     it.pages_fenced = head.pages_fenced
+    it.pages_owned = head.pages_owned
     it.running = head.running
     it.prefill_tokens_queued = head.prefill_tokens_queued
     it.step_prefill_tokens = head.step_prefill_tokens
@@ -210,6 +200,8 @@ def response(message: pb.AttachResponse) -> Welcome | Refusal | Commands:
             router=welcome.router,
             lease_s=welcome.lease_ms / 1e3,
             report_interval_s=welcome.report_interval_ms / 1e3,
+            kv_check=_known(_KV_CHECKS, welcome.kv_check, "KV check"),
+            kv_scrub=_known(_KV_SCRUBS, welcome.kv_scrub, "KV scrub"),
         )
     if kind == "refusal":
         return Refusal(message.refusal.message, message.refusal.retry)
@@ -227,11 +219,16 @@ def command(message: pb.Command) -> Command:
     if kind == "close":
         return Close(message.close.slot)
     if kind == "set_role":
-        role = _ROLES_BACK.get(message.set_role.role)
-        if role is None:
-            raise ProtocolError(f"unknown role {message.set_role.role}")
+        role = _known(_ROLES_BACK, message.set_role.role, "role")
         return SetRole(role, message.set_role.drain, message.set_role.epoch)
     raise ProtocolError("empty command")
+
+
+def _known(words: Mapping[Any, _Word], number: int, what: str) -> _Word:
+    word = words.get(number)
+    if word is None:
+        raise ProtocolError(f"unknown {what} {number}")
+    return word
 
 
 def _open(message: pb.Open) -> Open:
@@ -264,6 +261,7 @@ def _open(message: pb.Open) -> Open:
         adjustments=_adjustments(message.adjustments),
         prompt_logprobs=(message.prompt_logprobs if message.HasField("prompt_logprobs") else None),
         traceparent=message.traceparent,
+        tenant=message.tenant,
     )
 
 
@@ -298,76 +296,6 @@ def _grant(message: pb.Grant) -> Grant:
     return Grant(
         worker=message.worker,
         incarnation=message.incarnation,
-        address=message.address,
-        transport=message.transport,
+        endpoints=tuple(Endpoint(e.transport, e.address, e.host) for e in message.endpoints),
         nonce=message.nonce,
     )
-
-
-# Worker <-> worker
-
-
-def encode_link(message: LinkMessage) -> bytes:
-    """One message of a data link, without its frame."""
-    match message:
-        case LinkWrite(nonce, first, count):
-            frame = pb.LinkFrame(write=pb.Write(nonce=nonce, first=first, count=count))
-        case LinkBegin(nonce):
-            frame = pb.LinkFrame(begin=pb.Begin(nonce=nonce))
-        case LinkGo(nonce, pages):
-            frame = pb.LinkFrame(go=pb.Go(nonce=nonce, pages=pages))
-        case LinkEnd(nonce, ok, pages_written, pos, tokens, tokens_hash):
-            frame = pb.LinkFrame(
-                end=pb.End(
-                    nonce=nonce,
-                    ok=ok,
-                    pages=pages_written,
-                    pos=pos,
-                    tokens=tokens,
-                    tokens_hash=tokens_hash,
-                )
-            )
-        case LinkHello(protocol, worker, incarnation, layout, token):
-            frame = pb.LinkFrame(
-                hello=pb.LinkHello(
-                    protocol=protocol,
-                    worker=worker,
-                    incarnation=incarnation,
-                    layout_hash=layout,
-                    join_token=token,
-                )
-            )
-        case LinkWelcome(worker, incarnation, generation, error):
-            frame = pb.LinkFrame(
-                welcome=pb.LinkWelcome(
-                    worker=worker, incarnation=incarnation, generation=generation, error=error
-                )
-            )
-    return frame.SerializeToString()
-
-
-def decode_link(data: bytes | bytearray | memoryview) -> LinkMessage:
-    """One message of a data link. Raises LinkError if it is malformed."""
-    try:
-        frame = pb.LinkFrame.FromString(bytes(data))
-    except DecodeError as error:
-        raise LinkError(f"malformed frame of {len(data)} bytes") from error
-    match frame.WhichOneof("kind"):
-        case "write":
-            return LinkWrite(frame.write.nonce, frame.write.first, frame.write.count)
-        case "begin":
-            return LinkBegin(frame.begin.nonce)
-        case "go":
-            return LinkGo(frame.go.nonce, list(frame.go.pages))
-        case "end":
-            end = frame.end
-            return LinkEnd(end.nonce, end.ok, end.pages, end.pos, list(end.tokens), end.tokens_hash)
-        case "hello":
-            it = frame.hello
-            return LinkHello(it.protocol, it.worker, it.incarnation, it.layout_hash, it.join_token)
-        case "welcome":
-            welcome = frame.welcome
-            return LinkWelcome(
-                welcome.worker, welcome.incarnation, welcome.generation, welcome.error
-            )
-    raise LinkError("frame without a message")
