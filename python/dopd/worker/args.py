@@ -88,8 +88,11 @@ def table_keys() -> dict[str, str]:
     """Every key of the [worker] table with its help text."""
     # Options of the command line only.
     skipped = ("help", "config", "exit_on_stdin_eof")
-    actions = [action for action in parser()._actions if action.dest not in skipped]
-    return {action.dest: action.help or "" for action in actions}
+    return {
+        action.dest: action.help or ""
+        for action in parser()._actions
+        if action.dest not in skipped and action.help != argparse.SUPPRESS
+    }
 
 
 def unknown_key(key: str) -> str | None:
@@ -133,4 +136,11 @@ def parser() -> argparse.ArgumentParser:
     add("--log-format", choices=LOG_FORMATS, help="text or json (default: text)")
     add("--otel", metavar="URL", help="OTLP collector that gets spans, as http://127.0.0.1:4317")
     add("--config", metavar="FILE", help="TOML file whose [worker] table gives defaults")
+    _add_debug_options(parser)
     return parser
+
+
+def _add_debug_options(parser: argparse.ArgumentParser) -> None:
+    """What only tests give: neither in the help nor in the settings file."""
+    hide = argparse.SUPPRESS
+    parser.add_argument("--mock-fault", dest="mock_faults", action="append", help=hide)

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from dopd import __version__, wire
@@ -48,7 +49,12 @@ def make_engine(config: WorkerConfig) -> Engine:
         from dopd.engine.mock import ENTRY_BYTES, MAX_MODEL_LEN, MockEngine
 
         memory_bytes = parse_memory(config.kv_memory or MOCK_KV_MEMORY)
-        return MockEngine(
+        make: Callable[..., Engine] = MockEngine
+        if config.mock_faults:
+            from dopd.engine.mock_faults import FaultyEngine, parse_fault
+
+            make = partial(FaultyEngine, [parse_fault(text) for text in config.mock_faults])
+        return make(
             max(memory_bytes // (ENTRY_BYTES * config.page_size), 1),
             config.mock_timings,
             model=config.served_model_name or "mock",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,10 +41,14 @@ class WorkerConfig:
     log_level: str = "info"
     log_format: str = "text"
     otel: str | None = None
+    # For tests; see `engine/mock_faults`.
+    mock_faults: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if self.mock == (self.model is not None):
             raise ConfigError("give either --model PATH or --mock")
+        if self.mock_faults and not self.mock:
+            raise ConfigError("--mock-fault is for --mock: a model has none to offer")
         if not re.fullmatch(r"[a-zA-Z0-9._-]{1,64}", self.name):
             raise ConfigError(f"name {self.name!r} is not 1 to 64 of a-z A-Z 0-9 . _ -")
         host, _, port = self.join.rpartition(":")
