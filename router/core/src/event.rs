@@ -38,8 +38,8 @@ pub enum Event {
         /// Which.
         session: SessionId,
     },
-    /// A worker is ejected: no new work, and its sequences go on elsewhere at once. It is back when
-    /// it reports again.
+    /// A worker is ejected: no new work, and its sequences go on elsewhere at once. It is back with
+    /// its next report that is not [`StepReport::is_stuck`].
     WorkerSuspected {
         /// Which.
         session: SessionId,
@@ -82,6 +82,10 @@ pub struct StepReport {
     pub role_epoch: u64,
     /// It refuses every Open.
     pub draining: bool,
+    /// The front's watchdog still waits for the step, or the answer, that it was suspected for: an
+    /// ejected worker is not back with this report.
+    #[serde(default)]
+    pub is_stuck: bool,
     /// Its load after the step.
     pub load: WorkerLoad,
     /// Import seats that were reserved; their grants wait in dispatch.

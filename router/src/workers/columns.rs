@@ -43,6 +43,7 @@ impl Link {
             role,
             role_epoch: report.role_epoch,
             draining: report.draining,
+            is_stuck: false,
             load: load(&report),
             opened: report.opened_slots.iter().copied().map(SlotId).collect(),
             arrived,

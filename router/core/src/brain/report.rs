@@ -59,7 +59,7 @@ impl Brain {
         };
         self.workers.update(worker, |worker| {
             worker.heard(report.load);
-            worker.is_suspect = false;
+            worker.is_suspect &= report.is_stuck;
             worker.is_draining = report.draining;
             if report.role_epoch >= worker.role_epoch {
                 worker.role_epoch = report.role_epoch;

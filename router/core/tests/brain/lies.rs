@@ -65,6 +65,7 @@ fn any_report() -> impl Strategy<Value = Event> {
             role,
             role_epoch,
             draining,
+            is_stuck: false,
             load,
             opened,
             arrived,

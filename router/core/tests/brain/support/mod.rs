@@ -68,6 +68,7 @@ pub(crate) fn report(session: u64, role: Role) -> StepReport {
         role,
         role_epoch: 0,
         draining: false,
+        is_stuck: false,
         load: WorkerLoad::default(),
         opened: Vec::new(),
         arrived: Vec::new(),
