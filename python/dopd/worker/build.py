@@ -136,6 +136,8 @@ def make_worker(config: WorkerConfig, engine: Engine) -> Worker:
         transport = TcpTransport(config.data_host, identity, engine.pool, desk)
     except OSError as error:
         raise ConfigError(f"data host {config.data_host}: cannot listen: {error}") from error
+    if config.data_advertise is not None:
+        transport.address = config.data_advertise
     desk.set_transport(transport)
     facts = WorkerFacts(
         worker=config.name,

@@ -29,6 +29,7 @@ class WorkerConfig:
     name: str = ""
     served_model_name: str | None = None
     data_host: str = "127.0.0.1"
+    data_advertise: str | None = None
     dtype: str = "auto"
     kv_memory: str | None = None
     max_model_len: int | None = None
@@ -51,10 +52,10 @@ class WorkerConfig:
             raise ConfigError("--mock-fault is for --mock: a model has none to offer")
         if not re.fullmatch(r"[a-zA-Z0-9._-]{1,64}", self.name):
             raise ConfigError(f"name {self.name!r} is not 1 to 64 of a-z A-Z 0-9 . _ -")
-        host, _, port = self.join.rpartition(":")
-        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-            raise ConfigError(f"join address {self.join!r} is not HOST:PORT")
-        for host_setting in (host.strip("[]"), self.data_host):
+        hosts = [_host(self.join, "join address"), self.data_host]
+        if self.data_advertise is not None:
+            hosts.append(_host(self.data_advertise, "data address"))
+        for host_setting in hosts:
             if host_setting not in LOOPBACK:
                 raise ConfigError(
                     f"{host_setting} is not loopback: there is no encryption between workers yet"
@@ -90,3 +91,11 @@ class WorkerConfig:
         """Token budget of a step: a GPU wants large chunks, a CPU stalls everyone with them."""
         default = 512 if device.startswith("cpu") else 8192
         return self.max_batch_tokens or max(default, self.max_num_seqs)
+
+
+def _host(address: str, what: str) -> str:
+    """The host of HOST:PORT. Raises ConfigError."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ConfigError(f"{what} {address!r} is not HOST:PORT")
+    return host.strip("[]")

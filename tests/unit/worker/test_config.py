@@ -76,6 +76,8 @@ def test_a_wrong_file_is_refused(tmp_path: Path, text: str, error: str) -> None:
         (["--join", "127.0.0.1:0"], "is not HOST:PORT"),
         (["--join", "10.0.0.1:50052"], "10.0.0.1 is not loopback"),
         (["--data-host", "0.0.0.0"], "0.0.0.0 is not loopback"),
+        (["--data-advertise", "10.0.0.1:7"], "10.0.0.1 is not loopback"),
+        (["--data-advertise", "127.0.0.1"], "data address '127.0.0.1' is not HOST:PORT"),
         (["--name", "a b"], "name 'a b'"),
         (["--name", "x" * 65], "name 'x"),
         (["--model", "m"], "either --model PATH or --mock"),
