@@ -90,7 +90,7 @@ pub(super) struct Session {
     /// Its name, for the accounts of requests.
     name: Arc<str>,
     /// Its seats, from Open until `closed` was read.
-    seats: HashMap<SlotId, Seat>,
+    pub(super) seats: HashMap<SlotId, Seat>,
     /// For the status page.
     pub(super) pid: u32,
     pub(super) device: String,
@@ -98,7 +98,7 @@ pub(super) struct Session {
 }
 
 #[derive(Debug)]
-struct Seat {
+pub(super) struct Seat {
     sequence: SequenceId,
     /// Of an import seat, from `opened` on.
     grant: Option<Grant>,
@@ -119,14 +119,14 @@ impl Drop for Ended {
 }
 
 /// The brain with what it takes to carry out its actions.
-struct Driver {
-    brain: Brain,
-    recorder: Option<Recorder>,
-    dispatch: Dispatch,
-    limits: LimitsConfig,
-    sessions: HashMap<SessionId, Session>,
-    handoffs: Tally,
-    is_draining: bool,
+pub(super) struct Driver {
+    pub(super) brain: Brain,
+    pub(super) recorder: Option<Recorder>,
+    pub(super) dispatch: Dispatch,
+    pub(super) limits: LimitsConfig,
+    pub(super) sessions: HashMap<SessionId, Session>,
+    pub(super) handoffs: Tally,
+    pub(super) is_draining: bool,
 }
 
 impl Driver {
@@ -146,17 +146,17 @@ impl Driver {
             }
             if shared.is_draining.load(Ordering::Acquire) && !self.is_draining {
                 self.is_draining = true;
-                self.feed(Event::DrainStarted).await;
+                self.feed(self.now(), Event::DrainStarted).await;
             }
             for input in batch.drain(..) {
-                self.input(input).await;
+                self.input(self.now(), input).await;
             }
             if self
                 .brain
                 .next_wake()
                 .is_some_and(|wake| wake <= self.now())
             {
-                self.feed(Event::Woke).await;
+                self.feed(self.now(), Event::Woke).await;
             }
             if let Some(recorder) = &mut self.recorder {
                 recorder.flush();
@@ -182,7 +182,7 @@ impl Driver {
     }
 
     /// One message.
-    async fn input(&mut self, input: BrainInput) {
+    pub(super) async fn input(&mut self, now: Micros, input: BrainInput) {
         let event = match input {
             BrainInput::Submitted(facts) => Event::RequestArrived(facts),
             BrainInput::Cancelled(request) => Event::RequestCancelled { request },
@@ -210,7 +210,7 @@ impl Driver {
                 return;
             }
         };
-        self.feed(event).await;
+        self.feed(now, event).await;
     }
 
     fn joined(&mut self, joined: Joined) -> Event {
@@ -251,8 +251,7 @@ impl Driver {
     }
 
     /// One event, and what it leads to.
-    async fn feed(&mut self, event: Event) {
-        let now = self.now();
+    pub(super) async fn feed(&mut self, now: Micros, event: Event) {
         let line = (self.recorder.as_mut()).and_then(|recorder| recorder.begin(now, &event));
         let actions = self.brain.handle(now, event);
         if let (Some(recorder), Some(line)) = (&mut self.recorder, line) {

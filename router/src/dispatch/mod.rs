@@ -8,6 +8,8 @@ mod driver;
 mod front;
 mod record;
 mod reject;
+#[doc(hidden)]
+pub mod sim;
 mod stats;
 mod status;
 pub mod submission;

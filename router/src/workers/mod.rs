@@ -5,11 +5,13 @@
 //! | file | what |
 //! |---|---|
 //! | `serve`, `service` | connections, join token |
-//! | `session`, `lease` | one attachment from hello to its end |
+//! | `session`, `attached`, `lease` | one attachment from hello to its end |
 //! | `hello`, `registry` | who may join, who is there |
 //! | `link`, `columns`, `report` | slots; what a report does; whether it is well formed |
 //! | `prompt` | log probabilities of prompts |
 //! | `outgoing` | commands, merged per wake |
+//! | `sim` | a way in for the simulation |
+mod attached;
 mod columns;
 mod hello;
 mod lease;
@@ -21,6 +23,8 @@ mod report;
 mod serve;
 mod service;
 mod session;
+#[doc(hidden)]
+pub mod sim;
 
 pub use serve::serve;
 

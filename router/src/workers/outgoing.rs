@@ -72,6 +72,11 @@ impl Outgoing {
         inner.wake();
     }
 
+    /// The next message, if there is something to say.
+    pub(super) fn next(&self) -> Option<attach_response::Kind> {
+        self.inner.lock().next()
+    }
+
     /// Ends the stream; what waits is dropped.
     pub(super) fn close(&self) {
         let mut inner = self.inner.lock();

@@ -1,0 +1,179 @@
+//! One attachment from its hello to its end, event by event.
+//!
+//! Nothing in here waits or looks at a clock: `session` brings what the stream and the timer say,
+//! the simulation (`sim`) what it likes.
+
+use std::{rc::Rc, sync::Arc};
+
+use dopd_core::{event::Suspicion, ids::SessionId};
+
+use crate::{
+    streams::{
+        front::Front,
+        messages::{BrainInput, Joined},
+    },
+    wire::worker::{Hello, KvCheck, KvScrub, Report, Welcome, attach_request},
+    workers::{
+        Attachments, hello,
+        lease::{Health, Lease},
+        link::{Identity, Link},
+        outgoing::Outgoing,
+        registry::{Admitted, Refused},
+    },
+};
+
+/// An attached worker. Dropping it ends the session: its streams and the brain hear of it.
+pub(super) struct Attached {
+    attachments: Arc<Attachments>,
+    pub(super) link: Rc<Link>,
+    lease: Lease,
+}
+
+impl Attached {
+    /// Checks a hello, takes its worker in and welcomes it.
+    pub(super) fn begin(
+        attachments: &Arc<Attachments>,
+        front: &Rc<Front>,
+        outgoing: Arc<Outgoing>,
+        hello: Hello,
+    ) -> Result<Self, Refused> {
+        let (admitted, joined) = admit(attachments, front, &hello)?;
+        let session = admitted.session;
+        let identity = Identity {
+            session,
+            name: hello.worker,
+            vocab_size: hello.vocab_size,
+            pages_total: hello.pages_total,
+        };
+        let (worker, role, device) = (&identity.name, joined.facts.role, &joined.device);
+        tracing::info!(
+            worker,
+            session = session.0,
+            ?role,
+            device,
+            "worker attached"
+        );
+        let link = Link::new(identity, Rc::clone(front), outgoing, admitted.stop);
+        front.add_link(session, Rc::clone(&link) as Rc<_>);
+        if let Some(old) = admitted.replaced {
+            front.outbox.to_brain(BrainInput::Lost(old));
+        }
+        front.outbox.to_brain(BrainInput::Joined(Box::new(joined)));
+        let workers = &attachments.config.workers;
+        link.outgoing.welcome(Welcome {
+            session: session.0,
+            router: attachments.router.clone(),
+            lease_ms: workers.lease_ms,
+            report_interval_ms: workers.report_interval_ms,
+            kv_check: kv_check(&workers.kv_check).into(),
+            kv_scrub: kv_scrub(&workers.kv_scrub).into(),
+        });
+        Ok(Self {
+            attachments: Arc::clone(attachments),
+            lease: Lease::new(workers.lease_ms, workers.report_interval_ms),
+            link,
+        })
+    }
+
+    /// Its session.
+    pub(super) fn session(&self) -> SessionId {
+        self.link.identity.session
+    }
+
+    /// Handles what the worker sent; an error breaks the stream.
+    pub(super) fn message(&mut self, kind: Option<attach_request::Kind>) -> Result<(), String> {
+        self.lease.heard();
+        let handled = handle(&self.link, kind);
+        if handled.is_err() {
+            self.attachments.metrics.protocol_error();
+        }
+        handled.map_err(|why| format!("protocol error: {why}"))
+    }
+
+    /// A report interval passed; an error breaks the stream.
+    pub(super) fn tick(&mut self) -> Result<(), String> {
+        match self.lease.tick() {
+            Health::Same => {}
+            Health::Suspect => {
+                tracing::warn!(worker = self.link.identity.name, "worker is silent");
+                let suspected = BrainInput::Suspected(self.session(), Suspicion::Silent);
+                self.link.front.outbox.to_brain(suspected);
+            }
+            Health::Lost => {
+                let lease_ms = self.attachments.config.workers.lease_ms;
+                return Err(format!("silent for {lease_ms} ms"));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        let Identity { session, name, .. } = &self.link.identity;
+        self.link.front.remove_link(*session);
+        self.link.end();
+        if self.attachments.registry.remove(name, *session) {
+            self.link.front.outbox.to_brain(BrainInput::Lost(*session));
+        }
+    }
+}
+
+/// Checks a hello and takes its worker in.
+fn admit(
+    attachments: &Attachments,
+    front: &Front,
+    hello: &Hello,
+) -> Result<(Admitted, Joined), Refused> {
+    let geometry = hello::check(hello)?;
+    let facts = hello::facts(hello, geometry)?;
+    let config = &attachments.config;
+    let admitted = attachments.registry.admit(hello, geometry, config)?;
+    let joined = Joined {
+        session: admitted.session,
+        home: front.index,
+        facts,
+        pid: hello.pid,
+        device: hello.device.clone(),
+        address: hello.data_address.clone(),
+    };
+    Ok((admitted, joined))
+}
+
+/// A value that the settings allow.
+fn kv_check(word: &str) -> KvCheck {
+    match word {
+        "off" => KvCheck::Off,
+        "full" => KvCheck::Full,
+        _ => KvCheck::Header,
+    }
+}
+
+/// A value that the settings allow.
+fn kv_scrub(word: &str) -> KvScrub {
+    match word {
+        "never" => KvScrub::Never,
+        "always" => KvScrub::Always,
+        _ => KvScrub::Tenant,
+    }
+}
+
+/// Handles what an attached worker sent.
+fn handle(link: &Link, kind: Option<attach_request::Kind>) -> Result<(), String> {
+    let report: Report = match kind {
+        Some(attach_request::Kind::Report(report)) => report,
+        Some(attach_request::Kind::Hello(_)) => return Err("a second hello".to_owned()),
+        None => return Err("an empty message".to_owned()),
+    };
+    if report.session != link.identity.session.0 {
+        // Of an earlier session of the same process: nothing in it is of this one.
+        tracing::debug!(
+            worker = link.identity.name,
+            session = report.session,
+            "old report"
+        );
+        return Ok(());
+    }
+    link.report(report)
+        .map_err(|malformed| malformed.to_string())
+}
