@@ -70,6 +70,23 @@ def free_port() -> int:
     raise RuntimeError("no free port between 20000 and 30000")
 
 
+def binary(name: str) -> Path:
+    """A cargo binary, the release build if there is one. Raises RuntimeError."""
+    target = Path(os.environ.get("CARGO_TARGET_DIR") or REPO / "target")
+    for profile in ("release", "local", "debug"):
+        if (path := target / profile / name).is_file():
+            return path
+    raise RuntimeError(f"{name} is not built; make build")
+
+
+def rss_bytes(pid: int) -> int:
+    """Resident memory of one process."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) << 10
+    raise RuntimeError(f"process {pid} has no VmRSS")
+
+
 def cpu_ns(pid: int) -> int:
     """CPU time of all threads of one process, from the scheduler's own counters."""
     total = 0
