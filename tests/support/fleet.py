@@ -13,7 +13,7 @@ from dopd.engine.mock import MockEngine
 from dopd.sched.pages import FENCED
 from dopd.transfer.base import LinkIdentity
 from dopd.transfer.fake import FakeNetwork
-from dopd.types import Commands, Grant, Role
+from dopd.types import Commands, Grant, KvCheck, Role
 from dopd.wire import AttachRequest, layout_hash
 from dopd.worker.build import make_desk
 from dopd.worker.loop import StepLoop
@@ -70,8 +70,8 @@ class Node:
         self.desk = make_desk(
             engine, Role.MIXED, ticket, MAX_SEATS, BATCH_TOKENS, clock=lambda: self.fleet.now
         )
-        self.transport = self.fleet.network.transport(identity, engine.pool, self.desk)
-        self.desk.set_transport(self.transport)
+        self.transport = self.fleet.network.transport(identity, engine.pool, self.desk.links)
+        self.desk.links.set_transport(self.transport)
         self.loop = StepLoop(self.desk, engine)
 
     def crash(self) -> None:
@@ -82,7 +82,7 @@ class Node:
     def attach(self, session: int) -> None:
         """A session begins."""
         self.session = FakeSession(session, self)
-        self.desk.post(Started(self.session))
+        self.desk.post(Started(self.session, self.fleet.kv_check))
 
     def lose_session(self) -> None:
         """The worker sees that its session is over."""
@@ -137,7 +137,8 @@ class Node:
 class Fleet:
     """Some workers, their network, and the time."""
 
-    def __init__(self, num_workers: int, num_pages: int) -> None:
+    def __init__(self, num_workers: int, num_pages: int, kv_check: KvCheck = KvCheck.FULL) -> None:
         self.now = 0.0
+        self.kv_check = kv_check
         self.network = FakeNetwork()
         self.nodes = [Node(self, f"w{i}", num_pages) for i in range(num_workers)]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from dopd.errors import ProtocolError
 from dopd.sched import events as ev
 from dopd.sched.events import State
+from dopd.sched.limits import open_error
 from dopd.sched.sequence import tokens_hash
 from dopd.types import Close, CloseReason, Compute, LinkEnd, Open, Peer, Send
 
@@ -43,7 +44,7 @@ def wrong(seats: Seats, seat: Seat | None, event: object) -> None:
 
 def open_(seats: Seats, seat: None, event: Open) -> None:
     """Pages? RUN, or RESERVED + opened; else closed{refused}."""
-    if (broken := seats.broken(event)) is not None:
+    if (broken := open_error(event, seats.limits)) is not None:
         seats.emit(ev.Closed(event.slot, CloseReason.ERROR, broken))
         return
     pages = None if seats.is_full() else seats.pages.allocate(event.pages)
@@ -290,6 +291,7 @@ def end(seats: Seats, seat: Seat, event: object) -> None:
         pos=len(sequence.answer),
         tokens=list(sequence.answer),
         tokens_hash=tokens_hash(sequence.prompt_hash, sequence.answer),
+        checksum=None if shipment.hash is None else shipment.hash.value(),
     )
     seat.state = State.SENT
     seats.emit(ev.SendEnd(shipment.link, word))

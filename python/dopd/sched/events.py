@@ -261,16 +261,5 @@ class AbortLink:
     link: int
 
 
-Effect = (
-    Opened
-    | Arrived
-    | Closed
-    | Joins
-    | Leaves
-    | Dial
-    | SendBegin
-    | SendGo
-    | WritePages
-    | SendEnd
-    | AbortLink
-)
+LinkEffect = Dial | SendBegin | SendGo | WritePages | SendEnd | AbortLink
+Effect = Opened | Arrived | Closed | Joins | Leaves | LinkEffect

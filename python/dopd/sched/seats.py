@@ -16,14 +16,15 @@ from dopd.errors import LinkError, ProtocolError
 from dopd.kv.layout import pages_for
 from dopd.sched import events as ev
 from dopd.sched.cells import TABLE
+from dopd.sched.checksum import PagesHash, checksum_error
 from dopd.sched.events import State
 from dopd.sched.groups import PromptGroups
+from dopd.sched.limits import SeatLimits
 from dopd.sched.pages import PageAllocator
 from dopd.sched.sequence import Sequence, tokens_hash
 from dopd.types import (
     Close,
     CloseReason,
-    Compute,
     Endpoint,
     Grant,
     Import,
@@ -43,9 +44,11 @@ class Shipment:
 
     link: bound at Begin. granted: pages that Go named.
     issued, written: pages given to the transport, and completed by it.
+    hash: of the pages written; None: the session has no KV check.
     """
 
     grant: Grant
+    hash: PagesHash | None = field(repr=False)
     link: int | None = None
     granted: int = 0
     issued: int = 0
@@ -56,7 +59,8 @@ class Shipment:
 class Seat:
     """A request's place at this worker. Written by cells only.
 
-    nonce, link, landed, have: of an import; landed has one byte a page, 1 if it is in place.
+    nonce, link, landed, hash, have: of an import; landed has one byte a page, 1 if it is in place;
+        hash covers the first of those, None: the session has no KV check.
     shipment: of a source in WANT .. SENT.
     """
 
@@ -67,6 +71,7 @@ class Seat:
     nonce: int = 0
     link: int | None = None
     landed: bytearray = field(default_factory=bytearray, repr=False)
+    hash: PagesHash | None = field(default=None, repr=False)
     shipment: Shipment | None = None
 
 
@@ -77,19 +82,6 @@ class Fence:
     link: int
     pages: list[int] = field(repr=False)
     since: float
-
-
-@dataclass(frozen=True, slots=True)
-class SeatLimits:
-    """What an Open is measured against, and how our grants look."""
-
-    ticket: Grant
-    max_seats: int
-    page_size: int
-    page_bytes: int
-    max_model_len: int
-    vocab_size: int
-    eos_token_ids: frozenset[int]
 
 
 class Seats:
@@ -107,6 +99,8 @@ class Seats:
         self._shipments: dict[int, Seat] = {}
         self.groups = PromptGroups(pages, limits.page_size)
         self._links: dict[Peer, int] = {}
+        # Makes the hash of a shipment, as the session wants it; see `PagesHash`.
+        self.new_hash: Callable[[], PagesHash | None] = lambda: None
         self._ticket = limits.ticket
         self._draw = draw
         self._arrivals = itertools.count()
@@ -150,7 +144,35 @@ class Seats:
             raise LinkError(f"write for shipment {nonce:#x}, which this link was not told to write")
         if count < 1 or first + count > len(pages):
             raise LinkError(f"write of pages {first}..{first + count} of {len(pages)}")
+        if seat is not None and seat.landed.count(1, first, first + count):
+            # Contract T2; and a page that is hashed must not change.
+            raise LinkError(f"second write of pages {first}..{first + count}")
         return pages[first : first + count]
+
+    def landed_unhashed(self, link: int, nonce: int) -> tuple[PagesHash, list[int]] | None:
+        """The hash of an import, and its next pages in order that are in place."""
+        seat = self._imports.get(nonce)
+        if seat is None or seat.state is not State.EXPOSED or seat.link != link:
+            return None
+        if seat.hash is None:
+            return None
+        missing = seat.landed.find(0)
+        end = len(seat.landed) if missing < 0 else missing
+        return seat.hash, seat.sequence.pages[seat.hash.num_pages : end]
+
+    def written_unhashed(
+        self, link: int, nonce: int, count: int
+    ) -> tuple[PagesHash, list[int]] | None:
+        """The hash of a shipment, and its next pages if `count` more are completed now.
+
+        Which ones were completed does not matter: all that are issued are final.
+        """
+        seat = self._shipments.get(nonce)
+        shipment = None if seat is None else seat.shipment
+        if seat is None or shipment is None or shipment.link != link or shipment.hash is None:
+            return None
+        end = min(shipment.written + count, shipment.issued)
+        return shipment.hash, seat.sequence.pages[shipment.hash.num_pages : end]
 
     def shipping(self) -> list[int]:
         """Slots of sources in WANT .. SENT: the only seats that step boundaries matter to."""
@@ -227,35 +249,6 @@ class Seats:
             return f"{len(self.by_slot)} seats of {self.limits.max_seats} are taken"
         return f"{event.pages} pages asked, {self.pages.num_free} free"
 
-    def broken(self, event: Open) -> str | None:
-        """Why an Open can be computed nowhere, or None: too few pages, or poison for a step."""
-        limits, kind = self.limits, event.kind
-        tokens = min(event.prompt_tokens + event.limits.max_tokens, limits.max_model_len)
-        # The last token of an answer is never computed.
-        needed = pages_for(tokens - 1, limits.page_size)
-        if event.pages < max(needed, 1):
-            return f"{event.pages} pages for {tokens} tokens, which need {needed}"
-        if event.prompt_tokens < 1 or event.limits.max_tokens < 1:
-            return "prompt and answer need at least one token each"
-        is_asked_for = isinstance(kind, Compute) or event.adjustments.needs_prompt
-        if is_asked_for and len(kind.prompt) != event.prompt_tokens:
-            return f"{len(kind.prompt)} prompt tokens sent, {event.prompt_tokens} announced"
-        largest = max(
-            max(kind.prompt, default=0),
-            max((token for token, _ in event.adjustments.bias), default=0),
-        )
-        if isinstance(kind, Compute):
-            largest = max(largest, max(kind.answer, default=0))
-        if largest >= limits.vocab_size:
-            return f"token id {largest}, the vocabulary has {limits.vocab_size}"
-        if not isinstance(kind, Compute):
-            return None
-        if len(kind.answer) >= event.limits.max_tokens:
-            return f"{len(kind.answer)} answer tokens are made, of {event.limits.max_tokens}"
-        if len(kind.prompt) + len(kind.answer) >= limits.max_model_len:
-            return f"{tokens} tokens, the model takes {limits.max_model_len}"
-        return None
-
     def end_error(self, seat: Seat, end: LinkEnd) -> str | None:
         """Why what arrived must not be attended to, or None."""
         sequence = seat.sequence
@@ -269,6 +262,8 @@ class Seats:
             return f"{landed} pages landed, {end.pages} announced, {needed} needed"
         if tokens_hash(sequence.prompt_hash, end.tokens) != end.tokens_hash:
             return "tokens_hash differs: the KV is of another sequence"
+        if seat.hash is not None:
+            return checksum_error(seat.hash, end)
         return None
 
     def link_to(self, peer: Peer) -> int | None:
@@ -309,6 +304,7 @@ class Seats:
         assert seat.nonce not in self._imports and seat.nonce not in self.fences
         self._imports[seat.nonce] = seat
         seat.landed = bytearray(len(seat.sequence.pages))
+        seat.hash = self.new_hash()
         return dataclasses.replace(self._ticket, nonce=seat.nonce)
 
     def remove(self, seat: Seat) -> None:
@@ -325,7 +321,7 @@ class Seats:
     def set_shipment(self, seat: Seat, grant: Grant) -> None:
         """A new shipment replaces the old one."""
         self.clear_shipment(seat)
-        seat.shipment = Shipment(grant)
+        seat.shipment = Shipment(grant, self.new_hash())
         self._shipments[grant.nonce] = seat
 
     def clear_shipment(self, seat: Seat) -> None:

@@ -16,8 +16,9 @@ from dopd.engine.base import Engine
 from dopd.errors import ConfigError
 from dopd.kv.size import parse_memory
 from dopd.sched.batch import Batcher
+from dopd.sched.limits import SeatLimits
 from dopd.sched.pages import PageAllocator
-from dopd.sched.seats import SeatLimits, Seats
+from dopd.sched.seats import Seats
 from dopd.transfer.base import LinkIdentity
 from dopd.transfer.tcp import TcpTransport
 from dopd.types import Grant, Role, WorkerFacts
@@ -114,7 +115,7 @@ def make_desk(
     )
     pages = PageAllocator(engine.pool.num_pages)
     seats = Seats(limits, pages, draw=lambda: secrets.randbits(64))
-    return Desk(seats, Batcher(max_batch_tokens, max_num_seqs), role, clock)
+    return Desk(seats, Batcher(max_batch_tokens, max_num_seqs), engine.pool, role, clock)
 
 
 def make_worker(config: WorkerConfig, engine: Engine) -> Worker:
@@ -133,12 +134,12 @@ def make_worker(config: WorkerConfig, engine: Engine) -> Worker:
         config.name, incarnation, wire.layout_hash(engine.geometry), config.join_token
     )
     try:
-        transport = TcpTransport(config.data_host, identity, engine.pool, desk)
+        transport = TcpTransport(config.data_host, identity, engine.pool, desk.links)
     except OSError as error:
         raise ConfigError(f"data host {config.data_host}: cannot listen: {error}") from error
     if config.data_advertise is not None:
         transport.address = config.data_advertise
-    desk.set_transport(transport)
+    desk.links.set_transport(transport)
     facts = WorkerFacts(
         worker=config.name,
         incarnation=incarnation,

@@ -1,8 +1,8 @@
 """Where the threads of a worker meet: one lock over seats, batch, outbox and links.
 
-The step loop takes commands, plans and publishes here; link threads bring their events here, and a
-Begin is answered without waiting for a step. Engine compute runs outside of the lock: pages of
-seats that take part in a step are freed by the step loop only, between steps. Nothing under the
+The step loop takes commands, plans and publishes here; link threads bring their events by `links`,
+and a Begin is answered without waiting for a step. Engine compute runs outside of the lock: pages
+of seats that take part in a step are freed by the step loop only, between steps. Nothing under the
 lock blocks; what a link sends, it queues.
 """
 
@@ -14,21 +14,21 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from dopd import wire
 from dopd.errors import ProtocolError
+from dopd.kv.base import PagePool
 from dopd.sched import events as ev
 from dopd.sched.batch import Batch, Batcher
+from dopd.sched.checksum import PagesHash
 from dopd.sched.seats import Seats
-from dopd.transfer.base import Link, Transport
 from dopd.types import (
     CloseReason,
     Command,
     Commands,
-    Endpoint,
-    LinkEnd,
+    KvCheck,
     Open,
-    Peer,
     ReportColumns,
     ReportHead,
     Result,
@@ -38,6 +38,7 @@ from dopd.types import (
     SetRole,
 )
 from dopd.worker.fair_lock import FairLock
+from dopd.worker.links import Links
 from dopd.worker.observer import Observer
 from dopd.worker.outbox import Outbox
 from dopd.worker.session import Lost, Session, Started
@@ -81,12 +82,14 @@ class Desk:
         self,
         seats: Seats,
         batcher: Batcher,
+        pool: PagePool,
         role: Role,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         # Guards every field below, and the seats and the batcher.
         self.changed = threading.Condition(FairLock())  # type: ignore[arg-type]
         self.seats = seats
+        self.links = Links(self.changed, seats, self._handle)
         self.batcher = batcher
         self.label = Label(role)
         self.session: Session | None = None
@@ -94,17 +97,11 @@ class Desk:
         self.is_stopped = False
         self._is_ending = False
         self._clock = clock
+        self._pool = pool
         self._outbox = Outbox()
         self._inbox: deque[Started | Lost | Commands] = deque()
-        self._links: dict[int, Link] = {}
-        self._transport: Transport | None = None
         self._facts = StepFacts()
         self._decode_step_s = START_DECODE_STEP_S
-
-    def set_transport(self, transport: Transport) -> None:
-        """Once, before the first command: grants name its address."""
-        self._transport = transport
-        self.seats.set_endpoints((Endpoint(transport.name, transport.address),))
 
     # From the attach thread
 
@@ -190,57 +187,6 @@ class Desk:
         with self.changed:
             self._is_ending = self.seats.draining = True
 
-    # From links; see transfer.base.LinkEvents
-
-    def wants(self, peer: Peer) -> bool:
-        """Whether a shipment waits for a link to this peer."""
-        with self.changed:
-            return self.seats.wants(peer)
-
-    def link_up(self, link: Link, peer: Peer | None) -> None:
-        """A link is up."""
-        with self.changed:
-            self._links[link.id] = link
-            if peer is not None:
-                self._handle(ev.LinkUp(link.id, peer))
-
-    def link_down(self, link: Link) -> None:
-        """A link is down and synchronised."""
-        with self.changed:
-            self._handle(ev.LinkDown(link.id))
-            del self._links[link.id]
-
-    def begin(self, link: Link, nonce: int) -> None:
-        """A source shows a ticket."""
-        with self.changed:
-            self._handle(ev.Begin(link.id, nonce))
-
-    def go(self, link: Link, nonce: int, num_pages: int) -> None:
-        """A destination is ready."""
-        with self.changed:
-            self._handle(ev.Go(link.id, nonce, num_pages))
-
-    def targets(self, link: Link, nonce: int, first: int, count: int) -> list[int]:
-        """Pages that a Write names. Raises LinkError if it must not land."""
-        with self.changed:
-            return self.seats.targets(link.id, nonce, first, count)
-
-    def landed(self, link: Link, nonce: int, first: int, count: int) -> None:
-        """A Write is in place."""
-        with self.changed:
-            self._handle(ev.Landed(link.id, nonce, first, count))
-
-    def written(self, link: Link, nonce: int, count: int) -> None:
-        """Our writes are completed."""
-        with self.changed:
-            self._handle(ev.Written(link.id, nonce, count))
-
-    def end(self, link: Link, end: LinkEnd) -> None:
-        """The last word of a source."""
-        with self.changed:
-            event = ev.EndOk(link.id, end) if end.ok else ev.EndAborted(link.id, end.nonce)
-            self._handle(event)
-
     # Under the lock
 
     def _has_work(self) -> bool:
@@ -253,9 +199,10 @@ class Desk:
 
     def _take(self, item: Started | Lost | Commands) -> None:
         match item:
-            case Started(session):
+            case Started(session, kv_check):
                 assert self.session is None, "a session begins inside of another"
                 self.session = session
+                self.seats.new_hash = partial(self._new_hash, kv_check)
             case Lost(session):
                 if session is self.session:
                     self._lose_session()
@@ -269,6 +216,9 @@ class Desk:
                     log.error("session %#x is broken off: %s", session_id, error)
                     self.session.fail(str(error))
                     self._lose_session()
+
+    def _new_hash(self, check: KvCheck) -> PagesHash | None:
+        return None if check is KvCheck.OFF else PagesHash(check, self._pool.page)
 
     def _lose_session(self) -> None:
         self._handle(ev.SessionLost())
@@ -303,19 +253,8 @@ class Desk:
             case ev.Leaves(sequence):
                 self.batcher.remove(sequence)
                 self.observer.left(sequence)
-            case ev.Dial(peer):
-                assert self._transport is not None
-                self._transport.dial(peer)
-            case ev.SendBegin(link, nonce):
-                self._links[link].begin(nonce)
-            case ev.SendGo(link, nonce, pages):
-                self._links[link].go(nonce, pages)
-            case ev.WritePages(link, nonce, first, pages):
-                self._links[link].write(nonce, first, pages)
-            case ev.SendEnd(link, end):
-                self._links[link].end(end)
-            case ev.AbortLink(link):
-                self._links[link].abort("a fence is overdue: the source said no End")
+            case _:
+                self.links.act(effect)
         self.changed.notify_all()
 
     def _report(self, step_us: int = 0) -> None:
@@ -331,8 +270,8 @@ class Desk:
     def _budget_bytes(self, slot: int) -> int:
         shipment = self.seats.by_slot[slot].shipment
         # A seat that was SENT over a link that is down by now still names it.
-        link = None if shipment is None else self._links.get(shipment.link or 0)
-        return 0 if link is None else int(link.bytes_per_s * self._decode_step_s)
+        link = None if shipment is None else shipment.link
+        return int(self.links.bytes_per_s(link) * self._decode_step_s)
 
     def _enter(self, batch: Batch, results: list[Result], us: int) -> None:
         events: list[ev.Event] = []

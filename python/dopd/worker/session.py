@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from dopd import wire
+from dopd.types import KvCheck
 
 
 class Session(Protocol):
@@ -33,9 +34,10 @@ class Session(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A session begins."""
+    """A session begins. The checks are what its router told all workers."""
 
     session: Session
+    kv_check: KvCheck = KvCheck.OFF
 
 
 @dataclass(frozen=True, slots=True)

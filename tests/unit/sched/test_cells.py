@@ -12,8 +12,9 @@ from dopd.errors import ProtocolError
 from dopd.sched import events as ev
 from dopd.sched.cells import TABLE
 from dopd.sched.events import State
+from dopd.sched.limits import SeatLimits
 from dopd.sched.pages import PageAllocator
-from dopd.sched.seats import SeatLimits, Seats
+from dopd.sched.seats import Seats
 from dopd.sched.sequence import tokens_hash
 from dopd.types import (
     Close,

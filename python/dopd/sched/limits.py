@@ -1,0 +1,51 @@
+"""What an Open is measured against, before it gets a page. Called by the seat table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dopd.kv.layout import pages_for
+from dopd.types import Compute, Grant, Open
+
+
+@dataclass(frozen=True, slots=True)
+class SeatLimits:
+    """What an Open is measured against, and how our grants look."""
+
+    ticket: Grant
+    max_seats: int
+    page_size: int
+    page_bytes: int
+    max_model_len: int
+    vocab_size: int
+    eos_token_ids: frozenset[int]
+
+
+def open_error(event: Open, limits: SeatLimits) -> str | None:
+    """Why an Open can be computed nowhere, or None: too few pages, or poison for a step."""
+    kind = event.kind
+    tokens = min(event.prompt_tokens + event.limits.max_tokens, limits.max_model_len)
+    # The last token of an answer is never computed.
+    needed = pages_for(tokens - 1, limits.page_size)
+    if event.pages < max(needed, 1):
+        return f"{event.pages} pages for {tokens} tokens, which need {needed}"
+    if event.prompt_tokens < 1 or event.limits.max_tokens < 1:
+        return "prompt and answer need at least one token each"
+    is_asked_for = isinstance(kind, Compute) or event.adjustments.needs_prompt
+    if is_asked_for and len(kind.prompt) != event.prompt_tokens:
+        return f"{len(kind.prompt)} prompt tokens sent, {event.prompt_tokens} announced"
+    largest = max(
+        max(kind.prompt, default=0),
+        max((token for token, _ in event.adjustments.bias), default=0),
+    )
+    if isinstance(kind, Compute):
+        largest = max(largest, max(kind.answer, default=0))
+    if largest >= limits.vocab_size:
+        return f"token id {largest}, the vocabulary has {limits.vocab_size}"
+    if not isinstance(kind, Compute):
+        return None
+    if len(kind.answer) >= event.limits.max_tokens:
+        return f"{len(kind.answer)} answer tokens are made, of {event.limits.max_tokens}"
+    if len(kind.prompt) + len(kind.answer) >= limits.max_model_len:
+        return f"{tokens} tokens, the model takes {limits.max_model_len}"
+    return None
