@@ -117,13 +117,16 @@ class Server:
 
 @contextlib.contextmanager
 def serve(
-    *words: str | Path, command: str = "serve", env: dict[str, str] | None = None
+    *words: str | Path,
+    command: str = "serve",
+    env: dict[str, str] | None = None,
+    ports: tuple[str, ...] = ANY_PORTS,
 ) -> Iterator[Server]:
     """`dopd serve WORDS...` on free ports, ready; ended by Ctrl-C, and nothing may be left."""
     with tempfile.TemporaryDirectory(prefix="dopd-test-") as name:
         folder = Path(name)
         ready_file = folder / "ready.json"
-        words = (command, *words, *ANY_PORTS, "--ready-file", ready_file)
+        words = (command, *words, *ports, "--ready-file", ready_file)
         with ended(Process(folder, *words, env=env)) as process:
 
             def ready() -> dict[str, Any] | None:

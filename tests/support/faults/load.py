@@ -147,14 +147,14 @@ class Crowd:
         extra = "".join(f"{name}: {value}\r\n" for name, value in outcome.ask.headers)
         head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
         writer.write(f"{head}{extra}content-length: {len(body)}\r\n\r\n".encode() + body)
-        status, headers = await _head(reader)
+        status, headers = await read_head(reader)
         outcome.status = status
         if "content-length" in headers:
             whole = await reader.readexactly(int(headers["content-length"]))
             _refused(outcome, headers, whole)
             return headers.get("connection") != "close"
         is_whole = False
-        async for event in _events(reader):
+        async for event in read_events(reader):
             if event == "[DONE]":
                 is_whole = True
                 continue
@@ -211,7 +211,7 @@ def ask_timeout_s(ask: Ask) -> float:
     return PIECE_TIMEOUT_S + ask.max_tokens * 0.1
 
 
-async def _head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
+async def read_head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
     raw = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
     headers = {}
     for line in raw[1:]:
@@ -229,7 +229,7 @@ def _refused(outcome: Outcome, headers: dict[str, str], whole: bytes) -> None:
         outcome.retry_after_ms = int(after)
 
 
-async def _events(reader: asyncio.StreamReader) -> AsyncIterator[str]:
+async def read_events(reader: asyncio.StreamReader) -> AsyncIterator[str]:
     """The data of each event of a chunked body."""
     rest = b""
     while size := int(await reader.readline() or b"x", 16):
