@@ -161,7 +161,11 @@ class Desk:
             for slot in self.seats.shipping():
                 self._handle(ev.Boundary(slot, self._budget_bytes(slot)))
             self._report()
-            return self.batcher.plan()
+            batch = self.batcher.plan()
+            if batch is None:
+                # No step is under way: the router's watchdog must not wait for one.
+                self._facts.next_step_us = 0
+            return batch
 
     def announce(self, expected_us: int) -> None:
         """What the step that begins now is expected to take; heartbeats tell the router."""

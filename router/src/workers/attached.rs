@@ -14,8 +14,9 @@ use crate::{
     },
     wire::worker::{Hello, KvCheck, KvScrub, Report, Welcome, attach_request},
     workers::{
-        Attachments, hello,
-        lease::{Health, Lease},
+        Attachments,
+        health::{Health, Verdict},
+        hello,
         link::{Identity, Link},
         outgoing::Outgoing,
         registry::{Admitted, Refused},
@@ -26,7 +27,7 @@ use crate::{
 pub(super) struct Attached {
     attachments: Arc<Attachments>,
     pub(super) link: Rc<Link>,
-    lease: Lease,
+    health: Health,
 }
 
 impl Attached {
@@ -42,6 +43,7 @@ impl Attached {
         let identity = Identity {
             session,
             name: hello.worker,
+            incarnation: hello.incarnation,
             vocab_size: hello.vocab_size,
             pages_total: hello.pages_total,
         };
@@ -68,11 +70,16 @@ impl Attached {
             kv_check: kv_check(&workers.kv_check).into(),
             kv_scrub: kv_scrub(&workers.kv_scrub).into(),
         });
-        Ok(Self {
+        let attached = Self {
             attachments: Arc::clone(attachments),
-            lease: Lease::new(workers.lease_ms, workers.report_interval_ms),
+            health: Health::new(workers, admitted.stuck_at),
             link,
-        })
+        };
+        if admitted.stuck_at.is_some() {
+            let detail = "its process hung in a step when its last session was ended";
+            attached.eject(Suspicion::Stuck, detail);
+        }
+        Ok(attached)
     }
 
     /// Its session.
@@ -82,29 +89,60 @@ impl Attached {
 
     /// Handles what the worker sent; an error breaks the stream.
     pub(super) fn message(&mut self, kind: Option<attach_request::Kind>) -> Result<(), String> {
-        self.lease.heard();
-        let handled = handle(&self.link, kind);
+        self.health.heard();
+        let handled = self.handle(kind);
         if handled.is_err() {
             self.attachments.metrics.protocol_error();
         }
         handled.map_err(|why| format!("protocol error: {why}"))
     }
 
+    fn handle(&mut self, kind: Option<attach_request::Kind>) -> Result<(), String> {
+        let report: Report = match kind {
+            Some(attach_request::Kind::Report(report)) => report,
+            Some(attach_request::Kind::Hello(_)) => return Err("a second hello".to_owned()),
+            None => return Err("an empty message".to_owned()),
+        };
+        if report.session != self.session().0 {
+            // Of an earlier session of the same process: nothing in it is of this one.
+            let (worker, session) = (&self.link.identity.name, report.session);
+            tracing::debug!(worker, session, "old report");
+            return Ok(());
+        }
+        let is_stuck = self.health.reported(&report);
+        (self.link.report(report, is_stuck)).map_err(|malformed| malformed.to_string())
+    }
+
     /// A report interval passed; an error breaks the stream.
     pub(super) fn tick(&mut self) -> Result<(), String> {
-        match self.lease.tick() {
-            Health::Same => {}
-            Health::Suspect => {
-                tracing::warn!(worker = self.link.identity.name, "worker is silent");
-                let suspected = BrainInput::Suspected(self.session(), Suspicion::Silent);
-                self.link.front.outbox.to_brain(suspected);
+        let verdict = self.health.tick(self.link.is_asked());
+        self.judge(verdict)
+    }
+
+    /// Carries out what its health asks for; an error breaks the stream.
+    fn judge(&self, verdict: Verdict) -> Result<(), String> {
+        match verdict {
+            Verdict::Same => Ok(()),
+            Verdict::Eject(why, detail) => {
+                self.eject(why, &detail);
+                Ok(())
             }
-            Health::Lost => {
-                let lease_ms = self.attachments.config.workers.lease_ms;
-                return Err(format!("silent for {lease_ms} ms"));
+            Verdict::End(why) => Err(why),
+            Verdict::EndStuck(why, step) => {
+                let Identity {
+                    name, incarnation, ..
+                } = &self.link.identity;
+                (self.attachments.registry).remember_stuck(name, *incarnation, step);
+                Err(why)
             }
         }
-        Ok(())
+    }
+
+    fn eject(&self, why: Suspicion, detail: &str) {
+        let (worker, session) = (&self.link.identity.name, self.session());
+        tracing::warn!(worker, session = session.0, ?why, detail, "worker ejected");
+        let suspected = BrainInput::Suspected(session, why);
+        self.link.front.outbox.to_brain(suspected);
     }
 }
 
@@ -156,24 +194,4 @@ fn kv_scrub(word: &str) -> KvScrub {
         "always" => KvScrub::Always,
         _ => KvScrub::Tenant,
     }
-}
-
-/// Handles what an attached worker sent.
-fn handle(link: &Link, kind: Option<attach_request::Kind>) -> Result<(), String> {
-    let report: Report = match kind {
-        Some(attach_request::Kind::Report(report)) => report,
-        Some(attach_request::Kind::Hello(_)) => return Err("a second hello".to_owned()),
-        None => return Err("an empty message".to_owned()),
-    };
-    if report.session != link.identity.session.0 {
-        // Of an earlier session of the same process: nothing in it is of this one.
-        tracing::debug!(
-            worker = link.identity.name,
-            session = report.session,
-            "old report"
-        );
-        return Ok(());
-    }
-    link.report(report)
-        .map_err(|malformed| malformed.to_string())
 }

@@ -23,8 +23,9 @@ use crate::{
 };
 
 impl Link {
-    /// Handles a report of this link's session; an error breaks the stream.
-    pub(super) fn report(&self, mut report: Report) -> Result<(), Malformed> {
+    /// Handles a report of this link's session; an error breaks the stream. `is_stuck`: what the
+    /// watchdog says of the worker.
+    pub(super) fn report(&self, mut report: Report, is_stuck: bool) -> Result<(), Malformed> {
         check(&report, self.identity.vocab_size, self.identity.pages_total)?;
         let Some(role) = hello::role(report.role) else {
             return malformed(format!("role is {}", report.role));
@@ -43,7 +44,7 @@ impl Link {
             role,
             role_epoch: report.role_epoch,
             draining: report.draining,
-            is_stuck: false,
+            is_stuck,
             load: load(&report),
             opened: report.opened_slots.iter().copied().map(SlotId).collect(),
             arrived,
@@ -117,8 +118,8 @@ impl Link {
 /// Only checks: grants go to the brain's thread with the event.
 fn opened(state: &mut State, report: &Report) -> Result<(), Malformed> {
     for slot in report.opened_slots.iter().copied() {
-        match state.seat(slot).map(|seat| &seat.phase) {
-            Some(Phase::Importing) => {}
+        match state.seat(slot) {
+            Some(seat) if matches!(seat.phase, Phase::Importing) => seat.is_answered = true,
             _ => return malformed(format!("opened_slots holds {slot}, which imports nothing")),
         }
     }
@@ -153,6 +154,7 @@ fn arrived(state: &mut State, report: &Report) -> Result<Vec<(SlotId, Tokens)>, 
             ));
         }
         seat.pos = pos;
+        seat.is_answered = true;
         seat.phase = Phase::Arrived(Box::new(Kept {
             flush: Flush {
                 have,
@@ -185,13 +187,14 @@ fn tokens(
         let Some(seat) = slots.get_mut(slot as usize).and_then(Option::as_mut) else {
             return malformed(format!("token_slots holds {slot}, which is not open"));
         };
-        if count > seat.max - seat.pos {
+        if count > seat.max.saturating_sub(seat.pos) {
             return malformed(format!(
                 "slot {slot} made {count} tokens after {} of at most {}",
                 seat.pos, seat.max
             ));
         }
         seat.pos += count;
+        seat.is_answered = true;
         route(seat, slot, front, batches, made, logprobs.take(start, end))?;
         counts.push((SlotId(slot), Tokens(count)));
         start = end;

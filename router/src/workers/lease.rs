@@ -3,18 +3,23 @@
 //! Counted in ticks of the report interval, not in clock time: if the front thread itself was held
 //! up, the ticks that it missed do not count against its workers.
 
-/// Ticks without a report after which a worker gets no new work.
-const SUSPECT_TICKS: u32 = 4;
+/// Ticks without a report after which a worker is ejected.
+///
+/// At 200 ms: the fourth tick after a report comes 600 to 800 ms after it, so a process that freezes
+/// is ejected within 800 ms of its last report, whenever that was; one that freezes just before a
+/// report was heard up to 200 ms ago and is ejected sooner. A pause of 300 ms is at most 500 ms
+/// without a report, which is never enough.
+pub(super) const SUSPECT_TICKS: u32 = 4;
 
 /// What a tick says of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Health {
+pub(super) enum Silence {
     /// Nothing new.
-    Same,
-    /// Silent for so long that it gets no new work; said once per silence.
+    Short,
+    /// Silent for so long that it is ejected; said once per silence.
     Suspect,
-    /// Silent for so long that its session is over.
-    Lost,
+    /// Its session is over.
+    Over,
 }
 
 /// The silence of one session.
@@ -39,15 +44,20 @@ impl Lease {
         self.silent = 0;
     }
 
+    /// Whether the worker was heard lately enough to judge what it does.
+    pub(super) const fn is_fresh(self) -> bool {
+        self.silent < SUSPECT_TICKS
+    }
+
     /// An interval passed.
-    pub(super) fn tick(&mut self) -> Health {
+    pub(super) fn tick(&mut self) -> Silence {
         self.silent = self.silent.saturating_add(1);
         if self.silent >= self.limit {
-            Health::Lost
+            Silence::Over
         } else if self.silent == SUSPECT_TICKS {
-            Health::Suspect
+            Silence::Suspect
         } else {
-            Health::Same
+            Silence::Short
         }
     }
 }
@@ -59,10 +69,35 @@ mod tests {
     #[test]
     fn suspected_once_then_lost() {
         let mut lease = Lease::new(3_000, 200);
-        let said: Vec<Health> = (0..15).map(|_| lease.tick()).collect();
-        assert_eq!(said[3], Health::Suspect);
-        assert_eq!(said[14], Health::Lost);
-        assert_eq!(said.iter().filter(|h| **h == Health::Same).count(), 13);
+        let said: Vec<Silence> = (0..15).map(|_| lease.tick()).collect();
+        assert_eq!(said[3], Silence::Suspect);
+        assert_eq!(said[14], Silence::Over);
+        assert_eq!(said.iter().filter(|h| **h == Silence::Short).count(), 13);
+    }
+
+    /// Whatever the phase of ticks and reports: ejected 400 to 800 ms after the freeze, and not at
+    /// all by a pause of 300 ms.
+    #[test]
+    fn a_freeze_is_seen_within_a_second_and_a_pause_is_not() {
+        const REPORT_MS: u32 = 200;
+        /// When the lease says Suspect, if reports come every 200 ms but from `freeze` to `wake`.
+        fn ejected_at(first_report: u32, freeze: u32, wake: u32) -> Option<u32> {
+            let mut lease = Lease::new(3_000, REPORT_MS);
+            (0..5_000).find(|ms| {
+                let is_due = ms % REPORT_MS == first_report && !(freeze..wake).contains(ms);
+                if is_due || *ms == wake {
+                    lease.heard();
+                }
+                ms % REPORT_MS == 0 && lease.tick() == Silence::Suspect
+            })
+        }
+        for first_report in (0..REPORT_MS).step_by(10) {
+            for freeze in (1_000..1_000 + REPORT_MS).step_by(10) {
+                let at = ejected_at(first_report, freeze, 4_000).unwrap_or(u32::MAX);
+                assert!((400..=800).contains(&(at - freeze)), "{at} of {freeze}");
+                assert_eq!(ejected_at(first_report, freeze, freeze + 300), None);
+            }
+        }
     }
 
     #[test]
@@ -72,15 +107,15 @@ mod tests {
             lease.tick();
         }
         lease.heard();
-        assert_eq!((0..3).map(|_| lease.tick()).last(), Some(Health::Same));
-        assert_eq!(lease.tick(), Health::Suspect);
+        assert_eq!((0..3).map(|_| lease.tick()).last(), Some(Silence::Short));
+        assert_eq!(lease.tick(), Silence::Suspect);
     }
 
     #[test]
     fn a_short_lease_still_suspects_first() {
         let mut lease = Lease::new(10, 200);
-        let said: Vec<Health> = (0..5).map(|_| lease.tick()).collect();
-        assert_eq!(said[3], Health::Suspect);
-        assert_eq!(said[4], Health::Lost);
+        let said: Vec<Silence> = (0..5).map(|_| lease.tick()).collect();
+        assert_eq!(said[3], Silence::Suspect);
+        assert_eq!(said[4], Silence::Over);
     }
 }

@@ -34,6 +34,8 @@ pub(super) struct Identity {
     pub(super) session: SessionId,
     /// Its name.
     pub(super) name: String,
+    /// Its process.
+    pub(super) incarnation: u64,
     /// Size of its vocabulary.
     pub(super) vocab_size: u32,
     /// Size of its pool.
@@ -53,6 +55,8 @@ pub(super) struct Seat {
     pub(super) max: u32,
     /// Log probabilities of its prompt that are to come, if they were asked for.
     pub(super) untold: Option<Untold>,
+    /// The worker has said something of it.
+    pub(super) is_answered: bool,
     /// Close was sent.
     pub(super) closing: bool,
 }
@@ -171,6 +175,7 @@ impl Link {
             pos,
             max: open.limits.as_ref().map_or(0, |limits| limits.max_tokens),
             untold: Untold::of(&open),
+            is_answered: false,
             closing: false,
         };
         if let Some(place) = state.slots.get_mut(index) {
@@ -221,6 +226,13 @@ impl Link {
             return;
         };
         self.flush(key, life, *kept);
+    }
+
+    /// Whether the worker owes an answer: to an Open, or to a Close.
+    pub(super) fn is_asked(&self) -> bool {
+        let state = self.state.borrow();
+        let mut seats = state.slots.iter().flatten();
+        seats.any(|seat| seat.closing || !seat.is_answered)
     }
 
     /// Gives a stream what was kept for it.

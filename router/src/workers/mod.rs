@@ -5,7 +5,8 @@
 //! | file | what |
 //! |---|---|
 //! | `serve`, `service` | connections, join token |
-//! | `session`, `attached`, `lease` | one attachment from hello to its end |
+//! | `session`, `attached` | one attachment from hello to its end |
+//! | `health`, `lease`, `watchdog` | silence; steps that do not end |
 //! | `hello`, `registry` | who may join, who is there |
 //! | `link`, `columns`, `report` | slots; what a report does; whether it is well formed |
 //! | `prompt` | log probabilities of prompts |
@@ -13,6 +14,7 @@
 //! | `sim` | a way in for the simulation |
 mod attached;
 mod columns;
+mod health;
 mod hello;
 mod lease;
 mod link;
@@ -25,6 +27,7 @@ mod service;
 mod session;
 #[doc(hidden)]
 pub mod sim;
+mod watchdog;
 
 pub use serve::serve;
 

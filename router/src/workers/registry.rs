@@ -1,6 +1,6 @@
 //! Who is attached, over all front threads: names, sessions, and what the first worker decided.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 use dopd_core::ids::SessionId;
 use parking_lot::Mutex;
@@ -10,6 +10,9 @@ use crate::{
     wire::worker::{Hello, KvGeometry},
     workers::{AttachConfig, hello},
 };
+
+/// Processes that are remembered after their session ended in a step that hung.
+const STUCK_MAX: usize = 256;
 
 /// The attached workers. Locked when a worker comes or goes, never on the path of a report.
 #[derive(Debug)]
@@ -23,6 +26,16 @@ struct Inner {
     /// Hello of the worker that decided the fleet's geometry; kept as long as anyone is attached.
     first: Option<Hello>,
     next_session: u64,
+    /// At most [`STUCK_MAX`], oldest first.
+    stuck: VecDeque<Stuck>,
+}
+
+/// A process whose step did not end.
+#[derive(Debug)]
+struct Stuck {
+    name: String,
+    incarnation: u64,
+    step: u64,
 }
 
 #[derive(Debug)]
@@ -40,6 +53,8 @@ pub(super) struct Admitted {
     pub(super) stop: CancellationToken,
     /// The session that it replaced; the caller tells the brain.
     pub(super) replaced: Option<SessionId>,
+    /// The step in which the same process hung when its last session was ended.
+    pub(super) stuck_at: Option<u64>,
 }
 
 /// A worker that may not.
@@ -69,6 +84,7 @@ impl Registry {
                 workers: HashMap::new(),
                 first: None,
                 next_session: (u64::from(random) << 20) + 1,
+                stuck: VecDeque::new(),
             }),
         }
     }
@@ -112,11 +128,31 @@ impl Registry {
             old.stop.cancel();
             old.session
         });
+        let stuck = inner.stuck.iter().position(|stuck| stuck.name == name);
+        let stuck_at = stuck
+            .and_then(|place| inner.stuck.remove(place))
+            .filter(|stuck| stuck.incarnation == hello.incarnation)
+            .map(|stuck| stuck.step);
         Ok(Admitted {
             session,
             stop,
             replaced,
+            stuck_at,
         })
+    }
+
+    /// A session ended while its worker was in a step that hangs: if the same process dials again,
+    /// it gets no work before it has made another step.
+    pub(super) fn remember_stuck(&self, name: &str, incarnation: u64, step: u64) {
+        let mut inner = self.inner.lock();
+        if inner.stuck.len() >= STUCK_MAX {
+            inner.stuck.pop_front();
+        }
+        inner.stuck.push_back(Stuck {
+            name: name.to_owned(),
+            incarnation,
+            step,
+        });
     }
 
     /// A session ended. Returns whether it was still the one of its name: if not, the worker that

@@ -12,6 +12,7 @@
 mod attach;
 mod faults;
 mod handoff;
+mod live;
 mod prompt;
 mod requests;
 mod storm;

@@ -70,3 +70,13 @@ def test_heartbeats_carry_the_state_and_no_column() -> None:
     assert (beat.session, beat.pages_free, list(beat.opened_slots)) == (1, 7, [])
     node.loop.turn()
     assert list(node.reports[0].opened_slots) == [2], "the heartbeat took nothing away"
+
+
+def test_no_step_is_announced_once_nobody_steps() -> None:
+    node = attached()
+    node.desk.post(Commands(1, [opened(1, Compute([1, 2, 3]))]))
+    node.loop.turn()
+    assert node.desk.heartbeat(1).report.next_step_us >= 1, "the next one follows at once"
+    node.desk.post(Commands(1, [Close(1)]))
+    node.loop.turn()
+    assert node.desk.heartbeat(1).report.next_step_us == 0

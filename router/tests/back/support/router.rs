@@ -209,6 +209,20 @@ impl Router {
         }
     }
 
+    /// Waits until the brain says `state` of the worker `name`; none: it is not attached.
+    pub(crate) async fn until_state(&self, name: &str, state: Option<&str>) {
+        let deadline = Instant::now() + super::PATIENCE;
+        loop {
+            let status = self.dispatch.status().await;
+            let worker = status.workers.iter().find(|worker| worker.id == name);
+            if worker.map(|worker| worker.state.as_str()) == state {
+                return;
+            }
+            assert!(Instant::now() < deadline, "never {state:?}: {status:?}");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
     /// Drops a ticket where it was made, as a front does.
     pub(crate) async fn cancel_on(&self, thread: usize, ticket: Ticket) {
         self.on(thread, move |_| drop(ticket)).await;

@@ -1,6 +1,6 @@
 //! A worker that does what the test says, over the generated client.
 
-use std::{collections::VecDeque, net::SocketAddr};
+use std::{collections::VecDeque, net::SocketAddr, time::Duration};
 
 use dopd_router::wire::worker::{
     AttachRequest, AttachResponse, CloseReason, Command, Endpoint, Grant, Hello, KvGeometry, Open,
@@ -221,6 +221,22 @@ impl Worker {
         }
     }
 
+    /// Says the same again and again, as the sender's thread of a worker does, until dropped.
+    pub(crate) fn beat(&mut self, say: Say, every: Duration) -> Beating {
+        let report = self.report(say);
+        let requests = self.requests.clone();
+        Beating(tokio::spawn(async move {
+            let kind = Some(attach_request::Kind::Report(report));
+            while requests
+                .send(AttachRequest { kind: kind.clone() })
+                .await
+                .is_ok()
+            {
+                tokio::time::sleep(every).await;
+            }
+        }))
+    }
+
     /// Sends a report as it is.
     pub(crate) async fn send(&mut self, report: Report) {
         let kind = Some(attach_request::Kind::Report(report));
@@ -228,6 +244,15 @@ impl Worker {
             self.requests.send(AttachRequest { kind }).await.is_ok(),
             "stream ended"
         );
+    }
+}
+
+/// A worker's heart.
+pub(crate) struct Beating(tokio::task::JoinHandle<()>);
+
+impl Drop for Beating {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 
