@@ -11,7 +11,16 @@ use crate::{
 };
 
 /// Why sequences are computed again, as metrics say it; every one has a row from the start.
-const REPLAY_REASONS: [&str; 5] = ["worker_died", "worker_broken", "asked", "lost", "preempted"];
+const REPLAY_REASONS: [&str; 8] = [
+    "worker_died",
+    "worker_broken",
+    "worker_left",
+    "worker_silent",
+    "worker_stuck",
+    "asked",
+    "lost",
+    "preempted",
+];
 
 /// One snapshot; `session` finds what dispatch knows of a session.
 pub(super) fn fleet<'a>(
@@ -59,7 +68,7 @@ fn worker(status: &SessionStatus, session: Option<&Session>) -> WorkerStatus {
         .to_owned(),
         state: if status.is_draining {
             "draining"
-        } else if status.is_suspect {
+        } else if status.ejected.is_some() {
             "suspect"
         } else {
             "ready"

@@ -3,13 +3,13 @@
 
 use super::{
     Brain,
+    queue::Lane,
     sequences::{Phase, Seat},
-    table::{Cell, Fault, Input, Loss, PhaseKind, cell},
+    table::{Cell, Input, PhaseKind, cell},
     timers::Timer,
 };
 use crate::{
     action::{Action, OpenKind, Violation},
-    event::CloseReason,
     ids::SeatId,
     request::RejectReason,
     units::{Micros, Tokens},
@@ -45,26 +45,23 @@ impl Brain {
             Cell::Finish => self.end(key, None),
             Cell::End(why) => self.end(key, why.map(|why| (why, Micros(0)))),
             Cell::Replay(fault) => self.replay(key, fault),
-            Cell::DropPlan | Cell::CloseNextAndWait => {
+            Cell::GiveUpPlace => {
                 self.close_seats(key);
                 self.wait(key);
                 None
             }
-            Cell::ForgetNext => {
+            Cell::CloseNext => {
+                self.close(phase.nxt()?);
                 self.set_phase(key, Phase::Run { cur: phase.cur()? });
                 None
             }
-            Cell::Stay => self.stay(key, phase.cur()?),
-            Cell::GiveUpNext => {
-                self.close(phase.nxt()?);
-                self.stay(key, phase.cur()?)
-            }
+            Cell::GiveUpNext => self.give_up_next(key, phase.cur()?, phase.nxt()?),
         }
     }
 
     fn open_current(&mut self, key: usize, worker: usize) -> Option<Violation> {
         let cur = self.plan(key, worker, OpenKind::Compute)?;
-        self.leave_wait(key);
+        self.placed(key);
         self.open(key, cur, OpenKind::Compute);
         self.set_phase(key, Phase::Run { cur });
         None
@@ -73,7 +70,7 @@ impl Brain {
     fn open_pair(&mut self, key: usize, decode: usize, prefill: usize) -> Option<Violation> {
         let cur = self.plan(key, prefill, OpenKind::Compute)?;
         let nxt = self.plan(key, decode, OpenKind::Import)?;
-        self.leave_wait(key);
+        self.placed(key);
         self.open(key, nxt, OpenKind::Import);
         self.set_phase(key, Phase::Placing { cur, nxt });
         None
@@ -88,16 +85,6 @@ impl Brain {
     }
 
     fn open_and_send(&mut self, key: usize, cur: Seat, nxt: Seat) -> Option<Violation> {
-        if self
-            .workers
-            .get(cur.worker)
-            .is_some_and(|worker| !worker.is_usable())
-        {
-            // The source was suspected or began to drain while nxt opened: it gets no new work.
-            self.close_seats(key);
-            self.wait(key);
-            return None;
-        }
         self.open(key, cur, OpenKind::Compute);
         self.send(cur, Some(nxt));
         self.set_phase(
@@ -120,6 +107,7 @@ impl Brain {
             return None;
         }
         sequence.answer = sequence.answer.plus(tokens);
+        self.retries_running -= usize::from(std::mem::take(&mut sequence.is_retry));
         let is_shipping = sequence.phase.kind() == PhaseKind::Shipping;
         if self
             .workers
@@ -141,6 +129,7 @@ impl Brain {
             return Some(Violation::WrongPosition);
         }
         sequence.answer = pos;
+        self.retries_running -= usize::from(std::mem::take(&mut sequence.is_retry));
         let id = sequence.id;
         self.set_phase(key, Phase::Run { cur: nxt });
         self.handoffs_total += 1;
@@ -153,36 +142,10 @@ impl Brain {
     }
 
     /// A destination is given up: whether or not the source is done, it is told to go on.
-    fn stay(&mut self, key: usize, cur: Seat) -> Option<Violation> {
+    fn give_up_next(&mut self, key: usize, cur: Seat, nxt: Seat) -> Option<Violation> {
+        self.close(nxt);
         self.send(cur, None);
         self.set_phase(key, Phase::Run { cur });
-        None
-    }
-
-    fn replay(&mut self, key: usize, fault: Fault) -> Option<Violation> {
-        let config = &self.config;
-        let sequence = self.sequences.get_mut(key)?;
-        let is_refused = fault == Fault::Closed(CloseReason::Refused);
-        sequence.replays += u32::from(!is_refused);
-        sequence.deaths += u32::from(fault == Fault::Lost(Loss::Died));
-        let why = if fault == Fault::Closed(CloseReason::Error) {
-            Some(RejectReason::EngineError)
-        } else if sequence.deaths >= config.deaths_max {
-            Some(RejectReason::PoisonSuspect)
-        } else if sequence.replays > config.replays_max || sequence.answer >= sequence.max_tokens {
-            // All tokens made and no finish: no worker has anything left to compute.
-            Some(RejectReason::WorkerFailed)
-        } else {
-            None
-        };
-        if let Some(why) = why {
-            return self.end(key, Some((why, Micros(0))));
-        }
-        sequence.queue_key.is_fresh &= is_refused;
-        self.replays_total += u64::from(!is_refused);
-        *self.replays_by.entry(fault.word()).or_default() += 1;
-        self.close_seats(key);
-        self.wait(key);
         None
     }
 
@@ -197,7 +160,9 @@ impl Brain {
         } else {
             self.close_seats(key);
         }
-        let sequence = self.sequences.get(key)?.id;
+        let sequence = self.sequences.get_mut(key)?;
+        self.retries_running -= usize::from(std::mem::take(&mut sequence.is_retry));
+        let sequence = sequence.id;
         if let Some((why, retry_after)) = why {
             self.actions.push(Action::Reject {
                 sequence,
@@ -217,6 +182,7 @@ impl Brain {
         let Some(sequence) = self.sequences.get_mut(key) else {
             return;
         };
+        self.retries_running -= usize::from(std::mem::take(&mut sequence.is_retry));
         let timer =
             (!self.workers.is_any_usable()).then(|| self.now.plus(self.config.no_worker_wait));
         sequence.phase = Phase::Wait { timer };
@@ -241,6 +207,16 @@ impl Brain {
         self.sequences.waits_no_longer(request);
     }
 
+    /// WAIT ends with a place.
+    fn placed(&mut self, key: usize) {
+        self.leave_wait(key);
+        if let Some(sequence) = self.sequences.get_mut(key) {
+            sequence.placed_at = sequence.answer;
+            sequence.is_retry = sequence.queue_key.lane == Lane::Retry;
+            self.retries_running += usize::from(sequence.is_retry);
+        }
+    }
+
     /// Changes the phase; a hand-off timer ends with its phase.
     fn set_phase(&mut self, key: usize, phase: Phase) {
         let Some(sequence) = self.sequences.get_mut(key) else {
@@ -257,7 +233,7 @@ impl Brain {
 
     /// Closes whatever seats it has; those that are gone already stay gone. The caller ends the
     /// phase.
-    fn close_seats(&mut self, key: usize) {
+    pub(super) fn close_seats(&mut self, key: usize) {
         let Some(phase) = self.sequences.get(key).map(|sequence| sequence.phase) else {
             return;
         };

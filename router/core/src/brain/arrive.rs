@@ -3,7 +3,7 @@
 use super::{
     Brain,
     place::{Need, choose},
-    queue::QueueKey,
+    queue::{Lane, QueueKey},
     sequences::{Phase, Sequence},
     table::{Input, PhaseKind},
     timers::Timer,
@@ -44,14 +44,17 @@ impl Brain {
                 max_tokens: facts.max_tokens,
                 answer: Tokens(0),
                 queue_key: QueueKey {
-                    is_fresh: true,
+                    lane: Lane::Fresh,
                     priority: facts.priority,
                     arrival: self.arrivals,
                 },
                 phase: Phase::Wait { timer: None },
                 replays: 0,
-                deaths: 0,
+                replay_tokens: 0,
+                placed_at: Tokens(0),
+                is_retry: false,
                 moves: 0,
+                deadline: facts.deadline,
             });
             self.wait(key);
         }
@@ -121,10 +124,15 @@ impl Brain {
     /// Places from the front of the queue until one does not fit: the order is kept, so nothing
     /// starves.
     pub(super) fn place_waiting(&mut self) {
-        while let Some(key) = self.queue.first() {
+        while let Some(key) = self.queue.first(|lane| self.is_open(lane)) {
             let Some(sequence) = self.sequences.get(key) else {
                 return;
             };
+            if sequence.deadline <= self.now {
+                // Its timer is due and comes next; nothing is computed for it.
+                self.end(key, Some((RejectReason::DeadlineExceeded, Micros(0))));
+                continue;
+            }
             let need = Need {
                 len: sequence.len(),
                 answer_left: sequence.max_tokens.minus(sequence.answer),
@@ -168,6 +176,7 @@ impl Brain {
                 }
                 Timer::NoWorker => self.no_worker(),
                 Timer::Waited(key) => self.waited(key),
+                Timer::Settled => self.settling = None,
                 Timer::Handoff(key) => {
                     self.apply(key, Input::HandoffTimer);
                 }

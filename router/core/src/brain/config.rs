@@ -17,9 +17,19 @@ pub struct BrainConfig {
     pub queue_tokens_max: u64,
     /// How long a sequence waits while no worker could take it.
     pub no_worker_wait: Micros,
-    /// How often a sequence is computed again before it is given up.
+    /// How often a sequence is computed again because something failed, before it is given up.
     pub replays_max: u32,
-    /// Workers that may die under a sequence; at this number it is taken for the cause.
+    /// Tokens that these times may compute together, prompt and answer. The first is always
+    /// allowed.
+    pub replay_tokens_max: u64,
+    /// Part of the sequences that run, in percent, that may be computed again without having made
+    /// a token. The others wait.
+    pub retries_percent: u32,
+    /// So many may in any case.
+    pub retries_min: u32,
+    /// How long replays wait after a worker died: a host takes all its workers with it.
+    pub death_settle: Micros,
+    /// Workers that may die under a request; at this number it is taken for the cause.
     pub deaths_max: u32,
     /// How often a running sequence may move.
     pub moves_max: u32,
@@ -50,6 +60,10 @@ impl Default for BrainConfig {
             queue_tokens_max: 50_000_000,
             no_worker_wait: Micros::from_millis(10_000),
             replays_max: 3,
+            replay_tokens_max: 64 << 10,
+            retries_percent: 20,
+            retries_min: 3,
+            death_settle: Micros::from_millis(20),
             deaths_max: 2,
             moves_max: 3,
             handoff_slack: Micros::from_millis(500),

@@ -6,6 +6,8 @@
 //! | `act` | carries the cells out |
 //! | `slots` | "Slot at the router" and the account of pages |
 //! | `report` | what workers say |
+//! | `eject` | workers that are silent, stuck, on their way out or gone |
+//! | `replay` | what is computed again, how often, and when |
 //! | `arrive` | requests that come, time that passes |
 //! | `place` | where the next sequence goes |
 //! | `queue`, `sequences`, `workers`, `timers`, `random` | what the brain remembers |
@@ -13,9 +15,11 @@
 mod act;
 mod arrive;
 mod config;
+mod eject;
 mod place;
 mod queue;
 mod random;
+mod replay;
 mod report;
 mod sequences;
 mod slots;
@@ -28,11 +32,10 @@ use std::collections::BTreeMap;
 
 pub use self::{
     config::BrainConfig,
-    status::{BrainStatus, SessionStatus},
+    status::{BrainStatus, BreakerState, SessionStatus},
 };
 use self::{
-    queue::WaitQueue, random::Random, sequences::Sequences, table::Loss, timers::Timers,
-    workers::Workers,
+    queue::WaitQueue, random::Random, sequences::Sequences, timers::Timers, workers::Workers,
 };
 use crate::{action::Action, event::Event, units::Micros};
 
@@ -52,6 +55,14 @@ pub struct Brain {
     is_draining: bool,
     /// Since when no worker can take anything.
     no_worker_since: Option<Micros>,
+    /// A worker died just now: since when and until when replays wait.
+    settling: Option<(Micros, Micros)>,
+    /// Sequences that were placed again and have made no token since.
+    retries_running: usize,
+    /// Workers that died or got stuck.
+    incidents: u64,
+    ejections_by: BTreeMap<&'static str, u64>,
+    poison_total: u64,
     handoffs_total: u64,
     replays_total: u64,
     /// Placed again, by the word of the fault; refusals too.
@@ -75,6 +86,11 @@ impl Brain {
             arrivals: 0,
             is_draining: false,
             no_worker_since: None,
+            settling: None,
+            retries_running: 0,
+            incidents: 0,
+            ejections_by: BTreeMap::new(),
+            poison_total: 0,
             handoffs_total: 0,
             replays_total: 0,
             replays_by: BTreeMap::new(),
@@ -91,8 +107,8 @@ impl Brain {
             Event::RequestCancelled { request } => self.cancel(request),
             Event::SequenceStopped { sequence } => self.stop(sequence),
             Event::WorkerJoined { session, worker } => self.join(session, *worker),
-            Event::SessionLost { session } => self.lose(session, Loss::Died),
-            Event::WorkerSuspected { session, why: _ } => self.suspect(session),
+            Event::SessionLost { session } => self.lost(session),
+            Event::WorkerSuspected { session, why } => self.eject(session, why),
             Event::StepReported(report) => self.report(&report),
             Event::MoveRequested { sequence, to } => self.move_to(sequence, to),
             Event::DrainStarted => self.is_draining = true,

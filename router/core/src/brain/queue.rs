@@ -1,16 +1,25 @@
-//! The one place where sequences wait: replays first, then by priority, the lowest first, then by
+//! The one place where sequences wait: lane by lane, then by priority, the lowest first, then by
 //! arrival. Every operation is O(log n).
 
 use std::collections::BTreeMap;
 
 use crate::units::Tokens;
 
+/// Part of the queue, the first that goes first. `replay` says when a lane is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Lane {
+    /// Ran before and made tokens: its client waits in the middle of an answer.
+    Replay,
+    /// Ran before in vain.
+    Retry,
+    /// Never ran.
+    Fresh,
+}
+
 /// Place in the queue; smaller goes first. Unique per sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct QueueKey {
-    /// A sequence that ran before goes before those that never did: its client is waiting in the
-    /// middle of an answer.
-    pub(super) is_fresh: bool,
+    pub(super) lane: Lane,
     pub(super) priority: i32,
     /// Counts arrivals of sequences.
     pub(super) arrival: u64,
@@ -35,11 +44,21 @@ impl WaitQueue {
         }
     }
 
-    /// The sequence that goes next.
-    pub(super) fn first(&self) -> Option<usize> {
-        self.order
-            .first_key_value()
-            .map(|(_, &(sequence, _))| sequence)
+    /// The sequence that goes next from the lanes that are open.
+    pub(super) fn first(&self, is_open: impl Fn(Lane) -> bool) -> Option<usize> {
+        let lanes = [Lane::Replay, Lane::Retry, Lane::Fresh];
+        lanes
+            .into_iter()
+            .filter(|&lane| is_open(lane))
+            .find_map(|lane| {
+                let start = QueueKey {
+                    lane,
+                    priority: i32::MIN,
+                    arrival: 0,
+                };
+                let (key, &(sequence, _)) = self.order.range(start..).next()?;
+                (key.lane == lane).then_some(sequence)
+            })
     }
 
     /// All that wait, in order.

@@ -23,44 +23,18 @@ impl Brain {
         }
     }
 
-    pub(super) fn suspect(&mut self, session: SessionId) {
-        if let Some(worker) = self.workers.key_of(session) {
-            self.workers
-                .update(worker, |worker| worker.is_suspect = true);
-        }
-    }
-
-    /// The session is over: every slot is FREE, every sequence that had one hears of it.
-    pub(super) fn lose(&mut self, session: SessionId, loss: Loss) {
-        let Some(key) = self.workers.key_of(session) else {
-            return;
-        };
-        let Some(worker) = self.workers.remove(key) else {
-            return;
-        };
-        if let Some(at) = worker.backoff {
-            self.timers.clear(at, Timer::Backoff(key));
-        }
-        for (slot, sequence) in worker.slots.owned() {
-            let seat = Seat { worker: key, slot };
-            match self.part(sequence, seat) {
-                Part::Current => self.apply(sequence, Input::LostCurrent(loss)),
-                Part::Next => self.apply(sequence, Input::LostNext),
-                Part::None => None,
-            };
-        }
-    }
-
     /// One report. A worker that breaks the protocol loses its session; the rest of the report is
     /// not read.
     pub(super) fn report(&mut self, report: &StepReport) {
         let Some(worker) = self.workers.key_of(report.session) else {
             return;
         };
-        self.workers.update(worker, |worker| {
+        let begins_to_drain = self.workers.update(worker, |worker| {
+            let was_draining = std::mem::replace(&mut worker.is_draining, report.draining);
             worker.heard(report.load);
-            worker.is_suspect &= report.is_stuck;
-            worker.is_draining = report.draining;
+            if !report.is_stuck {
+                worker.ejected = None;
+            }
             if report.role_epoch >= worker.role_epoch {
                 worker.role_epoch = report.role_epoch;
                 worker.role = report.role;
@@ -68,6 +42,7 @@ impl Brain {
             if !report.opened.is_empty() || !report.tokens.is_empty() {
                 worker.refusals = 0;
             }
+            report.draining && !was_draining
         });
         if let Err(why) = self.columns(worker, report) {
             self.violations_total += 1;
@@ -76,6 +51,8 @@ impl Brain {
                 why,
             });
             self.lose(report.session, Loss::Broken);
+        } else if begins_to_drain == Some(true) {
+            self.drains(worker);
         }
     }
 
@@ -170,7 +147,7 @@ impl Brain {
         });
     }
 
-    fn part(&self, sequence: usize, seat: Seat) -> Part {
+    pub(super) fn part(&self, sequence: usize, seat: Seat) -> Part {
         let Some(phase) = self.sequences.get(sequence).map(|sequence| sequence.phase) else {
             return Part::None;
         };
@@ -201,7 +178,7 @@ fn granted(report: &StepReport) -> impl Iterator<Item = SlotId> {
 
 /// What a seat is to its sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Part {
+pub(super) enum Part {
     Current,
     Next,
     None,

@@ -83,11 +83,16 @@ pub(super) struct Sequence {
     pub(super) answer: Tokens,
     pub(super) queue_key: QueueKey,
     pub(super) phase: Phase,
-    /// Times it was computed again.
+    /// Times it was computed again because something failed.
     pub(super) replays: u32,
-    /// Workers that died under it.
-    pub(super) deaths: u32,
+    /// Tokens that these times computed, prompt and answer.
+    pub(super) replay_tokens: u64,
+    /// `answer` when it was last placed.
+    pub(super) placed_at: Tokens,
+    /// It was placed again and has made no token since: it takes a part of the budget.
+    pub(super) is_retry: bool,
     pub(super) moves: u32,
+    pub(super) deadline: Micros,
 }
 
 impl Sequence {
@@ -119,6 +124,10 @@ struct Request {
     alive: u32,
     /// Sequences that wait.
     waiting: u32,
+    /// Workers that died under it, or got stuck.
+    deaths: u32,
+    /// Number of the last of these incidents.
+    last_death: u64,
 }
 
 /// All sequences that are not ended, by key and by id.
@@ -138,8 +147,23 @@ impl Sequences {
                 deadline,
                 alive: 0,
                 waiting: 0,
+                deaths: 0,
+                last_death: 0,
             },
         );
+    }
+
+    /// A worker died under a sequence of the request; `incident` numbers such workers from 1.
+    /// Returns how many did: one worker counts once, however many choices it held.
+    pub(super) fn died_under(&mut self, id: RequestId, incident: u64) -> u32 {
+        let Some(request) = self.requests.get_mut(&id) else {
+            return 0;
+        };
+        if request.last_death != incident {
+            request.last_death = incident;
+            request.deaths += 1;
+        }
+        request.deaths
     }
 
     pub(super) fn has_request(&self, id: RequestId) -> bool {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{Brain, sequences::Sequence, workers::Worker};
 use crate::{
+    event::Suspicion,
     fleet::{Role, WorkerLoad},
     ids::SessionId,
     units::Pages,
@@ -26,10 +27,32 @@ pub struct BrainStatus {
     pub replays_total: u64,
     /// Times a sequence was placed again, by reason; `refused` is no replay.
     pub replays_by: BTreeMap<&'static str, u64>,
+    /// Times a worker was ejected, by reason: `silent` or `stuck`.
+    pub ejections_by: BTreeMap<&'static str, u64>,
+    /// Requests rejected because two workers died under them.
+    pub poison_total: u64,
+    /// Sequences that were computed again, have made no token since, and run.
+    pub retries_running: usize,
+    /// Pairs of workers between which hand-offs are not tried for a while.
+    pub pairs_open: usize,
+    /// Times a breaker opened: `worker` or `pair`.
+    pub breaker_openings_by: BTreeMap<&'static str, u64>,
     /// Sessions ended because their worker broke the protocol.
     pub violations_total: u64,
     /// Attached workers, in the order in which they attached.
     pub sessions: Vec<SessionStatus>,
+}
+
+/// What a breaker does about a worker or a pair.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BreakerState {
+    /// Nothing: it works.
+    #[default]
+    Closed,
+    /// No new work for a while.
+    Open,
+    /// One sequence at a time, to see whether it works again.
+    HalfOpen,
 }
 
 /// One attached worker as the brain sees it.
@@ -43,8 +66,10 @@ pub struct SessionStatus {
     pub role: Role,
     /// It refuses new seats.
     pub is_draining: bool,
-    /// It missed reports.
-    pub is_suspect: bool,
+    /// It is ejected, and why: no new work, its sequences went on elsewhere.
+    pub ejected: Option<Suspicion>,
+    /// What its failures of late lead to.
+    pub breaker: BreakerState,
     /// As last reported.
     pub load: WorkerLoad,
     /// Tokens per page.
@@ -71,6 +96,11 @@ impl Brain {
             handoffs_total: self.handoffs_total,
             replays_total: self.replays_total,
             replays_by: self.replays_by.clone(),
+            ejections_by: self.ejections_by.clone(),
+            poison_total: self.poison_total,
+            retries_running: self.retries_running,
+            pairs_open: 0,
+            breaker_openings_by: BTreeMap::new(),
             violations_total: self.violations_total,
             sessions: self.workers.iter().map(session_status).collect(),
         }
@@ -88,7 +118,8 @@ fn session_status(worker: &Worker) -> SessionStatus {
         name: worker.facts.name.clone(),
         role: worker.role,
         is_draining: worker.is_draining,
-        is_suspect: worker.is_suspect,
+        ejected: worker.ejected,
+        breaker: BreakerState::Closed,
         load: worker.load,
         page_size: worker.facts.page_size,
         pages_total: worker.facts.pages_total,

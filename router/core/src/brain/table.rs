@@ -4,7 +4,12 @@
 //! *cur* is the seat whose tokens count, *nxt* the import seat.
 
 use super::place::Place;
-use crate::{action::Violation, event::CloseReason, request::RejectReason, units::Tokens};
+use crate::{
+    action::Violation,
+    event::{CloseReason, Suspicion},
+    request::RejectReason,
+    units::Tokens,
+};
 
 /// Column. END has none: an ended sequence is not known any more, so nothing reaches it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,10 +47,14 @@ pub(super) enum Input {
     ClosedCurrent(CloseReason),
     /// nxt ended.
     ClosedNext,
-    /// The session of cur is over.
+    /// The session of cur is over, or its worker is ejected.
     LostCurrent(Loss),
-    /// The session of nxt is over.
+    /// The session of nxt is over, or its worker is ejected.
     LostNext,
+    /// The worker of cur takes no new seats from now on.
+    DrainsCurrent,
+    /// The worker of nxt takes no new seats from now on.
+    DrainsNext,
     /// The hand-off took too long.
     HandoffTimer,
     /// The client went, or the answer is complete at the router.
@@ -56,13 +65,17 @@ pub(super) enum Input {
     NoWorker,
 }
 
-/// How a session ended.
+/// Why a worker computes nothing for anybody any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Loss {
-    /// The worker is gone.
+    /// It is gone.
     Died,
-    /// The router ended it, because it broke the protocol.
+    /// The router ended its session, because it broke the protocol.
     Broken,
+    /// It left as it was told to.
+    Left,
+    /// It is ejected, its session goes on.
+    Ejected(Suspicion),
 }
 
 /// Why a sequence is computed again.
@@ -80,6 +93,9 @@ impl Fault {
         match self {
             Self::Lost(Loss::Died) => "worker_died",
             Self::Lost(Loss::Broken) => "worker_broken",
+            Self::Lost(Loss::Left) => "worker_left",
+            Self::Lost(Loss::Ejected(Suspicion::Silent)) => "worker_silent",
+            Self::Lost(Loss::Ejected(Suspicion::Stuck)) => "worker_stuck",
             Self::Closed(CloseReason::Refused) => "refused",
             Self::Closed(CloseReason::Preempted) => "preempted",
             Self::Closed(CloseReason::Lost) => "lost",
@@ -120,14 +136,10 @@ pub(super) enum Cell {
     Finish,
     /// Close what is left; WAIT, at the front.
     Replay(Fault),
-    /// nxt is gone: free the plan; WAIT.
-    DropPlan,
-    /// cur, planned, is gone: close nxt; WAIT.
-    CloseNextAndWait,
-    /// nxt is gone before cur heard of it; RUN.
-    ForgetNext,
-    /// nxt is gone: tell cur to stay; RUN.
-    Stay,
+    /// One of both is gone: close nxt, free the plan; WAIT.
+    GiveUpPlace,
+    /// Close nxt, of which cur never heard; RUN.
+    CloseNext,
     /// Close nxt, tell cur to stay; RUN.
     GiveUpNext,
     /// Close all; END, with an error or without.
@@ -170,14 +182,19 @@ pub(super) const fn cell(input: Input, phase: PhaseKind) -> Cell {
         (Input::Finished | Input::ClosedCurrent(_), Placing) => C::Break(Violation::NoSuchSeat),
         (Input::Finished | Input::ClosedCurrent(_), Wait) => C::Ignore,
 
-        (Input::ClosedNext | Input::LostNext, Placing) => C::DropPlan,
-        (Input::ClosedNext | Input::LostNext, Moving) => C::ForgetNext,
-        (Input::ClosedNext | Input::LostNext, Shipping) => C::Stay,
+        // What is gone already needs no Close, and none is sent.
+        (Input::ClosedNext | Input::LostNext, Placing) => C::GiveUpPlace,
+        (Input::ClosedNext | Input::LostNext, Moving) => C::CloseNext,
+        (Input::ClosedNext | Input::LostNext, Shipping) => C::GiveUpNext,
         (Input::ClosedNext | Input::LostNext, Wait | Run) => C::Ignore,
 
-        (Input::LostCurrent(_), Placing) => C::CloseNextAndWait,
+        (Input::LostCurrent(_), Placing) => C::GiveUpPlace,
         (Input::LostCurrent(loss), Run | Moving | Shipping) => C::Replay(Fault::Lost(loss)),
         (Input::LostCurrent(_), Wait) => C::Ignore,
+
+        (Input::DrainsCurrent | Input::DrainsNext, Placing) => C::GiveUpPlace,
+        (Input::DrainsNext, Moving) => C::CloseNext,
+        (Input::DrainsCurrent | Input::DrainsNext, _) => C::Ignore,
 
         (Input::HandoffTimer, Shipping) => C::GiveUpNext,
         (Input::HandoffTimer, Wait | Placing | Run | Moving) => C::Ignore,

@@ -13,6 +13,8 @@ pub(super) enum Timer {
     Backoff(usize),
     /// Since then no worker could take anything.
     NoWorker,
+    /// Deaths of workers that come together have come.
+    Settled,
     /// A sequence that came while there was no worker has waited long enough.
     Waited(usize),
     /// A hand-off takes too long.

@@ -12,6 +12,7 @@ use slab::Slab;
 
 use super::slots::Slots;
 use crate::{
+    event::Suspicion,
     fleet::{Role, WorkerFacts, WorkerLoad},
     ids::{SessionId, SlotId},
     units::{Micros, Pages, Tokens},
@@ -25,7 +26,7 @@ pub(super) struct Worker {
     pub(super) role: Role,
     pub(super) role_epoch: u64,
     pub(super) is_draining: bool,
-    pub(super) is_suspect: bool,
+    pub(super) ejected: Option<Suspicion>,
     pub(super) load: WorkerLoad,
     pub(super) slots: Slots,
     /// It refused: nothing new until then.
@@ -71,7 +72,7 @@ impl Worker {
             facts,
             role_epoch: 0,
             is_draining: false,
-            is_suspect: false,
+            ejected: None,
             load: WorkerLoad::default(),
             slots: Slots::default(),
             backoff: None,
@@ -96,7 +97,7 @@ impl Worker {
 
     /// May get new work, a wait after a refusal aside.
     pub(super) const fn is_usable(&self) -> bool {
-        !self.is_draining && !self.is_suspect
+        !self.is_draining && self.ejected.is_none()
     }
 
     /// Pages that can be promised.
@@ -198,7 +199,7 @@ pub(super) struct Workers {
     /// Ready for hand-offs, most room first.
     imports: BTreeSet<(Reverse<u64>, usize)>,
     totals: [GroupTotals; 2],
-    /// Over those that do not drain, suspects included.
+    /// Over those that do not drain, ejected ones included.
     staying: GroupTotals,
 }
 

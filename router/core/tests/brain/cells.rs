@@ -21,16 +21,16 @@ const NAMES: [(u64, &str, Role, u32); 3] = [
     (2, "D", Role::Decode, 40),
     (3, "E", Role::Decode, 30),
 ];
-const P: u64 = 1;
-const D: u64 = 2;
-const E: u64 = 3;
+pub(crate) const P: u64 = 1;
+pub(crate) const D: u64 = 2;
+pub(crate) const E: u64 = 3;
 
 /// When the one request gives up.
 const DEADLINE: Micros = Micros::from_millis(8_000);
 
 /// Columns. cur and nxt: PLACING P.0 planned, D.0 | RUN D.0 | MOVING D.0, E.0 | SHIPPING P.0, D.0.
 #[derive(Clone, Copy, Debug, PartialEq)]
-enum At {
+pub(crate) enum At {
     Wait,
     Placing,
     Run,
@@ -38,7 +38,7 @@ enum At {
     Shipping,
 }
 
-fn of(session: u64) -> StepReport {
+pub(crate) fn of(session: u64) -> StepReport {
     report(
         session,
         NAMES
@@ -48,47 +48,50 @@ fn of(session: u64) -> StepReport {
     )
 }
 
-fn opened(session: u64, slot: u32) -> Event {
+pub(crate) fn opened(session: u64, slot: u32) -> Event {
     said(StepReport {
         opened: vec![SlotId(slot)],
         ..of(session)
     })
 }
 
-fn arrived(session: u64, slot: u32, pos: u32) -> Event {
+pub(crate) fn arrived(session: u64, slot: u32, pos: u32) -> Event {
     said(StepReport {
         arrived: vec![(SlotId(slot), Tokens(pos))],
         ..of(session)
     })
 }
 
-fn token(session: u64, slot: u32) -> Event {
+pub(crate) fn token(session: u64, slot: u32) -> Event {
     said(StepReport {
         tokens: vec![(SlotId(slot), Tokens(1))],
         ..of(session)
     })
 }
 
-fn ended(session: u64, slot: u32, why: CloseReason) -> Event {
+pub(crate) fn ended(session: u64, slot: u32, why: CloseReason) -> Event {
     said(StepReport {
         closed: vec![closed(slot, why)],
         ..of(session)
     })
 }
 
-fn lost(session: u64) -> Event {
+pub(crate) fn lost(session: u64) -> Event {
     Event::SessionLost {
         session: SessionId(session),
     }
 }
 
 /// A brain whose one sequence stands in that column. Its answer has one token from RUN on.
-fn brain(at: At) -> Brain {
+pub(crate) fn brain(at: At) -> Brain {
     brain_until(at, DEADLINE)
 }
 
 fn brain_until(at: At, deadline: Micros) -> Brain {
-    let mut brain = Brain::new(BrainConfig::default());
+    let mut brain = Brain::new(BrainConfig {
+        death_settle: Micros(0),
+        ..BrainConfig::default()
+    });
     let mut tell = |event| brain.handle(Micros(0), event);
     for (session, _, role, pages) in NAMES {
         tell(joined(session, worker(role, pages)));
@@ -131,7 +134,7 @@ fn seat(seat: SeatId) -> String {
     format!("{name}.{}", seat.slot.0)
 }
 
-fn shown(actions: &[Action]) -> String {
+pub(crate) fn shown(actions: &[Action]) -> String {
     let show = |action: &Action| match *action {
         Action::Open {
             seat: at,
@@ -160,7 +163,7 @@ fn shown(actions: &[Action]) -> String {
     actions.iter().map(show).collect::<Vec<_>>().join("; ")
 }
 
-fn cell(at: At, event: Event, expected: &str) {
+pub(crate) fn cell(at: At, event: Event, expected: &str) {
     let asked = format!("{at:?}: {event:?}");
     let actions = brain(at).handle(Micros(1), event);
     assert_eq!(shown(&actions), expected, "{asked}");

@@ -65,7 +65,7 @@ fn any_report() -> impl Strategy<Value = Event> {
             role,
             role_epoch,
             draining,
-            is_stuck: false,
+            is_stuck: load.step % 4 == 0,
             load,
             opened,
             arrived,
@@ -94,7 +94,10 @@ fn any_event() -> impl Strategy<Value = Event> {
             joined(session, facts)
         }),
         1 => session().prop_map(|session| Event::SessionLost { session }),
-        1 => session().prop_map(|session| Event::WorkerSuspected { session, why: Suspicion::Silent }),
+        1 => (session(), any::<bool>()).prop_map(|(session, is_stuck)| {
+            let why = if is_stuck { Suspicion::Stuck } else { Suspicion::Silent };
+            Event::WorkerSuspected { session, why }
+        }),
         1 => (0..40_u64, session()).prop_map(|(id, to)| {
             Event::MoveRequested { sequence: sequence(id, 0), to }
         }),

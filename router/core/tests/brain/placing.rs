@@ -287,30 +287,6 @@ fn suspects_and_drainers_get_nothing_new() {
 }
 
 #[test]
-fn source_suspected_while_its_destination_opens_is_not_used() {
-    let mut brain = fleet(&[(Prefill, 40), (Decode, 40), (Prefill, 40)]);
-    assert_eq!(opens(&mut brain, 1, 8, 8), [(2, IMPORT)]);
-    brain.handle(
-        Micros(2),
-        Event::WorkerSuspected {
-            session: SessionId(1),
-            why: Suspicion::Silent,
-        },
-    );
-    let opened = said(StepReport {
-        opened: vec![SlotId(0)],
-        ..report(2, Decode)
-    });
-    // Given up and placed anew, with the other prefill worker.
-    assert_eq!(shown(&brain.handle(Micros(3), opened)), [(2, IMPORT)]);
-    let opened = said(StepReport {
-        opened: vec![SlotId(1)],
-        ..report(2, Decode)
-    });
-    assert_eq!(shown(&brain.handle(Micros(4), opened)), [(3, COMPUTE)]);
-}
-
-#[test]
 fn seats_are_limited_as_well_as_pages() {
     let mut brain = fleet(&[(Mixed, 200)]);
     for id in 1..=8 {

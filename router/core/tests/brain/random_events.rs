@@ -4,7 +4,7 @@
 
 use dopd_core::{
     brain::BrainConfig,
-    event::{CloseReason, Event},
+    event::{CloseReason, Event, Suspicion},
     fleet::Role,
     log,
     request::RejectReason,
@@ -142,9 +142,13 @@ fn fault(fleet: &mut Fleet, Op { kind, a, b }: Op) {
             fleet.crash(index);
             fleet.join(facts);
         }
-        34 => fleet.suspect(index),
+        34 if b % 4 == 0 => fleet.suspect(index, Suspicion::Stuck),
+        34 => fleet.suspect(index, Suspicion::Silent),
         35 => fleet.workers[index].take_foreign(u32::from(b) % 12),
-        36 => fleet.workers[index].pages_foreign = 0,
+        36 => {
+            fleet.workers[index].pages_foreign = 0;
+            fleet.workers[index].is_stuck = false;
+        }
         37 if b > 128 => fleet.workers[index].evict(usize::from(b), CloseReason::Preempted),
         37 if b < 16 => fleet.workers[index].evict(usize::from(b), CloseReason::Error),
         38 if b % 2 == 0 => {
@@ -171,6 +175,7 @@ fn settle(fleet: &mut Fleet) {
     }
     for worker in &mut fleet.workers {
         worker.pages_foreign = 0;
+        worker.is_stuck = false;
     }
     while !fleet.late.is_empty() {
         fleet.deliver_late();
@@ -329,7 +334,7 @@ fn random_runs_come_to_every_kind_of_decision() {
         ("switch", 200),
         ("replay", 500),
         ("QueueFull", 100),
-        ("TooLarge", 10),
+        ("TooLarge", 5),
         ("EngineError", 10),
         ("PoisonSuspect", 10),
         ("WorkerFailed", 1),

@@ -3,14 +3,14 @@
 
 mod acts;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use dopd_core::{
     action::{Action, OpenKind},
     brain::{Brain, BrainConfig},
     event::{CloseReason, Event, Suspicion},
     fleet::WorkerFacts,
-    ids::{SeatId, SequenceId, SessionId},
+    ids::{RequestId, SeatId, SequenceId, SessionId},
     log,
     request::{RejectReason, RequestFacts},
     units::Micros,
@@ -76,6 +76,8 @@ pub(crate) struct Fleet {
     sessions: BTreeMap<SessionId, SessionView>,
     nonces: u64,
     sessions_ever: u64,
+    /// Workers that died while they held the current seat of a request.
+    killers: BTreeMap<RequestId, BTreeSet<SessionId>>,
     /// The event log, as lines.
     pub(crate) log: Vec<String>,
     /// Everything that was decided.
@@ -97,6 +99,7 @@ impl Fleet {
             sessions: BTreeMap::new(),
             nonces: 0,
             sessions_ever: 0,
+            killers: BTreeMap::new(),
             log: vec![line(header)],
             trace: Vec::new(),
         }
@@ -161,7 +164,10 @@ impl Fleet {
     }
 
     fn lose(&mut self, session: SessionId) {
-        self.sessions.remove(&session);
+        let view = self.sessions.remove(&session);
+        if view.is_some_and(|view| !view.is_draining) {
+            self.blame(session);
+        }
         self.seats.retain(|seat, _| seat.session != session);
         for stream in self.streams.values_mut() {
             if stream.cur.is_some_and(|seat| seat.session == session) {
@@ -171,15 +177,27 @@ impl Fleet {
         self.tell(Event::SessionLost { session });
     }
 
-    pub(crate) fn suspect(&mut self, index: usize) {
+    pub(crate) fn suspect(&mut self, index: usize, why: Suspicion) {
         let session = self.workers[index].session;
-        if let Some(view) = self.sessions.get_mut(&session) {
-            view.is_suspect = true;
+        self.workers[index].is_stuck |= why == Suspicion::Stuck;
+        let was_suspect = self
+            .sessions
+            .get_mut(&session)
+            .is_some_and(|view| std::mem::replace(&mut view.is_suspect, true));
+        if why == Suspicion::Stuck && !was_suspect {
+            self.blame(session);
         }
-        self.tell(Event::WorkerSuspected {
-            session,
-            why: Suspicion::Silent,
-        });
+        self.tell(Event::WorkerSuspected { session, why });
+    }
+
+    /// A worker died: so every request whose current seat it holds has one more on its account.
+    fn blame(&mut self, session: SessionId) {
+        for (id, stream) in &self.streams {
+            let is_here = stream.cur.is_some_and(|seat| seat.session == session);
+            if is_here && stream.outcome.is_none() {
+                self.killers.entry(id.request).or_default().insert(session);
+            }
+        }
     }
 
     pub(crate) fn give_up(&mut self, id: SequenceId, event: Event) {
@@ -252,7 +270,7 @@ impl Fleet {
         };
         if let Some(view) = self.sessions.get_mut(&step.session) {
             view.fenced = step.load.pages_fenced.0;
-            view.is_suspect = false;
+            view.is_suspect &= step.is_stuck;
             view.is_draining = step.draining;
         }
         for grant in report.grants {

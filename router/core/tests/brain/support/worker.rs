@@ -86,6 +86,8 @@ pub(crate) struct Worker {
     pub(crate) role: Role,
     pub(crate) role_epoch: u64,
     pub(crate) is_draining: bool,
+    /// Its step does not end; it goes on reporting.
+    pub(crate) is_stuck: bool,
     /// Pages that another router uses.
     pub(crate) pages_foreign: u32,
     pub(crate) inbox: VecDeque<Command>,
@@ -109,6 +111,7 @@ impl Worker {
             facts,
             role_epoch: 0,
             is_draining: false,
+            is_stuck: false,
             pages_foreign: 0,
             inbox: VecDeque::new(),
             outbox: VecDeque::new(),
@@ -140,6 +143,9 @@ impl Worker {
 
     /// Obeys the next command.
     pub(crate) fn obey(&mut self, nonce: u64) {
+        if self.is_stuck {
+            return;
+        }
         match self.inbox.pop_front() {
             Some(Command::Open {
                 slot,
@@ -204,6 +210,10 @@ impl Worker {
     /// One engine step: computes prompts, makes tokens, freezes sources that ship.
     pub(crate) fn step(&mut self, may_freeze: bool, stops: Option<u32>) -> Vec<End> {
         let mut ends = Vec::new();
+        if self.is_stuck {
+            self.flush();
+            return ends;
+        }
         let mut budget = self.facts.batch_tokens_max.0;
         let slots: Vec<SlotId> = self.seats.keys().copied().collect();
         for slot in slots {
@@ -329,6 +339,7 @@ impl Worker {
         self.next.step.role = self.role;
         self.next.step.role_epoch = self.role_epoch;
         self.next.step.draining = self.is_draining;
+        self.next.step.is_stuck = self.is_stuck;
         let empty = Report {
             step: report(self.session.0, self.role),
             positions: BTreeMap::new(),

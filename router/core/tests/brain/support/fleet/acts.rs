@@ -27,6 +27,11 @@ impl Fleet {
                     .expect("close of a seat that is not open");
                 assert!(!view.is_closing, "closed twice");
                 view.is_closing = true;
+                let stream = self.streams.get_mut(&view.sequence).expect("known");
+                if stream.cur == Some(seat) {
+                    // What it still says is nobody's: it is computed again elsewhere.
+                    (stream.cur, stream.sending) = (None, None);
+                }
                 self.command(seat.session, Command::Close { slot: seat.slot });
             }
             Action::Switch { sequence, seat } => {
@@ -66,6 +71,11 @@ impl Fleet {
         assert!(!session.is_suspect, "new work for a suspect");
         assert!(!session.is_draining, "new work for a worker that drains");
         self.assert_room(seat, pages, session);
+        let killers = self.killers.get(&sequence.request);
+        assert!(
+            killers.is_none_or(|dead| dead.len() < 2),
+            "a third worker for a request under which two died"
+        );
         let stream = self.streams.get_mut(&sequence).expect("known");
         assert_eq!(stream.outcome, None, "open after the end");
         assert_eq!(
@@ -196,6 +206,11 @@ impl Fleet {
             assert!(
                 !is_over || view.is_closing,
                 "{id:?} of an ended sequence stays open"
+            );
+            let session = self.sessions.get(&id.session);
+            assert!(
+                view.is_closing || session.is_some_and(|session| !session.is_suspect),
+                "{id:?} of an ejected worker stays open"
             );
         }
         for session in self.brain.status().sessions {

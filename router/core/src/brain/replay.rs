@@ -1,0 +1,150 @@
+//! What is computed again, how often, and when.
+//!
+//! A fault of a worker costs its sequences time, not their answers: each is computed again from its
+//! prompt and the tokens that its client has. Four bounds keep that from doing harm.
+//!
+//! | bound | for | what happens beyond it |
+//! |---|---|---|
+//! | `deaths_max` workers that died or got stuck under a request | a request that kills workers | rejected: `PoisonSuspect`, never a third |
+//! | `replays_max` times, `replay_tokens_max` tokens per sequence | a sequence that is unlucky for ever | rejected: `WorkerFailed` |
+//! | `retries_percent` of what runs, at least `retries_min` | a fleet that fails whatever it is given | waits |
+//! | `death_settle` after a death | a host that takes all its workers with it | waits |
+//!
+//! The first two are of one request. Its first replay is always allowed, however long it is: one
+//! death must cost no answer. What is nobody's fault is free: a refusal, a worker that left as it
+//! was told to. A worker that died counts for those whose current seat it held, once for all
+//! choices of a request; not for those that were on their way to it. A silent worker may be behind
+//! a broken network, so it is blamed on nobody.
+//!
+//! The other two are of the fleet. They delay and never reject, so no number of residents makes one
+//! death dear: who has made a token since it was placed is replayed at once. Only those whose last
+//! place gave them nothing share the budget, as it is they that multiply the work when everything
+//! fails: in a total outage a fifth is sent again, not four times as much. A place in the budget is
+//! free again with the sequence's next token, so a healthy fleet does not feel it.
+
+use super::{
+    Brain,
+    queue::Lane,
+    table::{Fault, Loss},
+    timers::Timer,
+};
+use crate::{
+    action::Violation,
+    event::{CloseReason, Suspicion},
+    ids::RequestId,
+    request::RejectReason,
+    units::Micros,
+};
+
+/// The group of deaths ends after so many times `death_settle`, even if more come.
+const SETTLES_MAX: u64 = 2;
+
+impl Loss {
+    /// The work itself may be the cause.
+    pub(super) const fn is_death(self) -> bool {
+        matches!(self, Self::Died | Self::Ejected(Suspicion::Stuck))
+    }
+}
+
+impl Fault {
+    /// Something failed, so that it counts against the budget of the sequence.
+    const fn is_failure(self) -> bool {
+        !matches!(
+            self,
+            Self::Closed(CloseReason::Refused) | Self::Lost(Loss::Left)
+        )
+    }
+
+    const fn is_death(self) -> bool {
+        matches!(self, Self::Lost(loss) if loss.is_death())
+    }
+}
+
+impl Brain {
+    /// Computes a sequence again, within the bounds.
+    pub(super) fn replay(&mut self, key: usize, fault: Fault) -> Option<Violation> {
+        let sequence = self.sequences.get_mut(key)?;
+        let has_progress = sequence.answer > sequence.placed_at;
+        if fault.is_failure() {
+            sequence.replays += 1;
+            sequence.replay_tokens += u64::from(sequence.to_prefill().0);
+        }
+        let request = sequence.id.request;
+        let deaths = if fault.is_death() {
+            self.sequences.died_under(request, self.incidents)
+        } else {
+            0
+        };
+        if deaths >= self.config.deaths_max {
+            self.condemn(request);
+            return None;
+        }
+        if let Some(why) = self.refuse_replay(key, fault) {
+            return self.end(key, Some((why, Micros(0))));
+        }
+        if fault != Fault::Closed(CloseReason::Refused) {
+            self.replays_total += 1;
+            let is_retry = fault.is_failure() && !has_progress;
+            let sequence = self.sequences.get_mut(key)?;
+            sequence.queue_key.lane = if is_retry { Lane::Retry } else { Lane::Replay };
+        }
+        *self.replays_by.entry(fault.word()).or_default() += 1;
+        self.close_seats(key);
+        self.wait(key);
+        None
+    }
+
+    /// Enough workers died under a request: no other is to meet any of its choices.
+    fn condemn(&mut self, request: RequestId) {
+        self.poison_total += 1;
+        for key in self.sequences.of_request(request) {
+            self.end(key, Some((RejectReason::PoisonSuspect, Micros(0))));
+        }
+    }
+
+    /// Why it is not computed again.
+    fn refuse_replay(&self, key: usize, fault: Fault) -> Option<RejectReason> {
+        let (config, sequence) = (&self.config, self.sequences.get(key)?);
+        let is_over = sequence.replays > config.replays_max
+            || (sequence.replays > 1 && sequence.replay_tokens > config.replay_tokens_max);
+        if fault == Fault::Closed(CloseReason::Error) {
+            Some(RejectReason::EngineError)
+        } else if (is_over && fault.is_failure()) || sequence.answer >= sequence.max_tokens {
+            // All tokens made and no finish: no worker has anything left to compute.
+            Some(RejectReason::WorkerFailed)
+        } else {
+            None
+        }
+    }
+
+    /// A worker died: replays wait for those that die with it.
+    pub(super) fn settle(&mut self) {
+        let settle = self.config.death_settle;
+        if settle == Micros(0) {
+            return;
+        }
+        let since = self.settling.map_or(self.now, |(since, until)| {
+            self.timers.clear(until, Timer::Settled);
+            since
+        });
+        let longest = since.plus(Micros(settle.0.saturating_mul(SETTLES_MAX)));
+        let until = self.now.plus(settle).min(longest);
+        self.settling = Some((since, until));
+        self.timers.set(until, Timer::Settled);
+    }
+
+    /// Sequences of this lane may be placed.
+    pub(super) fn is_open(&self, lane: Lane) -> bool {
+        match lane {
+            Lane::Fresh => true,
+            Lane::Replay => self.settling.is_none(),
+            Lane::Retry => self.settling.is_none() && self.retries_running < self.retries_max(),
+        }
+    }
+
+    fn retries_max(&self) -> usize {
+        let running = self.sequences.len() - self.queue.len();
+        let part = running.saturating_mul(self.config.retries_percent as usize) / 100;
+        part.max(self.config.retries_min as usize)
+    }
+}
