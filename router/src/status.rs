@@ -5,6 +5,39 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+/// Whether a request that comes now would be answered: the body of `/ready`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Readiness {
+    /// `ready`, or in one word what is missing.
+    pub status: &'static str,
+    /// The same in a sentence, if it is not ready.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub message: String,
+}
+
+impl Readiness {
+    /// It would.
+    pub fn ready() -> Self {
+        Self {
+            status: "ready",
+            message: String::new(),
+        }
+    }
+
+    /// It would not.
+    pub fn missing(status: &'static str, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            message: message.into(),
+        }
+    }
+
+    /// Whether it would.
+    pub fn is_ready(&self) -> bool {
+        self.status == "ready"
+    }
+}
+
 /// The fleet at one instant.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct FleetStatus {

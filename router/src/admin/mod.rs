@@ -18,11 +18,10 @@ use hyper::{
 use serde::Serialize;
 use serde_json::json;
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 
 use crate::{
     dispatch::Dispatch,
-    listen::{self, Bounds, Handler, Versions},
+    listen::{self, Bounds, Handler, Stop, Versions},
     metrics::{Connection, Format, Metrics},
     status::StatusPage,
 };
@@ -56,7 +55,7 @@ pub struct Admin {
 }
 
 /// Serves the pages on `listener` until `stop`. Needs a `LocalSet`.
-pub async fn serve(listener: TcpListener, admin: Arc<Admin>, stop: CancellationToken) {
+pub async fn serve(listener: TcpListener, admin: Arc<Admin>, stop: Stop) {
     let bounds = Bounds {
         versions: Versions::Both,
         connections_max: CONNECTIONS_MAX,
@@ -122,11 +121,13 @@ impl Admin {
     }
 
     fn ready_page(&self) -> Page {
-        if self.dispatch.is_ready() {
-            return as_json(StatusCode::OK, &json!({"status": "ready"}));
-        }
-        let page = json!({"status": "no_worker"});
-        as_json(StatusCode::SERVICE_UNAVAILABLE, &page)
+        let readiness = self.dispatch.readiness();
+        let status = if readiness.is_ready() {
+            StatusCode::OK
+        } else {
+            StatusCode::SERVICE_UNAVAILABLE
+        };
+        as_json(status, &readiness)
     }
 }
 

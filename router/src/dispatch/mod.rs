@@ -46,7 +46,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     config::records::LimitsConfig,
     error::{Error, Reason},
-    status::FleetStatus,
+    status::{FleetStatus, Readiness},
     streams::{
         front::Front,
         key::StreamKey,
@@ -222,6 +222,17 @@ impl Dispatch {
     /// Whether a worker is attached that takes requests.
     pub fn is_ready(&self) -> bool {
         self.shared.is_ready.load(Ordering::Acquire)
+    }
+
+    /// Whether a request that comes now would be answered.
+    pub fn readiness(&self) -> Readiness {
+        if self.shared.is_draining.load(Ordering::Acquire) {
+            return Readiness::missing("draining", "the router is shutting down");
+        }
+        if !self.is_ready() {
+            return Readiness::missing("no_worker", "no worker takes requests");
+        }
+        Readiness::ready()
     }
 
     /// Refuses new requests from now on; running ones go on.

@@ -1,15 +1,14 @@
-//! `grpc.health.v1`: serving while a request would find a worker.
+//! `grpc.health.v1`: serving while a request would be answered.
 
 use std::{sync::Arc, time::Duration};
 
-use tokio_util::sync::CancellationToken;
 use tonic_health::{
     ServingStatus,
     pb::health_server::{Health as HealthProto, HealthServer},
     server::{HealthReporter, HealthService},
 };
 
-use crate::service::Service;
+use crate::{listen::Stop, service::Service};
 
 /// Names that health is told under: the whole server, and its one service.
 const SERVICES: [&str; 2] = ["", "dopd.v1.InferenceService"];
@@ -29,25 +28,31 @@ impl Health {
         let reporter = HealthReporter::new();
         let server = HealthServer::new(HealthService::from_health_reporter(reporter.clone()));
         let health = Self { service, reporter };
-        health.tell(health.service.is_ready()).await;
+        health.tell(health.service.readiness().is_ready()).await;
         (health, server)
     }
 
-    /// Follows readiness until `stop`; ends as not serving.
-    pub(super) async fn watch(self, stop: CancellationToken) {
+    /// Follows readiness until `stop` says to drain, then tells that nothing is served, and at its
+    /// end leaves: those who watch hear the end of their streams.
+    pub(super) async fn watch(mut self, stop: Stop) {
         let mut interval = tokio::time::interval(INTERVAL);
         let mut told = None;
         loop {
             tokio::select! {
-                () = stop.cancelled() => break,
+                () = stop.drain.cancelled() => break,
+                () = stop.end.cancelled() => break,
                 _ = interval.tick() => {}
             }
-            let ready = self.service.is_ready();
+            let ready = self.service.readiness().is_ready();
             if told.replace(ready) != Some(ready) {
                 self.tell(ready).await;
             }
         }
         self.tell(false).await;
+        stop.end.cancelled().await;
+        for name in SERVICES {
+            self.reporter.clear_service_status(name).await;
+        }
     }
 
     async fn tell(&self, ready: bool) {

@@ -23,7 +23,6 @@ use std::{
 
 use hyper::{Request, Response, body::Incoming};
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 use tonic::{Status, body::Body, codegen::Service as _, service::Routes};
 
 use self::{
@@ -35,7 +34,7 @@ use crate::{
     auth::{Door, Gate},
     config::records::GrpcConfig,
     error::Error,
-    listen::{self, Bounds, Handler, Versions},
+    listen::{self, Bounds, Handler, Stop, Versions},
     metrics::Connection,
     service::Service,
     wire::v1::inference_service_server::InferenceServiceServer,
@@ -48,14 +47,14 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// Start of the paths of both versions of reflection.
 const REFLECTION: &str = "/grpc.reflection.";
 
-/// Serves until `stop`, then takes no new connection and finishes what runs. Run it with
+/// Serves until `stop` ends it, then takes no new connection and finishes what runs. Run it with
 /// `spawn_local` on each front thread, with a clone of one listening socket.
 pub async fn serve(
     listener: TcpListener,
     service: Arc<Service>,
     gate: Arc<Gate>,
     config: GrpcConfig,
-    stop: CancellationToken,
+    stop: Stop,
 ) {
     let bounds = Bounds {
         versions: Versions::Http2,

@@ -30,7 +30,6 @@ use std::{
 
 use hyper::{Request, Response, body::Incoming, header::HeaderValue};
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 
 pub use self::log::EventLog;
 use self::{
@@ -41,7 +40,7 @@ use self::{
 use crate::{
     auth::{Door, Gate},
     config::records::HttpConfig,
-    listen::{self, Bounds, Handler, Versions},
+    listen::{self, Bounds, Handler, Stop, Versions},
     metrics::Connection,
     service::Service,
 };
@@ -51,14 +50,14 @@ const HEAD_TIMEOUT_MAX: Duration = Duration::from_secs(10);
 /// Concurrent requests of one HTTP/2 connection.
 const STREAMS_MAX: u32 = 1_000;
 
-/// Serves until `stop`, then takes no new connection and finishes what runs. Run it with
+/// Serves until `stop` ends it, then takes no new connection and finishes what runs. Run it with
 /// `spawn_local` on each front thread, with a clone of one listening socket.
 pub async fn serve(
     listener: TcpListener,
     service: Arc<Service>,
     gate: Arc<Gate>,
     config: HttpConfig,
-    stop: CancellationToken,
+    stop: Stop,
 ) {
     let bounds = Bounds {
         versions: Versions::Both,

@@ -125,15 +125,13 @@ pub(super) fn health() -> Response<Body> {
     json(&Flag { status: "ok" })
 }
 
-/// `/ready`: a request would find a worker.
+/// `/ready`: a request would be answered.
 pub(super) fn ready(app: &App) -> Response<Body> {
-    if app.service.is_ready() {
-        return json(&Flag { status: "ready" });
+    let readiness = app.service.readiness();
+    let mut response = json(&readiness);
+    if !readiness.is_ready() {
+        *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
     }
-    let mut response = json(&Flag {
-        status: "no_worker",
-    });
-    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
     response
 }
 

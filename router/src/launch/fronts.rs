@@ -21,6 +21,7 @@ use crate::{
     auth::Gate,
     config::records::{GrpcConfig, HttpConfig},
     dispatch::Dispatch,
+    drain::Stop,
     grpc, http,
     service::Service,
     workers::{self, Attachments},
@@ -29,12 +30,8 @@ use crate::{
 /// Front threads that are chosen without being asked: one carries some 100,000 tokens a second.
 const THREADS_DEFAULT_MAX: usize = 4;
 
-/// Time for front threads to end once they were told to; a slow client may hold its connection
-/// longer.
-const JOIN_TIMEOUT: Duration = Duration::from_secs(3);
-
 /// How often the wait for front threads looks again.
-const JOIN_POLL: Duration = Duration::from_millis(5);
+const END_POLL: Duration = Duration::from_millis(5);
 
 /// Threads for a setting of `threads`: 0 leaves a core to the brain.
 pub(super) fn count(threads: usize) -> usize {
@@ -56,11 +53,11 @@ pub(super) struct Served {
     pub(super) grpc: GrpcConfig,
 }
 
-/// The two ends of a front thread's work.
+/// How a front thread's work ends.
 #[derive(Clone, Debug, Default)]
 pub(super) struct FrontStop {
-    /// No new connections and requests; running requests go on.
-    pub(super) requests: CancellationToken,
+    /// Clients: first drained, then ended.
+    pub(super) clients: Stop,
     /// Worker streams end.
     pub(super) workers: CancellationToken,
 }
@@ -97,7 +94,7 @@ impl Fronts {
         for index in 0..count {
             let started = fronts.start_one(index, &listeners, served, &report);
             if let Err(error) = started {
-                fronts.join();
+                fronts.tell();
                 return Err(Failure::new(format!(
                     "cannot start front thread {index}: {error}"
                 )));
@@ -143,20 +140,27 @@ impl Fronts {
         match self.failed.recv().await {
             Some(problem) => problem,
             // All threads are gone: only a panic does that before the stop.
-            None if !self.stop.requests.is_cancelled() => "all front threads ended".to_owned(),
+            None if !self.stop.clients.end.is_cancelled() => "all front threads ended".to_owned(),
             None => std::future::pending().await,
         }
     }
 
-    /// Ends the threads and waits for them, for a bounded time.
-    pub(super) fn join(self) {
-        self.stop.requests.cancel();
+    /// Tells all threads to end.
+    fn tell(&self) {
+        self.stop.clients.end.cancel();
         self.stop.workers.cancel();
-        let deadline = Instant::now() + JOIN_TIMEOUT;
-        for thread in self.threads {
-            while !thread.is_finished() && Instant::now() < deadline {
-                thread::sleep(JOIN_POLL);
-            }
+    }
+
+    /// Ends the threads and waits for them at most `limit`: a slow client may take longer to read
+    /// the end of its answer.
+    pub(super) async fn end(&mut self, limit: Duration) {
+        self.tell();
+        let deadline = Instant::now() + limit;
+        while Instant::now() < deadline && !self.threads.iter().all(thread::JoinHandle::is_finished)
+        {
+            tokio::time::sleep(END_POLL).await;
+        }
+        for thread in self.threads.drain(..) {
             if !thread.is_finished() {
                 tracing::warn!("a front thread did not end in time; its connections are dropped");
             } else if thread.join().is_err() {
@@ -177,20 +181,20 @@ async fn serve(
     let streams = spawn_local(served.dispatch.front(index));
     let listen = |socket| tokio::net::TcpListener::from_std(socket).map_err(|e| e.to_string());
     let service = served.service;
-    let stop_requests = stop.requests.clone();
+    let clients = stop.clients;
     let http = http::serve(
         listen(sockets.http)?,
         Arc::clone(&service),
         Arc::clone(&served.gate),
         served.http,
-        stop_requests.clone(),
+        clients.clone(),
     );
     let grpc = grpc::serve(
         listen(sockets.grpc)?,
         service,
         served.gate,
         served.grpc,
-        stop_requests,
+        clients,
     );
     let workers = workers::serve(listen(sockets.workers)?, served.attachments, stop.workers);
     let served = async {

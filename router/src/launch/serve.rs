@@ -28,6 +28,9 @@ use crate::{
     workers::{AttachConfig, Attachments},
 };
 
+/// Time for the scheduler to end; it does so at once unless a front thread hangs.
+const BRAIN_END_LIMIT: Duration = Duration::from_millis(300);
+
 /// Runs until a signal or a failure; returns the exit code.
 pub(super) fn run(launch: &Launch, plan: &ServePlan) -> Result<i32, Failure> {
     let started = Instant::now();
@@ -88,11 +91,10 @@ pub(super) fn run(launch: &Launch, plan: &ServePlan) -> Result<i32, Failure> {
         };
         let outcome = LocalSet::new().block_on(&runtime, watch.run(admin, &listeners.admin));
         dispatch.shutdown();
-        fronts.join();
         outcome
     });
     dispatch.shutdown();
-    let outcome = brain.join().map_err(Failure::new).and(outcome);
+    let outcome = (brain.join_within(BRAIN_END_LIMIT).map_err(Failure::new)).and(outcome);
     trace::shutdown();
     outcome
 }

@@ -18,13 +18,19 @@ use crate::{
     cluster::embedded::{GivenUp, Supervisor, SupervisorConfig},
     config::{Scope, Settings},
     dispatch::Dispatch,
-    drain::{self, Drained, Signals},
+    drain::{self, Drained, Signals, Stop},
     metrics::Metrics,
     status::FleetStatus,
 };
 
 /// How often start-up asks who has attached.
 const ATTACH_POLL: Duration = Duration::from_millis(10);
+
+/// Time for clients to read the end of their answers once the last has been made.
+const FLUSH_LIMIT: Duration = Duration::from_secs(3);
+
+/// Time for everything to end after a second signal.
+const AT_ONCE_LIMIT: Duration = Duration::from_millis(500);
 
 /// How often start-up says whom it waits for.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
@@ -77,12 +83,8 @@ impl Watch<'_> {
         let failed = |error: std::io::Error| Failure::new(format!("cannot start: {error}"));
         let signals = Signals::install().map_err(failed)?;
         let listener = tokio::net::TcpListener::from_std(listener.another().map_err(failed)?);
-        let stop_admin = CancellationToken::new();
-        let pages = admin::serve(
-            listener.map_err(failed)?,
-            Arc::new(admin),
-            stop_admin.clone(),
-        );
+        // The pages show the drain, and end with the process.
+        let pages = admin::serve(listener.map_err(failed)?, Arc::new(admin), Stop::default());
         let pages = tokio::task::spawn_local(pages);
         let stats = tokio::spawn(site.dispatch.clone().log_stats(metrics.clone()));
         let supervisor = supervisor.map(|config| {
@@ -96,18 +98,18 @@ impl Watch<'_> {
             supervisor,
         };
         let outcome = site.live(&mut watched).await;
-        if outcome != Ok(console::OK) {
-            // Requests that still run get their error now, not when their worker has gone.
-            site.dispatch.shutdown();
-        }
+        // Requests that still run get their error now, not when their worker has gone.
+        site.dispatch.shutdown();
         let at_once = CancellationToken::new();
         if outcome == Ok(console::INTERRUPTED) {
             at_once.cancel();
         }
-        stop_workers(&mut watched, &at_once).await;
-        stop_admin.cancel();
+        take_down(&mut watched, &at_once).await;
         stats.abort();
         pages.abort();
+        if at_once.is_cancelled() && outcome == Ok(console::OK) {
+            return Ok(console::INTERRUPTED);
+        }
         outcome
     }
 }
@@ -128,7 +130,7 @@ impl Site<'_> {
         let end = self.attend(watched).await;
         drop(ready_file);
         self.dispatch.drain();
-        watched.fronts.stop.requests.cancel();
+        watched.fronts.stop.clients.drain.cancel();
         match end {
             End::Failure(failure) => Err(failure),
             End::Signal(name) => Ok(self.drain(name, watched).await),
@@ -232,14 +234,15 @@ impl Site<'_> {
             ));
         }
         let signals = &mut watched.signals;
-        match drain::wait(|| self.dispatch.active(), limit, signals.next()).await {
+        match drain::wait(|| self.dispatch.active(), limit, signals.end()).await {
             Drained::Complete => console::OK,
             Drained::TimedOut(left) => {
                 console::note(&format!(
-                    "{left} requests cut off after {} s",
+                    "{left} requests get an error, they did not end within {} s \
+                     (limits.drain_timeout_ms)",
                     limit.as_secs_f64()
                 ));
-                console::FAILED
+                console::OK
             }
             Drained::Interrupted(left) => {
                 console::note(&format!("stopping at once, {left} requests cut off"));
@@ -269,7 +272,7 @@ impl Watched<'_> {
                 }
             };
             tokio::select! {
-                name = self.signals.next() => return End::Signal(name),
+                name = self.signals.end() => return End::Signal(name),
                 () = self.dispatch.stopped() => {
                     return End::Failure(Failure::new("the scheduler has stopped"));
                 }
@@ -340,17 +343,31 @@ fn fix(cause: &str) -> &'static str {
     )
 }
 
-/// Ends local workers, `at_once` or in order; a signal meanwhile makes it at once.
-async fn stop_workers(watched: &mut Watched<'_>, at_once: &CancellationToken) {
-    let Some(supervisor) = watched.supervisor.take() else {
-        return;
-    };
-    let stop = supervisor.stop(at_once);
-    tokio::pin!(stop);
-    loop {
-        tokio::select! {
-            () = &mut stop => return,
-            _ = watched.signals.next() => at_once.cancel(),
+/// Ends fronts and local workers, in order or `at_once`; a signal meanwhile makes it at once.
+async fn take_down(watched: &mut Watched<'_>, at_once: &CancellationToken) {
+    let Watched {
+        fronts,
+        supervisor,
+        signals,
+        ..
+    } = watched;
+    let in_order = async {
+        fronts.stop.clients.end.cancel();
+        // Before their streams end: they would dial again.
+        if let Some(supervisor) = supervisor.take() {
+            supervisor.stop(at_once).await;
         }
+        // What ran has its end; its clients are given time to read it.
+        fronts.end(FLUSH_LIMIT).await;
+    };
+    tokio::pin!(in_order);
+    tokio::select! {
+        biased;
+        () = at_once.cancelled() => {}
+        _ = signals.end() => at_once.cancel(),
+        () = &mut in_order => return,
+    }
+    if tokio::time::timeout(AT_ONCE_LIMIT, in_order).await.is_err() {
+        tracing::warn!("not everything ended within {AT_ONCE_LIMIT:?}; it ends with the process");
     }
 }

@@ -14,6 +14,7 @@ mod stall;
 mod stream;
 
 use std::{
+    cell::Cell,
     convert::Infallible,
     error,
     future::{Future, poll_fn},
@@ -25,7 +26,7 @@ use std::{
 
 use bytes::Bytes;
 use hyper::{
-    Request, Response,
+    Request, Response, Version,
     body::{Body, Incoming},
     service::service_fn,
 };
@@ -103,6 +104,17 @@ pub(crate) struct Bounds {
     pub(crate) stall_timeout: Duration,
 }
 
+/// How a port ends. Each half is told once.
+#[derive(Clone, Debug, Default)]
+pub struct Stop {
+    /// New requests get an error from their handler; clients are told to go elsewhere: GOAWAY, and
+    /// `connection: close` with every answer. The port stays open, so that those who come
+    /// nevertheless are told, too.
+    pub drain: CancellationToken,
+    /// The port closes, and every connection as soon as its answers are out.
+    pub end: CancellationToken,
+}
+
 /// Answers requests.
 pub(crate) trait Handler: Clone + 'static {
     /// Body of an answer.
@@ -141,7 +153,7 @@ pub(crate) async fn serve(
     listener: TcpListener,
     bounds: Bounds,
     handler: impl Handler,
-    stop: CancellationToken,
+    stop: Stop,
 ) {
     let streams = Rc::new(Streams::default());
     let builder = Rc::new(builder(bounds, Rc::clone(&streams)));
@@ -150,7 +162,7 @@ pub(crate) async fn serve(
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         let accepted = tokio::select! {
-            () = stop.cancelled() => break,
+            () = stop.end.cancelled() => break,
             _ = tick.tick() => {
                 look_after(&handler, &streams, bounds);
                 continue;
@@ -225,7 +237,7 @@ async fn connection(
     bounds: Bounds,
     builder: Rc<auto::Builder<LocalExecutor>>,
     handler: impl Handler,
-    stop: CancellationToken,
+    stop: Stop,
 ) {
     // Tokens are small writes that must leave at once.
     if let Err(error) = stream.set_nodelay(true) {
@@ -233,7 +245,7 @@ async fn connection(
         return;
     }
     let greeting = tokio::select! {
-        () = stop.cancelled() => None,
+        () = stop.end.cancelled() => None,
         greeting = greeting::arrives(&stream, bounds.head_timeout) => greeting,
     };
     let Some(greeting) = greeting else { return };
@@ -242,13 +254,30 @@ async fn connection(
     }
     let inspected = Inspected::new(stream, greeting, bounds.head_timeout);
     let io = StallGuard::new(TokioIo::new(inspected), bounds.stall_timeout);
-    let service = service_fn(move |request| answer(handler.clone(), request));
+    let was_late = stop.drain.is_cancelled();
+    let answered = Rc::new(Cell::new(false));
+    let service = service_fn({
+        let (drain, answered) = (stop.drain.clone(), Rc::clone(&answered));
+        move |request| {
+            answer(
+                handler.clone(),
+                request,
+                drain.clone(),
+                Rc::clone(&answered),
+            )
+        }
+    });
     let mut connection = pin!(builder.serve_connection(io, service));
-    let mut stopped = pin!(stop.cancelled_owned());
+    let mut ending = pin!(stop.end.cancelled_owned());
+    let mut draining = pin!(stop.drain.cancelled_owned());
     let mut age = pin!(tokio::time::sleep(spread(bounds.age_max)));
-    let (mut told, mut old) = (false, false);
+    let (mut told, mut old, mut drains) = (false, false, false);
     let ended = poll_fn(|cx| {
-        let is_stopping = !told && stopped.as_mut().poll(cx).is_ready();
+        let is_ending = !told && ending.as_mut().poll(cx).is_ready();
+        drains = drains || draining.as_mut().poll(cx).is_ready();
+        // HTTP/1.1 is told with its next answer: its idle connection may carry a request just now.
+        // One that came late hears its first answer, too.
+        let is_draining = drains && greeting == Greeting::Http2 && (!was_late || answered.get());
         let is_old = !old && age.as_mut().poll(cx).is_ready();
         if is_old {
             // From now on it is the time that is given to what runs.
@@ -257,7 +286,7 @@ async fn connection(
         } else if old && age.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Ok(()));
         }
-        if !told && (is_stopping || is_old) {
+        if !told && (is_ending || is_draining || is_old) {
             told = true;
             connection.as_mut().graceful_shutdown();
         }
@@ -272,12 +301,16 @@ async fn connection(
 async fn answer<H: Handler>(
     handler: H,
     request: Request<Incoming>,
+    drain: CancellationToken,
+    answered: Rc<Cell<bool>>,
 ) -> Result<Response<Told<H::Body>>, Infallible> {
-    let is_last = http1::closes(request.version(), request.headers());
+    let version = request.version();
+    let is_last = http1::closes(version, request.headers());
     let mut response = handler.answer(request).await;
-    if is_last {
+    if is_last || (version < Version::HTTP_2 && drain.is_cancelled()) {
         http1::close(response.headers_mut());
     }
+    answered.set(true);
     Ok(response.map(Told::new))
 }
 

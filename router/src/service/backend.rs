@@ -6,7 +6,7 @@ use std::{fmt, future::Future, pin::Pin};
 use crate::{
     dispatch::{Dispatch, Submission},
     error::Error,
-    status::FleetStatus,
+    status::{FleetStatus, Readiness},
 };
 
 /// A running request; dropping it before the answer is complete cancels it.
@@ -20,6 +20,15 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// Whether a worker is attached that takes requests.
     fn is_ready(&self) -> bool;
 
+    /// Whether it would be answered as well.
+    fn readiness(&self) -> Readiness {
+        if self.is_ready() {
+            Readiness::ready()
+        } else {
+            Readiness::missing("no_worker", "no worker takes requests")
+        }
+    }
+
     /// A snapshot of the fleet.
     fn status(&self) -> Pin<Box<dyn Future<Output = FleetStatus> + Send + '_>>;
 }
@@ -31,6 +40,10 @@ impl Backend for Dispatch {
 
     fn is_ready(&self) -> bool {
         Self::is_ready(self)
+    }
+
+    fn readiness(&self) -> Readiness {
+        Self::readiness(self)
     }
 
     fn status(&self) -> Pin<Box<dyn Future<Output = FleetStatus> + Send + '_>> {

@@ -46,7 +46,7 @@ use crate::{
     config::records::LimitsConfig,
     error::{Error, Reason},
     metrics::Metrics,
-    status::FleetStatus,
+    status::{FleetStatus, Readiness},
     tokens::ServedModel,
     trace::{self, TraceContext, TraceParent},
     validate::{Prompt, Spec},
@@ -202,6 +202,11 @@ impl Service {
     /// Whether a request would find a worker.
     pub fn is_ready(&self) -> bool {
         self.backend.is_ready()
+    }
+
+    /// Whether it would be answered as well.
+    pub fn readiness(&self) -> Readiness {
+        self.backend.readiness()
     }
 
     /// A snapshot of the fleet.

@@ -8,6 +8,7 @@ use std::{
 
 use dopd_router::{
     config::records::{HttpConfig, LimitsConfig},
+    drain::Stop,
     streams::sink::FinishReason,
 };
 use tokio::{
@@ -15,7 +16,6 @@ use tokio::{
     net::{TcpListener, TcpStream},
     task::LocalSet,
 };
-use tokio_util::sync::CancellationToken;
 
 use crate::{
     client::{ask, open},
@@ -74,7 +74,7 @@ fn a_stop_finishes_what_runs_and_takes_nothing_new() {
     LocalSet::new().block_on(&runtime, async {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address: SocketAddr = listener.local_addr().unwrap();
-        let stop = CancellationToken::new();
+        let stop = Stop::default();
         let service = service(fake.clone(), LimitsConfig::default());
         let config = HttpConfig::default();
         let server =
@@ -82,7 +82,7 @@ fn a_stop_finishes_what_runs_and_takes_nothing_new() {
         let server = tokio::task::spawn_local(server);
         let idle = TcpStream::connect(address).await.unwrap();
         let (running, _) = open(address, STREAM, "\"text\":\"a\"").await;
-        stop.cancel();
+        stop.end.cancel();
         assert_eq!(rest(idle).await, "", "an idle connection is closed");
         assert!(TcpStream::connect(address).await.is_err());
         assert!(!server.is_finished());

@@ -17,22 +17,22 @@ use crate::{
     grpc,
 };
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
+pub(crate) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub(crate) const DATA: u8 = 0;
+pub(crate) const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
-const GOAWAY: u8 = 7;
+pub(crate) const GOAWAY: u8 = 7;
 const CONTINUATION: u8 = 9;
-const END_STREAM: u8 = 1;
+pub(crate) const END_STREAM: u8 = 1;
 const ACK: u8 = 1;
-const END_HEADERS: u8 = 4;
+pub(crate) const END_HEADERS: u8 = 4;
 
 /// Longest wait for what must come.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub(crate) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     let mut frame = length[1..].to_vec();
     frame.extend([kind, flags]);
@@ -54,7 +54,7 @@ fn block(fields: &[(&str, &str)]) -> Vec<u8> {
     out
 }
 
-fn head(method: &str, path: &str) -> Vec<u8> {
+pub(crate) fn head(method: &str, path: &str) -> Vec<u8> {
     block(&[
         (":method", method),
         (":scheme", "http"),
@@ -65,7 +65,7 @@ fn head(method: &str, path: &str) -> Vec<u8> {
 }
 
 /// A connection that has greeted, with `settings`.
-async fn greet(address: SocketAddr, settings: &[u8]) -> TcpStream {
+pub(crate) async fn greet(address: SocketAddr, settings: &[u8]) -> TcpStream {
     let mut stream = TcpStream::connect(address).await.unwrap();
     stream.write_all(PREFACE).await.unwrap();
     let settings = frame(SETTINGS, 0, 0, settings);
@@ -74,7 +74,7 @@ async fn greet(address: SocketAddr, settings: &[u8]) -> TcpStream {
 }
 
 /// The next frame: kind, flags, stream, payload. `None`: the server closed.
-async fn next(stream: &mut TcpStream) -> Option<(u8, u8, u32, Vec<u8>)> {
+pub(crate) async fn next(stream: &mut TcpStream) -> Option<(u8, u8, u32, Vec<u8>)> {
     let mut head = [0; 9];
     stream.read_exact(&mut head).await.ok()?;
     let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;

@@ -14,6 +14,7 @@ use dopd_router::{
     auth::Gate,
     config::records::{HttpConfig, LimitsConfig, ModelConfig},
     dispatch::Submission,
+    drain::Stop,
     error::Error,
     metrics::Metrics,
     service::{Backend, Running, Service},
@@ -24,7 +25,6 @@ use dopd_router::{
 };
 use parking_lot::Mutex;
 use tokio::{net::TcpListener, sync::Semaphore, task::LocalSet};
-use tokio_util::sync::CancellationToken;
 
 /// One thing that happens to every choice of a request.
 #[derive(Clone, Debug)]
@@ -252,13 +252,13 @@ pub(crate) fn with_gate<F: Future<Output = ()>>(
     LocalSet::new().block_on(&runtime, async {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let stop = CancellationToken::new();
+        let stop = Stop::default();
         let service = service(fake, limits);
         let server =
             dopd_router::http::serve(listener, service, Arc::new(gate), config, stop.clone());
         let server = tokio::task::spawn_local(server);
         test(address).await;
-        stop.cancel();
+        stop.end.cancel();
         server.await.unwrap();
     });
 }

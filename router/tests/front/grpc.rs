@@ -10,6 +10,7 @@ use std::{
 use dopd_router::{
     auth::Gate,
     config::records::{GrpcConfig, LimitsConfig},
+    drain::Stop,
     error::{Error, Reason},
     streams::sink::{FinishReason, TokenLogprobs},
     wire::v1::{
@@ -19,7 +20,6 @@ use dopd_router::{
     },
 };
 use tokio::{net::TcpListener, task::LocalSet};
-use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Status, metadata::MetadataValue, transport::Channel};
 use tonic_types::StatusExt;
 
@@ -78,13 +78,13 @@ fn at<F: Future<Output = ()>>(
     LocalSet::new().block_on(&runtime, async {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let stop = CancellationToken::new();
+        let stop = Stop::default();
         let service = service(fake, limits);
         let gate = Arc::new(gate);
         let server = dopd_router::grpc::serve(listener, service, gate, config, stop.clone());
         let server = tokio::task::spawn_local(server);
         test(address).await;
-        stop.cancel();
+        stop.end.cancel();
         server.await.unwrap();
     });
 }

@@ -9,6 +9,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use dopd_router::{
     config::records::{GrpcConfig, HttpConfig, LimitsConfig},
+    drain::Stop,
     error::{Error, Reason},
     streams::sink::FinishReason,
     wire::v1::{
@@ -19,7 +20,6 @@ use dopd_router::{
 };
 use serde_json::Value;
 use tokio::{net::TcpListener, task::LocalSet};
-use tokio_util::sync::CancellationToken;
 use tonic::{Status, transport::Channel};
 
 use crate::{
@@ -286,7 +286,7 @@ fn compare(fake: &Fake, limits: LimitsConfig) -> usize {
         .unwrap();
     LocalSet::new().block_on(&runtime, async {
         let service = service(fake.clone(), limits);
-        let stop = CancellationToken::new();
+        let stop = Stop::default();
         let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let grpc = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = http.local_addr().unwrap();
@@ -311,7 +311,7 @@ fn compare(fake: &Fake, limits: LimitsConfig) -> usize {
             assert_eq!(http, grpc, "{path} {row}");
             refused += usize::from(matches!(http, Outcome::Refusal(..)));
         }
-        stop.cancel();
+        stop.end.cancel();
         drop(channel);
         for front in fronts {
             front.await.unwrap();

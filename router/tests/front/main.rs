@@ -10,6 +10,7 @@ mod client;
 mod connections;
 mod connections_http2;
 mod cors;
+mod drain;
 mod fake;
 mod framing;
 mod grpc;
