@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import random
+import socket
 import threading
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
+from typing import Any
 
 from dopd.errors import LinkError
 from dopd.kv.bytes_pool import BytesPool
-from dopd.transfer.base import Link, LinkIdentity, Transport
-from dopd.transfer.fake import FakeNetwork
+from dopd.transfer import frames
+from dopd.transfer.base import PROTOCOL, Link, LinkIdentity
+from dopd.transfer.fake import FakeNetwork, FakeTransport
+from dopd.transfer.pairing import Transports
+from dopd.transfer.shm import ShmTransport, abstract
+from dopd.transfer.stream import StreamTransport
 from dopd.transfer.tcp import TcpTransport
-from dopd.types import Endpoint, LinkEnd, Peer
+from dopd.types import LinkEnd, LinkHello, LinkMessage, Peer
 
 WAIT_S = 30.0
 TOKEN = "join-token"
 LAYOUT = 0x1234
+HELLO = LinkHello(PROTOCOL, "stranger", 77, LAYOUT, TOKEN)
 
 
 class Recorder:
@@ -75,34 +82,46 @@ class Recorder:
         self._note("end", end.nonce, end.ok)
 
 
+def open_stream(kind: str, identity: LinkIdentity, events: Recorder) -> StreamTransport:
+    """One worker's transport over sockets, listening."""
+    if kind == "shm":
+        return ShmTransport(identity, events.pool, events)
+    return TcpTransport("127.0.0.1", identity, events.pool, events)
+
+
 class Pair(AbstractContextManager["Pair"]):
-    """A source and a destination, connected. `settle` waits until a condition holds."""
+    """A source and a destination that can be joined over `kind`.
+
+    `streams` are their transports over sockets. `settle` waits until a condition holds.
+    """
 
     def __init__(self, kind: str, num_pages: int = 256, page_bytes: int = 4096) -> None:
         self.source = Recorder(BytesPool(num_pages, page_bytes))
         self.destination = Recorder(BytesPool(num_pages, page_bytes))
         self.network = FakeNetwork() if kind == "fake" else None
         self.random = random.Random(kind)
-        self.transports: list[Transport] = [
+        self.kind = kind
+        self.streams: list[StreamTransport] = []
+        self.transports: list[Transports | FakeTransport] = [
             self._transport("source", 1, self.source),
             self._transport("destination", 2, self.destination),
         ]
         for page in range(num_pages):
             self.source.pool.page(page)[:] = bytes([page % 251 + 1]) * page_bytes
 
-    def _transport(self, name: str, incarnation: int, events: Recorder) -> Transport:
+    def _transport(self, name: str, incarnation: int, events: Recorder) -> Any:
         identity = LinkIdentity(name, incarnation, LAYOUT, TOKEN)
         if self.network is not None:
             return self.network.transport(identity, events.pool, events)
-        transport = TcpTransport("127.0.0.1", identity, events.pool, events)
-        transport.start()
-        return transport
+        self.streams.append(open_stream(self.kind, identity, events))
+        transports = Transports(self.streams[-1:], events)
+        transports.start()
+        return transports
 
     @property
     def peer(self) -> Peer:
         """The destination, as a grant names it."""
-        transport = self.transports[1]
-        return Peer("destination", 2, (Endpoint(transport.name, transport.address),))
+        return Peer("destination", 2, self.transports[1].endpoints)
 
     def connect(self) -> Link:
         """A link from source to destination; the source's end of it."""
@@ -131,3 +150,35 @@ class Pair(AbstractContextManager["Pair"]):
             recorder.wanted = False
         for transport in self.transports:
             transport.close()
+
+
+@contextmanager
+def stranger(pair: Pair) -> Iterator[socket.socket]:
+    """A bare socket to the destination."""
+    address = pair.streams[1].endpoint.address
+    if pair.kind == "shm":
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+            sock.settimeout(10)
+            sock.connect(abstract(address))
+            yield sock
+        return
+    host, port = address.split(":")
+    with socket.create_connection((host, int(port)), timeout=10) as sock:
+        yield sock
+
+
+def shake(pair: Pair, sock: socket.socket, hello: LinkMessage) -> LinkMessage:
+    """A stranger's handshake, over shm with the source's pool."""
+    own = [pair.source.pool.descriptor] if pair.kind == "shm" else []
+    frames.send_frame(sock, hello, [], own)
+    return frames.receive_handshake(sock, 10)
+
+
+def is_closed(sock: socket.socket) -> bool:
+    """Whether the other side closed it; ours to wait for, at most the socket's time limit."""
+    try:
+        while sock.recv(65536):
+            pass
+    except ConnectionError:
+        pass
+    return True

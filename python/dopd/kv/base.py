@@ -6,10 +6,15 @@ from typing import Protocol
 
 
 class PagePool(Protocol):
-    """The KV memory of one worker."""
+    """The KV memory of one worker.
+
+    descriptor: the sealed memory file that is the pages, one after another, and nothing else
+    (`kv/memory.py`); None: other processes cannot read them.
+    """
 
     num_pages: int
     page_bytes: int
+    descriptor: int | None
 
     def page(self, index: int) -> memoryview:
         """Writable bytes of one page (all layers), length page_bytes; valid as long as the pool.

@@ -1,6 +1,8 @@
-"""A page pool in ordinary memory: KV of the mock engine and of tests. Imports no torch."""
+"""A page pool of plain bytes: KV of the mock engine and of tests. Imports no torch."""
 
 from __future__ import annotations
+
+from dopd.kv.memory import PoolMemory
 
 
 class BytesPool:
@@ -9,10 +11,13 @@ class BytesPool:
     def __init__(self, num_pages: int, page_bytes: int) -> None:
         self.num_pages = num_pages
         self.page_bytes = page_bytes
-        self.memory = memoryview(bytearray(num_pages * page_bytes))
+        self._memory = PoolMemory(num_pages * page_bytes)
+        self.descriptor = self._memory.descriptor
+        self.memory = memoryview(self._memory.buffer)
 
     def page(self, index: int) -> memoryview:
-        """Writable bytes of one page; see `dopd.engine.base.PagePool`."""
-        assert 0 <= index < self.num_pages, f"page {index} of {self.num_pages}"
+        """Writable bytes of one page; see `dopd.kv.base.PagePool`."""
+        if not 0 <= index < self.num_pages:
+            raise IndexError(f"page {index} is outside the pool of {self.num_pages}")
         start = index * self.page_bytes
         return self.memory[start : start + self.page_bytes]

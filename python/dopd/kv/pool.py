@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import math
 import os
-from mmap import mmap
 
 import torch
 
 from dopd.errors import ConfigError, DopdError
 from dopd.kv.layout import pages_for
+from dopd.kv.memory import PoolMemory
 from dopd.kv.size import parse_memory
 
 DEFAULT_CPU_MEMORY = 512 << 20
@@ -42,13 +42,15 @@ class KvPool:
         self.num_pages = num_pages
         self.page_size = page_size
         self.page_bytes = math.prod(full[1:]) * dtype.itemsize
+        self.descriptor: int | None = None
         self._bytes: memoryview | None = None
         if device.type == "cpu":
             # The system gives zeroed memory page by page as it is first touched, which makes a
             # large pool free until it is used; torch.zeros would write all of it now.
-            memory = mmap(-1, num_pages * self.page_bytes)
-            self._bytes = memoryview(memory)
-            self.tensor = torch.frombuffer(memory, dtype=dtype).view(full)
+            self._memory = PoolMemory(num_pages * self.page_bytes)
+            self.descriptor = self._memory.descriptor
+            self._bytes = memoryview(self._memory.buffer)
+            self.tensor = torch.frombuffer(self._memory.buffer, dtype=dtype).view(full)
         else:
             self.tensor = torch.zeros(full, dtype=dtype, device=device)
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from dopd.types import LinkEnd, Peer
+from dopd.types import Endpoint, LinkEnd, Peer
 
 PROTOCOL = 1
 """Version of the frames; both ends must have the same."""
@@ -111,10 +111,12 @@ class LinkEvents(Protocol):
 
 
 class Transport(Protocol):
-    """All links of one worker by one means."""
+    """All links of one worker."""
 
-    name: str
-    address: str
+    @property
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """Where others dial us, best way first."""
+        ...
 
     def dial(self, peer: Peer) -> None:
         """See to a link to this peer, with back-off, as long as it is wanted. Returns at once."""

@@ -16,7 +16,7 @@ from functools import partial
 from dopd.errors import LinkError
 from dopd.kv.base import PagePool
 from dopd.transfer.base import START_BYTES_PER_S, LinkEvents, LinkIdentity
-from dopd.types import LinkEnd, Peer
+from dopd.types import Endpoint, LinkEnd, Peer
 
 _ids = itertools.count(1)
 
@@ -121,7 +121,7 @@ class FakeTransport:
         pool: PagePool,
         events: LinkEvents,
     ) -> None:
-        self.address = address
+        self.endpoints = (Endpoint(self.name, address),)
         self.identity = identity
         self.pool = pool
         self.events = events

@@ -123,6 +123,7 @@ def parser() -> argparse.ArgumentParser:
     add("--served-model-name", help="name that clients use (default: the model's own)")
     add("--data-host", metavar="HOST", help="address to receive KV on (default: 127.0.0.1)")
     add("--data-advertise", metavar="HOST:PORT", help="address that peers are told (default: own)")
+    add("--transports", metavar="LIST", help="ways to move KV, best first (default: shm,tcp)")
     add("--dtype", help="auto, float32, bfloat16 or float16 (default: auto)")
     add("--kv-memory", metavar="SIZE", help="memory for KV pages, as 512MiB (default: by device)")
     add("--max-model-len", type=int, metavar="TOKENS", help="prompt plus answer at most")

@@ -20,13 +20,14 @@ from dopd.sched.limits import SeatLimits
 from dopd.sched.pages import PageAllocator
 from dopd.sched.seats import Seats
 from dopd.transfer.base import LinkIdentity
-from dopd.transfer.tcp import TcpTransport
+from dopd.transfer.pairing import Transports
 from dopd.types import Grant, Role, WorkerFacts
 from dopd.worker.attach import Attach
 from dopd.worker.config import WorkerConfig
 from dopd.worker.desk import Desk
 from dopd.worker.loop import StepLoop
 from dopd.worker.progress import Progress
+from dopd.worker.transports import open_transports
 
 if TYPE_CHECKING:
     from dopd.worker.spans import Spans
@@ -40,7 +41,7 @@ class Worker:
 
     desk: Desk
     loop: StepLoop
-    transport: TcpTransport
+    transport: Transports
     attach: Attach
 
 
@@ -119,7 +120,7 @@ def make_desk(
 
 
 def make_worker(config: WorkerConfig, engine: Engine) -> Worker:
-    """A worker around an engine. Raises ConfigError if the data host cannot be listened on."""
+    """A worker around an engine. Raises ConfigError if no transport can be opened."""
     incarnation = secrets.randbits(64)
     max_batch_tokens = config.batch_tokens(engine.device)
     # The address is known only when the transport listens, and the transport needs the desk.
@@ -133,13 +134,9 @@ def make_worker(config: WorkerConfig, engine: Engine) -> Worker:
     identity = LinkIdentity(
         config.name, incarnation, wire.layout_hash(engine.geometry), config.join_token
     )
-    try:
-        transport = TcpTransport(config.data_host, identity, engine.pool, desk.links)
-    except OSError as error:
-        raise ConfigError(f"data host {config.data_host}: cannot listen: {error}") from error
-    if config.data_advertise is not None:
-        transport.address = config.data_advertise
+    transport = open_transports(config, identity, engine.pool, desk.links)
     desk.links.set_transport(transport)
+    endpoints = transport.endpoints
     facts = WorkerFacts(
         worker=config.name,
         incarnation=incarnation,
@@ -152,8 +149,8 @@ def make_worker(config: WorkerConfig, engine: Engine) -> Worker:
         vocab_size=engine.vocab_size,
         model=engine.model,
         device=engine.device,
-        data_address=transport.address,
-        transports=(TcpTransport.name,),
+        data_address=next((e for e in endpoints if e.transport == "tcp"), endpoints[0]).address,
+        transports=tuple(endpoint.transport for endpoint in endpoints),
         pid=os.getpid(),
         timings_json=engine.timings_json,
         version=__version__,

@@ -13,6 +13,7 @@ from dopd.types import Role
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("text", "json")
+TRANSPORTS = ("shm", "tcp")
 # The link's join token travels in the clear.
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -30,6 +31,7 @@ class WorkerConfig:
     served_model_name: str | None = None
     data_host: str = "127.0.0.1"
     data_advertise: str | None = None
+    transports: str = ",".join(TRANSPORTS)
     dtype: str = "auto"
     kv_memory: str | None = None
     max_model_len: int | None = None
@@ -60,6 +62,11 @@ class WorkerConfig:
                 raise ConfigError(
                     f"{host_setting} is not loopback: there is no encryption between workers yet"
                 )
+        names = self.transport_names
+        if not set(names) <= set(TRANSPORTS) or len(set(names)) < len(names):
+            raise ConfigError(
+                f"transports {self.transports!r} is no list of {', '.join(TRANSPORTS)}, best first"
+            )
         self._check_numbers()
         if self.kv_memory is not None:
             parse_memory(self.kv_memory)
@@ -86,6 +93,11 @@ class WorkerConfig:
                 f"max_batch_tokens is {self.max_batch_tokens}, but every one of max_num_seqs "
                 f"({self.max_num_seqs}) sequences may need one in a step"
             )
+
+    @property
+    def transport_names(self) -> tuple[str, ...]:
+        """Ways to move pages to be opened, best first."""
+        return tuple(name.strip() for name in self.transports.split(","))
 
     def batch_tokens(self, device: str) -> int:
         """Token budget of a step: a GPU wants large chunks, a CPU stalls everyone with them."""

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dopd.sched import events as ev
 from dopd.sched.seats import Seats
 from dopd.transfer.base import Link, Transport
-from dopd.types import Endpoint, LinkEnd, Peer
+from dopd.types import LinkEnd, Peer
 
 
 class Links:
@@ -34,9 +34,9 @@ class Links:
         self._transport: Transport | None = None
 
     def set_transport(self, transport: Transport) -> None:
-        """Once, before the first command: grants name its address."""
+        """Once, before the first command: grants name its endpoints."""
         self._transport = transport
-        self._seats.set_endpoints((Endpoint(transport.name, transport.address),))
+        self._seats.set_endpoints(transport.endpoints)
 
     # From the desk, under its lock
 

@@ -49,7 +49,7 @@ def test_hello_says_what_the_worker_is() -> None:
         assert (hello.model, hello.vocab_size, hello.max_num_seqs) == ("mock", 258, 7)
         assert (hello.pages_total, hello.geometry.page_bytes) == (4096, 128)
         assert hello.version == "0.1.0"
-        assert list(hello.transports) == ["tcp"]
+        assert list(hello.transports) == ["shm", "tcp"]
         assert hello.data_address.startswith("127.0.0.1:")
 
 

@@ -1,17 +1,19 @@
-"""One TCP connection between two workers: a reader thread and a writer thread.
+"""One connection between two workers: a reader thread and a writer thread over a stream socket.
 
 The reader is the only one that lands bytes in the pool; when it is done, the link is synchronised
 (T4), and it is the reader who reports `link_down`. The writer sends a first-in-first-out queue, so
-that End is behind all writes (T1). Nobody else touches the socket, except to shut it.
+that End is behind all writes (T1). Nobody else touches the socket, except to shut it. How pages
+travel is each transport's own: `tcp.TcpLink`, `shm.ShmLink`.
 """
 
 from __future__ import annotations
 
+import abc
 import itertools
 import logging
+import os
 import socket
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 
@@ -19,7 +21,7 @@ from dopd.errors import DopdError, LinkError
 from dopd.kv.base import PagePool
 from dopd.transfer import frames
 from dopd.transfer.base import START_BYTES_PER_S, LinkEvents
-from dopd.types import LinkBegin, LinkEnd, LinkGo, LinkWrite
+from dopd.types import LinkBegin, LinkEnd, LinkGo, LinkPulled, LinkWrite
 
 log = logging.getLogger(__name__)
 
@@ -34,11 +36,11 @@ RATE_WEIGHT = 0.2
 
 _ids = itertools.count(1)
 
-Op = LinkBegin | LinkGo | LinkEnd | tuple[int, int, list[int]]
+Op = LinkBegin | LinkGo | LinkEnd | LinkPulled | tuple[int, int, list[int]]
 """A message, or a write: nonce, first, pages."""
 
 
-class TcpLink:
+class StreamLink(abc.ABC):
     """See `dopd.transfer.base.Link`. Started once, by `start`."""
 
     def __init__(
@@ -46,13 +48,17 @@ class TcpLink:
         sock: socket.socket,
         pool: PagePool,
         events: LinkEvents,
-        on_down: Callable[[TcpLink], None],
+        on_down: Callable[[StreamLink], None],
         label: str,
+        descriptors: list[int],
     ) -> None:
+        """descriptors: came with the handshake, and are closed with the socket."""
         self.id = next(_ids)
         self.bytes_per_s = START_BYTES_PER_S
         self.label = label
         self._sock = sock
+        self._descriptors = descriptors
+        self._read_into = frames.reader(sock)
         self._pool = pool
         self._events = events
         self._on_down = on_down
@@ -112,6 +118,24 @@ class TcpLink:
         """See `Link.synchronise`."""
         return self._synchronised.wait(timeout_s)
 
+    # What a transport does its own way
+
+    @abc.abstractmethod
+    def _write_pages(self, nonce: int, first: int, pages: list[int]) -> None:
+        """Writer thread: make our pages the peer's, at most `_frame_pages` of them."""
+
+    @abc.abstractmethod
+    def _land(self, write: LinkWrite, num_payload: int) -> None:
+        """Reader thread: a Write, whose payload is still to be read. Raises LinkError, OSError."""
+
+    def _pulled(self, message: LinkPulled) -> None:
+        """Reader thread: the peer has copied pages."""
+        raise LinkError("pages are sent on this link, nobody pulls them")
+
+    def _measure(self, num_bytes: int, seconds: float) -> None:
+        if num_bytes >= MEASURED_BYTES_MIN and seconds > 0:
+            self.bytes_per_s += RATE_WEIGHT * (num_bytes / seconds - self.bytes_per_s)
+
     def _put(self, op: Op) -> None:
         with self._changed:
             if self._is_shut:
@@ -126,6 +150,7 @@ class TcpLink:
     # Writer thread
 
     def _write(self) -> None:
+        reason = "writer failed"
         try:
             while (op := self._take()) is not None:
                 if isinstance(op, tuple):
@@ -133,7 +158,10 @@ class TcpLink:
                 else:
                     frames.send_frame(self._sock, op, [])
         except (OSError, DopdError) as error:
-            self.abort(f"send failed: {error}")
+            reason = f"send failed: {error}"
+        finally:
+            # Whatever ended it: a link that does not write is down.
+            self.abort(reason)
 
     def _take(self) -> Op | None:
         with self._changed:
@@ -150,45 +178,36 @@ class TcpLink:
             self._queue.appendleft((nonce, first + n, pages[n:]))
             return nonce, first, pages[:n]
 
-    def _write_pages(self, nonce: int, first: int, pages: list[int]) -> None:
-        begun = time.monotonic()
-        views = [self._pool.page(page) for page in pages]
-        sent = frames.send_frame(self._sock, LinkWrite(nonce, first, len(pages)), views)
-        self._measure(sent, time.monotonic() - begun)
-        # The kernel has its own copy now, and sends it before any End (T3).
-        self._events.written(self, nonce, len(pages))
-
-    def _measure(self, num_bytes: int, seconds: float) -> None:
-        if num_bytes >= MEASURED_BYTES_MIN and seconds > 0:
-            self.bytes_per_s += RATE_WEIGHT * (num_bytes / seconds - self.bytes_per_s)
-
     # Reader thread
 
     def _read(self) -> None:
-        reason = "peer ended it"
+        reason = "reader failed"
         try:
-            while (
-                lengths := frames.receive_header(self._sock, frames.MESSAGE_BYTES_MAX)
-            ) is not None:
+            while lengths := frames.receive_header(self._read_into, frames.MESSAGE_BYTES_MAX):
                 self._receive(*lengths)
+            reason = "peer ended it"
         except (OSError, DopdError) as error:
             reason = str(error)
         finally:
             self.abort(reason)
             self._writer.join()
             self._sock.close()
+            for descriptor in self._descriptors:
+                os.close(descriptor)
             # From here on nothing of this link can land: only this thread ever wrote to the pool.
             self._synchronised.set()
             self._on_down(self)
             self._events.link_down(self)
 
     def _receive(self, num_message: int, num_payload: int) -> None:
-        message = frames.receive_message(self._sock, num_message)
+        message = frames.receive_message(self._read_into, num_message)
         if num_payload and not isinstance(message, LinkWrite):
             raise LinkError(f"{type(message).__name__} with a payload of {num_payload} bytes")
         match message:
-            case LinkWrite(nonce, first, count):
-                self._land(nonce, first, count, num_payload)
+            case LinkWrite():
+                self._land(message, num_payload)
+            case LinkPulled():
+                self._pulled(message)
             case LinkBegin(nonce):
                 self._events.begin(self, nonce)
             case LinkGo(nonce, pages):
@@ -197,13 +216,6 @@ class TcpLink:
                 self._events.end(self, message)
             case _:
                 raise LinkError(f"{type(message).__name__} on a link that is up")
-
-    def _land(self, nonce: int, first: int, count: int, num_payload: int) -> None:
-        if num_payload != count * self._pool.page_bytes:
-            raise LinkError(f"{num_payload} bytes for {count} pages of {self._pool.page_bytes}")
-        pages = self._events.targets(self, nonce, first, count)
-        frames.receive_views(self._sock, [self._pool.page(page) for page in pages])
-        self._events.landed(self, nonce, first, count)
 
 
 def is_write_of(op: Op, nonce: int) -> bool:
