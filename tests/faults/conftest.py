@@ -1,0 +1,25 @@
+"""Fleets that fault tests share. Each test leaves its fleet healed: it ends with `settled`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.faults.fleet import Fleet, fleet
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """Two prefill and two decode workers, pages over TCP, every page checked."""
+    folder = tmp_path_factory.mktemp("pairs")
+    with fleet(folder, "--kv-check", "full") as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """One prefill and one decode worker, pages over TCP, every page checked."""
+    folder = tmp_path_factory.mktemp("pair")
+    with fleet(folder, "--kv-check", "full", prefill=1, decode=1) as one:
+        yield one
