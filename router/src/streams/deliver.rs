@@ -187,6 +187,8 @@ impl Streams {
             let skip = (stream.answer.len()).saturating_sub(parked.flush.have as usize);
             let parked = stream.parked.take()?;
             stream.current = parked.life;
+            stream.current_seat =
+                (stream.import).and_then(|(seat, life)| (life == parked.life).then_some(seat));
             stream.current_open = true;
             (parked, skip)
         };

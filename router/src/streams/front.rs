@@ -18,6 +18,7 @@ use crate::{
             SeatOrder,
         },
         outbox::{Outbox, Queues},
+        request::RequestShared,
         sink::{SeatNews, TokenLogprobs},
         table::{OpenParts, Streams},
     },
@@ -166,7 +167,7 @@ impl Front {
         let kind = match order {
             Order::Open { pages, kind } => {
                 let parts = match kind {
-                    OpenKind::Compute => self.streams.open_compute(sequence),
+                    OpenKind::Compute => self.streams.open_compute(sequence, seat),
                     OpenKind::Import => self.streams.open_import(sequence, seat),
                 };
                 if let Some(parts) = parts {
@@ -184,7 +185,10 @@ impl Front {
                 }
             }
             Order::Send(grant) => LinkOrder::Send(grant),
-            Order::Close => LinkOrder::Close,
+            Order::Close => {
+                self.streams.close(sequence, seat);
+                LinkOrder::Close
+            }
             Order::Switch => {
                 let news = SeatNews::Switched { worker: &worker };
                 self.streams.seat(sequence, news);
@@ -290,7 +294,7 @@ fn open_message(
 }
 
 /// The number that the seats of one request's choices share; 0 for a request of one choice.
-fn prompt_group(request: &super::request::RequestShared) -> u64 {
+fn prompt_group(request: &RequestShared) -> u64 {
     if request.choices > 1 {
         request.id.0.wrapping_add(1).max(1)
     } else {
@@ -299,7 +303,7 @@ fn prompt_group(request: &super::request::RequestShared) -> u64 {
 }
 
 /// The prompt, if a seat that gets its KV from elsewhere needs it all the same.
-fn penalized_prompt(request: &super::request::RequestShared) -> Vec<u32> {
+fn penalized_prompt(request: &RequestShared) -> Vec<u32> {
     let penalized = request
         .adjustments
         .as_ref()

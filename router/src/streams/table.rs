@@ -34,6 +34,8 @@ pub(super) struct Stream {
     pub(super) lives: u32,
     /// The seat whose tokens count; 0 before the first.
     pub(super) current: Life,
+    /// Where that seat is; `None` before the first, and once the brain has given it up.
+    pub(super) current_seat: Option<SeatId>,
     /// Whether `current` has not reported its end.
     pub(super) current_open: bool,
     /// The last import seat that was opened.
@@ -143,6 +145,7 @@ impl Streams {
             answer: Vec::new(),
             lives: 0,
             current: Life(0),
+            current_seat: None,
             current_open: false,
             import: None,
             awaited: None,
@@ -160,12 +163,13 @@ impl Streams {
     }
 
     /// A new seat for `sequence`. A compute seat is current at once. `None`: the stream is gone.
-    pub fn open_compute(&self, sequence: SequenceId) -> Option<OpenParts> {
+    pub fn open_compute(&self, sequence: SequenceId, seat: SeatId) -> Option<OpenParts> {
         let mut inner = self.inner.borrow_mut();
         let (key, stream) = inner.find(sequence)?;
         stream.lives += 1;
         let life = Life(stream.lives);
         stream.current = life;
+        stream.current_seat = Some(seat);
         stream.current_open = true;
         stream.awaited = None;
         // What a lost import seat had made is computed again.
@@ -217,6 +221,30 @@ impl Streams {
             logprobs,
         } = *legacy;
         self.flush(key, life, flush, &tokens, &logprobs)
+    }
+
+    /// The brain closes `seat`. If it was the current one it is given up, and its sequence will go on
+    /// elsewhere from what the client has: nothing that it still says counts. The source of a
+    /// hand-off that arrived is closed, too, but its last report may know what nobody else does.
+    pub fn close(&self, sequence: SequenceId, seat: SeatId) {
+        let mut inner = self.inner.borrow_mut();
+        let Some((_, stream)) = inner.find(sequence) else {
+            return;
+        };
+        let switched = stream
+            .awaited
+            .or(stream.parked.as_ref().map(|parked| parked.life));
+        let is_current = match switched {
+            None => stream.current_seat == Some(seat),
+            Some(life) => stream.import == Some((seat, life)),
+        };
+        if is_current {
+            stream.current = Life(0);
+            stream.current_seat = None;
+            stream.current_open = false;
+            stream.awaited = None;
+            stream.parked = None;
+        }
     }
 
     /// Tells the sink of `sequence` where it is.

@@ -27,6 +27,10 @@ const SEQUENCE: SequenceId = SequenceId {
     request: RequestId(1),
     choice: 0,
 };
+const SOURCE: SeatId = SeatId {
+    session: SessionId(2),
+    slot: SlotId(3),
+};
 const SEAT: SeatId = SeatId {
     session: SessionId(1),
     slot: SlotId(3),
@@ -93,6 +97,13 @@ fn flush(have: u32, tail: u32) -> Flush {
     }
 }
 
+fn stop() -> Ended {
+    Ended {
+        why: CloseReason::Stop,
+        note: None,
+    }
+}
+
 fn told(log: &Log) -> Vec<String> {
     std::mem::take(&mut *log.lock().unwrap())
 }
@@ -101,7 +112,7 @@ fn told(log: &Log) -> Vec<String> {
 fn a_legacy_waits_for_its_switch() {
     let (streams, log) = streams(None);
     let import = streams.open_import(SEQUENCE, SEAT).unwrap();
-    let current = streams.open_compute(SEQUENCE).unwrap();
+    let current = streams.open_compute(SEQUENCE, SOURCE).unwrap();
     streams.tokens(current.key, current.life, &[7], &[]);
     let legacy = Flush {
         finished: Some(CloseReason::Length),
@@ -119,13 +130,13 @@ fn a_legacy_waits_for_its_switch() {
 fn a_replay_forgets_what_was_not_switched_to() {
     let (streams, log) = streams(None);
     let import = streams.open_import(SEQUENCE, SEAT).unwrap();
-    streams.open_compute(SEQUENCE).unwrap();
+    streams.open_compute(SEQUENCE, SOURCE).unwrap();
     let legacy = Flush {
         is_legacy: true,
         ..flush(0, 2)
     };
     streams.flush(import.key, import.life, legacy, &[1, 2], &[]);
-    let replay = streams.open_compute(SEQUENCE).unwrap();
+    let replay = streams.open_compute(SEQUENCE, SOURCE).unwrap();
     assert_eq!(replay.have, 0);
     streams.switch(SEQUENCE, SEAT);
     assert!(told(&log).is_empty());
@@ -137,9 +148,9 @@ fn a_replay_forgets_what_was_not_switched_to() {
 fn a_flush_that_a_replay_overtook_is_dropped() {
     let (streams, log) = streams(None);
     let import = streams.open_import(SEQUENCE, SEAT).unwrap();
-    streams.open_compute(SEQUENCE).unwrap();
+    streams.open_compute(SEQUENCE, SOURCE).unwrap();
     streams.switch(SEQUENCE, SEAT);
-    let replay = streams.open_compute(SEQUENCE).unwrap();
+    let replay = streams.open_compute(SEQUENCE, SOURCE).unwrap();
     streams.flush(import.key, import.life, flush(0, 2), &[1, 2], &[]);
     streams.tokens(import.key, import.life, &[3], &[]);
     streams.tokens(replay.key, replay.life, &[4], &[]);
@@ -149,23 +160,70 @@ fn a_flush_that_a_replay_overtook_is_dropped() {
 #[test]
 fn a_slot_used_again_by_its_sequence_does_not_confuse() {
     let (streams, log) = streams(None);
-    let first = streams.open_compute(SEQUENCE).unwrap();
-    let second = streams.open_compute(SEQUENCE).unwrap();
+    let first = streams.open_compute(SEQUENCE, SOURCE).unwrap();
+    let second = streams.open_compute(SEQUENCE, SOURCE).unwrap();
     assert_eq!((first.life, second.life), (Life(1), Life(2)));
     streams.tokens(first.key, first.life, &[1], &[]);
-    let ended = Ended {
-        why: CloseReason::Stop,
-        note: None,
-    };
-    streams.closed(first.key, first.life, &ended);
+    streams.closed(first.key, first.life, &stop());
     streams.tokens(second.key, second.life, &[2], &[]);
     assert_eq!(told(&log), ["[2] []"]);
 }
 
 #[test]
+fn a_seat_that_was_given_up_says_nothing_more() {
+    let (streams, log) = streams(None);
+    let seat = streams.open_compute(SEQUENCE, SOURCE).unwrap();
+    streams.tokens(seat.key, seat.life, &[1], &[]);
+    streams.close(SEQUENCE, SEAT);
+    streams.tokens(seat.key, seat.life, &[2], &[]);
+    streams.close(SEQUENCE, SOURCE);
+    streams.tokens(seat.key, seat.life, &[3], &[]);
+    streams.closed(seat.key, seat.life, &stop());
+    assert_eq!(told(&log), ["[1] []", "[2] []"]);
+    assert_eq!(
+        streams.open_compute(SEQUENCE, SOURCE).unwrap().answer,
+        [1, 2]
+    );
+}
+
+#[test]
+fn a_destination_given_up_before_its_tokens_came_says_nothing() {
+    let (streams, log) = streams(None);
+    let import = streams.open_import(SEQUENCE, SEAT).unwrap();
+    let source = streams.open_compute(SEQUENCE, SOURCE).unwrap();
+    streams.switch(SEQUENCE, SEAT);
+    streams.close(SEQUENCE, SOURCE);
+    streams.close(SEQUENCE, SEAT);
+    streams.flush(import.key, import.life, flush(0, 2), &[1, 2], &[]);
+    streams.tokens(import.key, import.life, &[3], &[]);
+    streams.tokens(source.key, source.life, &[1], &[]);
+    assert!(told(&log).is_empty());
+}
+
+#[test]
+fn a_source_still_tells_the_log_probabilities_that_it_alone_knows() {
+    let (streams, log) = streams(Some(0));
+    let import = streams.open_import(SEQUENCE, SEAT).unwrap();
+    let source = streams.open_compute(SEQUENCE, SOURCE).unwrap();
+    streams.switch(SEQUENCE, SEAT);
+    streams.close(SEQUENCE, SOURCE);
+    streams.flush(import.key, import.life, flush(0, 1), &[1], &[]);
+    let one = TokenLogprobs {
+        chosen: -1.0,
+        top: Vec::new(),
+    };
+    streams.tokens(source.key, source.life, &[1], &[one]);
+    assert_eq!(told(&log), ["[1] [-1.0]"]);
+    // Now the destination is the current seat, and can be given up as any other.
+    streams.close(SEQUENCE, SEAT);
+    streams.closed(import.key, import.life, &stop());
+    assert!(told(&log).is_empty());
+}
+
+#[test]
 fn an_answer_never_outgrows_its_limit() {
     let (streams, log) = streams(None);
-    let seat = streams.open_compute(SEQUENCE).unwrap();
+    let seat = streams.open_compute(SEQUENCE, SOURCE).unwrap();
     streams.tokens(seat.key, seat.life, &[1, 2, 3], &[]);
     streams.tokens(seat.key, seat.life, &[4, 5], &[]);
     streams.tokens(seat.key, seat.life, &[6], &[]);
@@ -175,7 +233,7 @@ fn an_answer_never_outgrows_its_limit() {
 #[test]
 fn missing_log_probabilities_are_unknown() {
     let (streams, log) = streams(Some(0));
-    let seat = streams.open_compute(SEQUENCE).unwrap();
+    let seat = streams.open_compute(SEQUENCE, SOURCE).unwrap();
     let one = TokenLogprobs {
         chosen: -1.0,
         top: Vec::new(),
@@ -196,14 +254,14 @@ impl Sink for Reentrant {
         let tokens = chunk.tokens.to_vec();
         TABLE.with(|streams| {
             // Its own stream goes, another comes.
-            let key = streams.open_compute(SEQUENCE).unwrap().key;
+            let key = streams.open_compute(SEQUENCE, SOURCE).unwrap().key;
             assert_eq!(streams.cancel(&[key]), Some(SEQUENCE.request));
             let other = SequenceId {
                 choice: 1,
                 ..SEQUENCE
             };
             streams.insert(request(None), other, Box::new(Told(Arc::clone(&self.0))));
-            let seat = streams.open_compute(other).unwrap();
+            let seat = streams.open_compute(other, SOURCE).unwrap();
             streams.tokens(seat.key, seat.life, &tokens, &[]);
         });
         Flow::Continue
@@ -218,11 +276,11 @@ fn a_sink_may_use_the_table_that_calls_it() {
     TABLE.with(|streams| {
         let sink = Box::new(Reentrant(Arc::clone(&log)));
         streams.insert(request(None), SEQUENCE, sink);
-        let seat = streams.open_compute(SEQUENCE).unwrap();
+        let seat = streams.open_compute(SEQUENCE, SOURCE).unwrap();
         assert_eq!(streams.tokens(seat.key, seat.life, &[5], &[]), None);
         assert_eq!(told(&log), ["[5] []"]);
         assert!(
-            streams.open_compute(SEQUENCE).is_none(),
+            streams.open_compute(SEQUENCE, SOURCE).is_none(),
             "its stream is gone"
         );
         assert_eq!(streams.len(), 1);

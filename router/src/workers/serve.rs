@@ -32,8 +32,11 @@ const STREAMS_MAX: u32 = 4;
 const HEADER_BYTES_MAX: u32 = 16 << 10;
 /// Time for the first bytes of a connection, which hyper waits for without limit.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
-/// A silent connection is asked whether it lives this often, and has as long to answer.
+/// A silent connection is asked whether it lives this often: its session has ended long before, by
+/// its lease, but a half-open socket costs a place and a descriptor.
 const KEEPALIVE: Duration = Duration::from_secs(10);
+/// Time to answer that.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Wait after a failed accept: the usual cause, no file descriptors, does not pass at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Connections above `workers_max` that may exist, for workers that redial.
@@ -125,7 +128,7 @@ async fn connection(socket: TcpStream, service: Service, stop: CancellationToken
         .max_concurrent_streams(STREAMS_MAX)
         .max_header_list_size(HEADER_BYTES_MAX)
         .keep_alive_interval(KEEPALIVE)
-        .keep_alive_timeout(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .serve_connection(TokioIo::new(socket), TowerToHyperService::new(service));
     tokio::select! {
         result = connection => {

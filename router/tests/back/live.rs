@@ -1,6 +1,6 @@
 //! Workers that are there and do not work: silent ones, and such whose step does not end.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use dopd_router::{
     config::records::WorkersConfig,
@@ -10,6 +10,11 @@ use dopd_router::{
 use crate::support::{
     router::{Options, Request, Router},
     worker::{Say, Worker, hello},
+};
+
+use tokio::{
+    io::{AsyncReadExt as _, copy_bidirectional},
+    net::{TcpListener, TcpStream},
 };
 
 /// Time between reports.
@@ -125,5 +130,81 @@ async fn silence_ends_the_session_at_its_lease() {
     let worker = Worker::join(router.addresses[0], "m", Role::Mixed).await;
     worker.ended().await;
     router.until_state("m", None).await;
+    router.end();
+}
+
+/// A link that can be cut: takes one connection and passes it on to `router`.
+struct Link {
+    address: SocketAddr,
+    /// Both ends, once it was cut.
+    cut: tokio::task::JoinHandle<(TcpStream, TcpStream)>,
+    cuts: tokio::sync::oneshot::Sender<()>,
+}
+
+impl Link {
+    async fn to(router: SocketAddr) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (cuts, cut) = tokio::sync::oneshot::channel();
+        let cut = tokio::spawn(async move {
+            let (mut worker, _) = listener.accept().await.unwrap();
+            let mut router = TcpStream::connect(router).await.unwrap();
+            tokio::select! {
+                _ = copy_bidirectional(&mut worker, &mut router) => panic!("not cut, but ended"),
+                cut = cut => cut.unwrap(),
+            }
+            (worker, router)
+        });
+        Self { address, cut, cuts }
+    }
+
+    /// From now on nothing passes. Both ends stay open as long as they are held.
+    async fn cut(self) -> (TcpStream, TcpStream) {
+        self.cuts.send(()).unwrap();
+        self.cut.await.unwrap()
+    }
+}
+
+#[tokio::test]
+async fn a_reset_ends_the_session_at_once() {
+    // A lease of two minutes: only the reset can end it.
+    let router = Router::start(Options::default());
+    let link = Link::to(router.addresses[0]).await;
+    let _worker = Worker::join(link.address, "m", Role::Mixed).await;
+    router.until_state("m", Some("ready")).await;
+    let (_to_worker, to_router) = link.cut().await;
+    to_router.set_zero_linger().unwrap();
+    drop(to_router);
+    router.until_state("m", None).await;
+    router.end();
+}
+
+#[tokio::test]
+async fn a_half_open_link_ends_the_session_at_its_lease() {
+    let router = watchful(200);
+    let link = Link::to(router.addresses[0]).await;
+    let mut worker = Worker::join(link.address, "m", Role::Mixed).await;
+    let _beating = worker.beat(Say::nothing(), BEAT);
+    router.until_state("m", Some("ready")).await;
+    let _held = link.cut().await;
+    router.until_state("m", None).await;
+    router.end();
+}
+
+#[tokio::test]
+#[ignore = "takes the 15 s that HTTP/2 keepalive takes"]
+async fn a_half_open_connection_is_closed_by_keepalive() {
+    let router = watchful(200);
+    let link = Link::to(router.addresses[0]).await;
+    let _worker = Worker::join(link.address, "m", Role::Mixed).await;
+    let (_to_worker, mut to_router) = link.cut().await;
+    let begun = std::time::Instant::now();
+    let mut rest = Vec::new();
+    // The end of the stream, the ping that nobody answers, then the end.
+    tokio::time::timeout(Duration::from_secs(20), to_router.read_to_end(&mut rest))
+        .await
+        .expect("still open")
+        .ok();
+    assert!(begun.elapsed() < Duration::from_secs(16));
     router.end();
 }
