@@ -28,6 +28,10 @@ class LinkRefusedError(LinkError):
     """The other end will never take this link: asking again is of no use."""
 
 
+class AccountingError(DopdError):
+    """A worker has lost count of its pages: nothing that it computes can be trusted; it ends."""
+
+
 class ProtocolError(DopdError):
     """The router asked for something that it must not ask: the session is broken off."""
 

@@ -46,7 +46,7 @@ def test_the_workers_table_has_every_setting_of_a_worker(shown: list[dict[str, A
     table = {path[7:] for s in shown if (path := s["path"]).startswith("worker.")}
     fields = {field.name for field in dataclasses.fields(WorkerConfig)}
     # The secret itself comes from a file or the environment; what is for tests is not shown.
-    hidden = {"join_token", "exit_on_stdin_eof", "mock_faults"}
+    hidden = {"join_token", "exit_on_stdin_eof", "mock_faults", "kv_poison", "debug_checks"}
     assert fields - hidden == table - {"join_token_file"}
 
 

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from dopd.engine.base import Engine
 from dopd.engine.mock import MockEngine, draw, mix
@@ -115,7 +116,7 @@ def running(
     engine: Engine | None = None,
     num_pages: int = 4096,
     token: str = TOKEN,
-    **settings: int,
+    **settings: Any,
 ) -> Iterator[Running]:
     """A whole worker in this process."""
     config = WorkerConfig(role=role, join=join, join_token=token, mock=True, name=name, **settings)

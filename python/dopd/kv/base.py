@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 
@@ -21,4 +22,8 @@ class PagePool(Protocol):
 
         Writing is allowed only while no step reads the page: the seat table sees to that.
         """
+        ...
+
+    def fill(self, pages: Sequence[int], byte: int) -> None:
+        """Overwrite every byte of pages that no step and no peer uses."""
         ...

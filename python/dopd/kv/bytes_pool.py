@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from dopd.kv.memory import PoolMemory
 
 
@@ -21,3 +23,9 @@ class BytesPool:
             raise IndexError(f"page {index} is outside the pool of {self.num_pages}")
         start = index * self.page_bytes
         return self.memory[start : start + self.page_bytes]
+
+    def fill(self, pages: Sequence[int], byte: int) -> None:
+        """See `dopd.kv.base.PagePool`."""
+        content = bytes([byte]) * self.page_bytes
+        for page in pages:
+            self.page(page)[:] = content

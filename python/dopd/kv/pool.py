@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 
 import torch
 
@@ -66,6 +67,13 @@ class KvPool:
                 f"pages on {self.tensor.device} have no address here; use a device transport"
             )
         return self._bytes[index * self.page_bytes : (index + 1) * self.page_bytes]
+
+    def fill(self, pages: Sequence[int], byte: int) -> None:
+        """See `dopd.kv.base.PagePool`. 255 in every byte is NaN in each of our dtypes."""
+        content = self.tensor.view(self.num_pages, -1).view(torch.uint8)
+        for page in pages:
+            # Several times as fast as one index_fill_ of all.
+            content[page].fill_(byte)
 
 
 def memory_for(asked: str | None, device: torch.device) -> int:

@@ -51,6 +51,8 @@ def open_(seats: Seats, seat: None, event: Open) -> None:
     if pages is None:
         seats.emit(ev.Closed(event.slot, CloseReason.REFUSED, seats.refusal(event), RETRY_MS))
         return
+    if dirty := seats.owners.claim(pages, event.tenant, seats.scrub):
+        seats.emit(ev.Scrub(dirty))
     made = seats.add(event, pages)
     if isinstance(event.kind, Compute):
         made.state = State.RUN

@@ -199,6 +199,13 @@ class Closed:
 
 
 @dataclass(frozen=True, slots=True)
+class Scrub:
+    """Zero these pages before a step or a peer reaches them."""
+
+    pages: list[int] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
 class Joins:
     """The sequence takes part in steps from now on."""
 
@@ -262,4 +269,4 @@ class AbortLink:
 
 
 LinkEffect = Dial | SendBegin | SendGo | WritePages | SendEnd | AbortLink
-Effect = Opened | Arrived | Closed | Joins | Leaves | LinkEffect
+Effect = Opened | Arrived | Closed | Scrub | Joins | Leaves | LinkEffect

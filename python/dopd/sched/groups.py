@@ -29,7 +29,7 @@ class PromptGroups:
         if not sequence.group or not self._shareable(sequence):
             return
         members = self._members.setdefault(sequence.group, [])
-        if members and members[0].prompt != sequence.prompt:
+        if members and not is_alike(members[0], sequence):
             return
         # One that tells log probabilities of the prompt has to compute it itself.
         if members and sequence.prompt_logprobs is None:
@@ -81,3 +81,8 @@ class PromptGroups:
     def _shareable(self, sequence: Sequence) -> int:
         """Prompt tokens on pages that the prompt fills before its last token."""
         return (sequence.prompt_tokens - 1) // self._page_size * self._page_size
+
+
+def is_alike(one: Sequence, other: Sequence) -> bool:
+    """Whether two may share pages: tenants never do, whatever their router says of groups."""
+    return one.tenant == other.tenant and one.prompt == other.prompt

@@ -8,7 +8,9 @@ system calls) and so that a pool of millions of pages costs nothing at start.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+
+from dopd.errors import AccountingError
 
 FREE, OWNED, CACHED, FENCED = range(4)
 
@@ -106,6 +108,8 @@ class PageAllocator:
         self._free = FreeRuns(num_pages)
         # Readers of each cached page; a page without readers may be evicted.
         self._readers: dict[int, int] = {}
+        # Told of each run that became free.
+        self.on_free: Callable[[int, int], None] = lambda start, length: None
         # Owners of each owned page beyond the first.
         self._shares: dict[int, int] = {}
 
@@ -146,7 +150,8 @@ class PageAllocator:
         """One more owner of each owned page; it stays OWNED, and counts once, until the last one
         frees it. Only pages that nobody writes any more."""
         for page in pages:
-            assert self._state[page] == OWNED, f"page {page} is not owned"
+            if self._state[page] != OWNED:
+                raise AccountingError(f"page {page} is not owned")
             self._shares[page] = self._shares.get(page, 0) + 1
 
     def num_owners(self, page: int) -> int:
@@ -162,7 +167,8 @@ class PageAllocator:
     def fence(self, pages: Iterable[int]) -> None:
         """OWNED -> FENCED: the seat is gone, but a peer was told these page numbers."""
         for start, length in runs_of(pages):
-            assert self._shares.keys().isdisjoint(range(start, start + length)), "page is shared"
+            if not self._shares.keys().isdisjoint(range(start, start + length)):
+                raise AccountingError(f"a page of {start}..{start + length} is shared")
             self._move(start, length, OWNED, FENCED)
 
     def unfence(self, pages: Iterable[int]) -> None:
@@ -183,29 +189,42 @@ class PageAllocator:
     def drop(self, pages: Iterable[int]) -> None:
         """One reader fewer of each cached page."""
         for page in pages:
-            assert self._readers[page] > 0, f"page {page} has no reader"
+            if self._readers[page] < 1:
+                raise AccountingError(f"page {page} has no reader")
             self._readers[page] -= 1
 
     def evict(self, pages: Iterable[int]) -> None:
         """CACHED without readers -> FREE."""
         gone = list(pages)
         for page in gone:
-            assert self._readers[page] == 0, f"page {page} is still read"
+            if self._readers[page]:
+                raise AccountingError(f"page {page} is still read")
             del self._readers[page]
         self._release(gone, CACHED)
 
     def check(self) -> None:
-        """Assert that counts, states and free runs agree. For tests: linear in the pool."""
-        assert sum(self._counts) == self.num_pages
-        assert [self._state.count(state) for state in range(4)] == self._counts
+        """Compare counts, states and free runs. Linear in the pool. Raises AccountingError."""
+        counts = [self._state.count(state) for state in range(4)]
         covered = sorted(self._free)
-        assert sum(length for _, length in covered) == self.num_free
-        for start, length in covered:
-            assert self._state.count(FREE, start, start + length) == length
-        for (start, length), (after, _) in itertools.pairwise(covered):
-            assert start + length < after, "free runs overlap or were not joined"
-        assert len(self._readers) == self.num_cached
-        assert all(self._state[page] == OWNED and n > 0 for page, n in self._shares.items())
+        ends = (start + length for start, length in covered)
+        facts = {
+            "counts add up": sum(self._counts) == self.num_pages,
+            "counts are those of the states": counts == self._counts,
+            "free runs hold what is free": sum(n for _, n in covered) == self.num_free,
+            "free runs are free": all(
+                self._state.count(FREE, start, start + n) == n for start, n in covered
+            ),
+            "free runs are apart": all(
+                end < after for end, (after, _) in zip(ends, covered[1:], strict=False)
+            ),
+            "readers are of cached pages": len(self._readers) == self.num_cached,
+            "shares are of owned pages": all(
+                self._state[page] == OWNED and n > 0 for page, n in self._shares.items()
+            ),
+        }
+        wrong = [fact for fact, holds in facts.items() if not holds]
+        if wrong:
+            raise AccountingError(f"not so of {self._counts}: {', '.join(wrong)}")
 
     def _unshare(self, page: int) -> bool:
         """One owner fewer, if there is more than one."""
@@ -218,12 +237,13 @@ class PageAllocator:
         for start, length in runs_of(pages):
             self._move(start, length, old, FREE)
             self._free.give(start, length)
+            self.on_free(start, length)
 
     def _move(self, start: int, length: int, old: int, new: int) -> None:
         end = start + length
-        assert self._state.count(old, start, end) == length, (
-            f"pages {start}..{end} are not all in state {old}: {bytes(self._state[start:end])!r}"
-        )
+        if self._state.count(old, start, end) != length:
+            found = bytes(self._state[start:end])
+            raise AccountingError(f"pages {start}..{end} are not all in state {old}: {found!r}")
         self._state[start:end] = bytes([new]) * length
         self._counts[old] -= length
         self._counts[new] += length

@@ -20,6 +20,7 @@ from dopd.sched.checksum import PagesHash, checksum_error
 from dopd.sched.events import State
 from dopd.sched.groups import PromptGroups
 from dopd.sched.limits import SeatLimits
+from dopd.sched.owners import PageOwners
 from dopd.sched.pages import PageAllocator
 from dopd.sched.sequence import Sequence, tokens_hash
 from dopd.types import (
@@ -28,6 +29,7 @@ from dopd.types import (
     Endpoint,
     Grant,
     Import,
+    KvScrub,
     LinkEnd,
     Open,
     Peer,
@@ -90,6 +92,8 @@ class Seats:
     def __init__(self, limits: SeatLimits, pages: PageAllocator, draw: Callable[[], int]) -> None:
         self.limits = limits
         self.pages = pages
+        self.owners = PageOwners(pages.num_pages)
+        self.scrub = KvScrub.NEVER
         self.page_size = limits.page_size
         self.page_bytes = limits.page_bytes
         self.draining = False

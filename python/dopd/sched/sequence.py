@@ -33,6 +33,7 @@ class Sequence:
     ends: ids that end the answer: eos (unless ignored) and stop_token_ids.
     group: sequences of one session with the same number have the same prompt; 0: none.
     awaited: tokens whose KV another sequence of the group computes; this one waits. 0: it does not.
+    tenant: whose it is; 0: nobody's.
     history: what its logits are adjusted by; None if they are not.
     prompt_logprobs: alternatives told at each position of the prompt; None: nothing is told.
     traceparent: W3C trace context of the request, for logs and spans; may be empty.
@@ -56,6 +57,7 @@ class Sequence:
     traceparent: str = ""
     group: int = 0
     awaited: int = 0
+    tenant: int = 0
     history: History | None = None
     row: Row = field(init=False, repr=False)
 
@@ -91,6 +93,7 @@ class Sequence:
             prompt_logprobs=open_.prompt_logprobs,
             traceparent=open_.traceparent,
             group=group,
+            tenant=open_.tenant,
             history=History(adjustments, seen, answer) if adjustments else None,
         )
 

@@ -146,3 +146,5 @@ def _add_debug_options(parser: argparse.ArgumentParser) -> None:
     """What only tests give: neither in the help nor in the settings file."""
     hide = argparse.SUPPRESS
     parser.add_argument("--mock-fault", dest="mock_faults", action="append", help=hide)
+    parser.add_argument("--kv-poison", action="store_true", help=hide)
+    parser.add_argument("--debug-checks", action="store_true", help=hide)

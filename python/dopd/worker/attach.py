@@ -202,7 +202,7 @@ class Attach:
                 if stream.id:
                     raise ProtocolError("second welcome on one stream")
                 stream.welcome(message)
-                self._desk.post(Started(stream, message.kv_check))
+                self._desk.post(Started(stream, message.kv_check, message.kv_scrub))
                 log.info("attached to router %s at %s", message.router, self._join)
             case Refusal(text, retry):
                 if not retry:

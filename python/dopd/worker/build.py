@@ -26,6 +26,7 @@ from dopd.worker.attach import Attach
 from dopd.worker.config import WorkerConfig
 from dopd.worker.desk import Desk
 from dopd.worker.loop import StepLoop
+from dopd.worker.memory import KvMemory
 from dopd.worker.progress import Progress
 from dopd.worker.transports import open_transports
 
@@ -103,8 +104,13 @@ def make_desk(
     max_num_seqs: int,
     max_batch_tokens: int,
     clock: Callable[[], float] = time.monotonic,
+    *,
+    is_poisoning: bool = False,
 ) -> Desk:
-    """A desk over the engine's pool. `ticket`: how our grants look, without a nonce."""
+    """A desk over the engine's pool. `ticket`: how our grants look, without a nonce.
+
+    is_poisoning: see `KvMemory`.
+    """
     limits = SeatLimits(
         ticket=ticket,
         max_seats=max_num_seqs,
@@ -116,7 +122,8 @@ def make_desk(
     )
     pages = PageAllocator(engine.pool.num_pages)
     seats = Seats(limits, pages, draw=lambda: secrets.randbits(64))
-    return Desk(seats, Batcher(max_batch_tokens, max_num_seqs), engine.pool, role, clock)
+    memory = KvMemory(engine.pool, seats, is_poisoning)
+    return Desk(seats, Batcher(max_batch_tokens, max_num_seqs), memory, role, clock)
 
 
 def make_worker(config: WorkerConfig, engine: Engine) -> Worker:
@@ -130,7 +137,9 @@ def make_worker(config: WorkerConfig, engine: Engine) -> Worker:
         Grant(config.name, incarnation, (), 0),
         config.max_num_seqs,
         max_batch_tokens,
+        is_poisoning=config.kv_poison,
     )
+    desk.is_audited = config.debug_checks
     identity = LinkIdentity(
         config.name, incarnation, wire.layout_hash(engine.geometry), config.join_token
     )

@@ -44,8 +44,10 @@ class WorkerConfig:
     log_level: str = "info"
     log_format: str = "text"
     otel: str | None = None
-    # For tests; see `engine/mock_faults`.
+    # For tests; see `engine/mock_faults`, `KvMemory`, `sched/audit`.
     mock_faults: Sequence[str] = ()
+    kv_poison: bool = False
+    debug_checks: bool = False
 
     def __post_init__(self) -> None:
         if self.mock == (self.model is not None):

@@ -14,20 +14,17 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 from dopd import wire
 from dopd.errors import ProtocolError
-from dopd.kv.base import PagePool
 from dopd.sched import events as ev
+from dopd.sched.audit import audit
 from dopd.sched.batch import Batch, Batcher
-from dopd.sched.checksum import PagesHash
 from dopd.sched.seats import Seats
 from dopd.types import (
     CloseReason,
     Command,
     Commands,
-    KvCheck,
     Open,
     ReportColumns,
     ReportHead,
@@ -39,6 +36,7 @@ from dopd.types import (
 )
 from dopd.worker.fair_lock import FairLock
 from dopd.worker.links import Links
+from dopd.worker.memory import KvMemory
 from dopd.worker.observer import Observer
 from dopd.worker.outbox import Outbox
 from dopd.worker.session import Lost, Session, Started
@@ -53,6 +51,7 @@ REPORTS_WAIT_S = 0.002
 # Before one was measured: between a small model on a CPU and a large one on a GPU.
 START_DECODE_STEP_S = 0.01
 STEP_WEIGHT = 0.2
+AUDIT_S = 1.0
 
 
 @dataclass(slots=True)
@@ -82,22 +81,25 @@ class Desk:
         self,
         seats: Seats,
         batcher: Batcher,
-        pool: PagePool,
+        memory: KvMemory,
         role: Role,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         # Guards every field below, and the seats and the batcher.
         self.changed = threading.Condition(FairLock())  # type: ignore[arg-type]
         self.seats = seats
+        self.memory = memory
         self.links = Links(self.changed, seats, self._handle)
         self.batcher = batcher
         self.label = Label(role)
         self.session: Session | None = None
         self.observer = Observer()
         self.is_stopped = False
+        # Ask whether the books are right, every AUDIT_S (--debug-checks).
+        self.is_audited = False
+        self._audited_at = 0.0
         self._is_ending = False
         self._clock = clock
-        self._pool = pool
         self._outbox = Outbox()
         self._inbox: deque[Started | Lost | Commands] = deque()
         self._facts = StepFacts()
@@ -151,6 +153,8 @@ class Desk:
                 self.session.check_lease()
             self.changed.notify_all()
             self._overdue()
+            self._audit()
+        self.memory.scrub(self.changed)
 
     def plan(self) -> Batch | None:
         """Freeze what is as good as shipped, then plan the next step; None if nobody steps.
@@ -203,10 +207,12 @@ class Desk:
 
     def _take(self, item: Started | Lost | Commands) -> None:
         match item:
-            case Started(session, kv_check):
-                assert self.session is None, "a session begins inside of another"
+            case Started(session, kv_check, kv_scrub):
+                if self.session is not None:
+                    # Its end was lost on the way here; it cannot be that both live.
+                    self._lose_session()
                 self.session = session
-                self.seats.new_hash = partial(self._new_hash, kv_check)
+                self.memory.begin_session(kv_check, kv_scrub)
             case Lost(session):
                 if session is self.session:
                     self._lose_session()
@@ -220,9 +226,6 @@ class Desk:
                     log.error("session %#x is broken off: %s", session_id, error)
                     self.session.fail(str(error))
                     self._lose_session()
-
-    def _new_hash(self, check: KvCheck) -> PagesHash | None:
-        return None if check is KvCheck.OFF else PagesHash(check, self._pool.page)
 
     def _lose_session(self) -> None:
         self._handle(ev.SessionLost())
@@ -251,6 +254,8 @@ class Desk:
         match effect:
             case ev.Opened() | ev.Arrived() | ev.Closed():
                 self._outbox.add(effect)
+            case ev.Scrub():
+                self.memory.note(effect)
             case ev.Joins(sequence):
                 self.batcher.add(sequence)
                 self.observer.joined(sequence)
@@ -270,6 +275,12 @@ class Desk:
     def _overdue(self) -> None:
         for effect in self.seats.overdue(self._clock()):
             self._act(effect)
+
+    def _audit(self) -> None:
+        now = self._clock()
+        if self.is_audited and now - self._audited_at >= AUDIT_S:
+            self._audited_at = now
+            audit(self.seats)
 
     def _budget_bytes(self, slot: int) -> int:
         shipment = self.seats.by_slot[slot].shipment

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from dopd import wire
-from dopd.types import KvCheck
+from dopd.types import KvCheck, KvScrub
 
 
 class Session(Protocol):
@@ -38,6 +38,7 @@ class Started:
 
     session: Session
     kv_check: KvCheck = KvCheck.OFF
+    kv_scrub: KvScrub = KvScrub.NEVER
 
 
 @dataclass(frozen=True, slots=True)

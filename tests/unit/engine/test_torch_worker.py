@@ -18,6 +18,8 @@ from dopd.types import (
     LogitAdjustments,
     Open,
     Role,
+    Row,
+    Sampled,
     SamplingParams,
 )
 from dopd.wire import AttachRequest
@@ -56,9 +58,12 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> TorchEngine:
     return load(folder, dtype="float32", device="cpu", kv_memory="4MiB", name="tiny")
 
 
-def answers(engine: TorchEngine, group: int) -> tuple[dict[int, list[int]], int]:
+def answers(
+    engine: TorchEngine, group: int, *, is_poisoning: bool = False
+) -> tuple[dict[int, list[int]], int]:
     """Answers of four choices by slot, and the prompt tokens that they cost."""
-    desk = make_desk(engine, Role.MIXED, Grant("w", 1, (Endpoint("fake", ""),), 0), 8, 32)
+    ticket = Grant("w", 1, (Endpoint("fake", ""),), 0)
+    desk = make_desk(engine, Role.MIXED, ticket, 8, 32, is_poisoning=is_poisoning)
     loop, session = StepLoop(desk, engine), Session()
     desk.post(Started(session))
     opens = [
@@ -94,3 +99,23 @@ def test_choices_on_shared_pages_answer_as_if_each_were_alone(engine: TorchEngin
     assert shared == alone
     assert len({tuple(answer) for answer in alone.values()}) == 4
     assert (cost_alone, cost_shared) == (4 * len(PROMPT), len(PROMPT) + 3 * (len(PROMPT) % 16))
+
+
+def test_no_step_reads_a_freed_page(engine: TorchEngine) -> None:
+    """Freed pages are NaN (--kv-poison), also those of the run before: it would spread."""
+    expected, _ = answers(engine, group=0)
+    for group in (0, 3, 0):
+        assert answers(engine, group, is_poisoning=True)[0] == expected
+    pages = range(engine.pool.num_pages)
+    assert any(page.isnan().all() for page in engine.pool.tensor)
+    engine.pool.fill(pages, 0)
+
+
+def test_a_step_that_reads_a_poisoned_page_fails_its_row_alone(engine: TorchEngine) -> None:
+    greedy = SamplingParams(temperature=0.0)
+    rows = [Row(slot, [5], 16, [2 * slot, 2 * slot + 1], greedy, 1) for slot in range(2)]
+    engine.pool.fill([0], 0xFF)
+    stale, sound = engine.step(rows)
+    engine.pool.fill(range(4), 0)
+    assert "not finite" in str(stale)
+    assert isinstance(sound, Sampled)

@@ -35,6 +35,17 @@ def test_bytes_copied_between_pools_carry_the_values() -> None:
     assert not target.tensor[1:].any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_fill_overwrites_whole_pages_and_255_is_nan(dtype: torch.dtype) -> None:
+    pool = KvPool(SHAPE, 5, dtype, CPU)
+    pool.tensor.fill_(1)
+    pool.fill([1, 4], 0xFF)
+    pool.fill(range(2, 3), 0)
+    told = [(bool(page.isnan().all()), float(page.float().nansum())) for page in pool.tensor]
+    whole = float(pool.tensor[0].numel())
+    assert told == [(False, whole), (True, 0.0), (False, 0.0), (False, whole), (True, 0.0)]
+
+
 @pytest.mark.parametrize("index", [-1, 5])
 def test_page_outside_the_pool_is_refused(index: int) -> None:
     with pytest.raises(IndexError, match=f"page {index} is outside the pool of 5"):
