@@ -3,6 +3,7 @@
 
 use super::{
     Brain,
+    breaker::Outcome,
     queue::Lane,
     sequences::{Phase, Seat},
     table::{Cell, Input, PhaseKind, cell},
@@ -70,6 +71,7 @@ impl Brain {
     fn open_pair(&mut self, key: usize, decode: usize, prefill: usize) -> Option<Violation> {
         let cur = self.plan(key, prefill, OpenKind::Compute)?;
         let nxt = self.plan(key, decode, OpenKind::Import)?;
+        self.judge_pair((prefill, decode), Outcome::Placed);
         self.placed(key);
         self.open(key, nxt, OpenKind::Import);
         self.set_phase(key, Phase::Placing { cur, nxt });
@@ -78,6 +80,7 @@ impl Brain {
 
     fn open_next(&mut self, key: usize, cur: Seat, worker: usize) -> Option<Violation> {
         let nxt = self.plan(key, worker, OpenKind::Import)?;
+        self.judge_pair((cur.worker, worker), Outcome::Placed);
         self.open(key, nxt, OpenKind::Import);
         self.sequences.get_mut(key)?.moves += 1;
         self.set_phase(key, Phase::Moving { cur, nxt });
@@ -109,13 +112,14 @@ impl Brain {
         sequence.answer = sequence.answer.plus(tokens);
         self.retries_running -= usize::from(std::mem::take(&mut sequence.is_retry));
         let is_shipping = sequence.phase.kind() == PhaseKind::Shipping;
-        if self
-            .workers
-            .get(cur.worker)
-            .is_some_and(|worker| worker.slots.is_prefilling(cur.slot))
-        {
+        let worker = self.workers.get(cur.worker)?;
+        let is_probe = worker.probe == Some(cur.slot);
+        if worker.slots.is_prefilling(cur.slot) {
             self.workers
                 .update(cur.worker, |worker| worker.slots.prefill_done(cur.slot));
+        }
+        if is_probe {
+            self.judge(cur.worker, Outcome::Succeeded);
         }
         if is_shipping {
             self.start_handoff_timer(key);
@@ -131,6 +135,7 @@ impl Brain {
         sequence.answer = pos;
         self.retries_running -= usize::from(std::mem::take(&mut sequence.is_retry));
         let id = sequence.id;
+        self.judge_handoff(key, Outcome::Succeeded);
         self.set_phase(key, Phase::Run { cur: nxt });
         self.handoffs_total += 1;
         self.actions.push(Action::Switch {
@@ -289,6 +294,7 @@ impl Brain {
             };
             worker.slots.plan(key, worker.pages_of(len), prefill)
         })?;
+        self.judge_probe(worker, slot);
         Some(Seat { worker, slot })
     }
 

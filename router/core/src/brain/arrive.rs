@@ -2,6 +2,7 @@
 
 use super::{
     Brain,
+    breaker::Outcome,
     place::{Need, choose},
     queue::{Lane, QueueKey},
     sequences::{Phase, Sequence},
@@ -112,8 +113,10 @@ impl Brain {
         else {
             return;
         };
-        let is_elsewhere = sequence.phase.cur().is_some_and(|cur| cur.worker != worker);
-        if is_elsewhere
+        let cur = sequence.phase.cur();
+        let is_reached = cur
+            .is_some_and(|cur| cur.worker != worker && !self.pairs.is_shut((cur.worker, worker)));
+        if is_reached
             && sequence.moves < self.config.moves_max
             && destination.can_take(sequence.len())
         {
@@ -143,7 +146,13 @@ impl Brain {
                 continue;
             }
             let sibling = self.siblings(key).next();
-            match choose(&self.workers, need, sibling, self.config.keep_pool_percent) {
+            match choose(
+                &self.workers,
+                &self.pairs,
+                need,
+                sibling,
+                self.config.keep_pool_percent,
+            ) {
                 Some(place) => self.apply(key, Input::Place(place)),
                 None => return,
             };
@@ -176,8 +185,11 @@ impl Brain {
                 }
                 Timer::NoWorker => self.no_worker(),
                 Timer::Waited(key) => self.waited(key),
+                Timer::Breaker(worker) => self.judge(worker, Outcome::Due),
+                Timer::Pair(pair) => self.judge_pair(pair, Outcome::Due),
                 Timer::Settled => self.settling = None,
                 Timer::Handoff(key) => {
+                    self.judge_handoff(key, Outcome::Failed);
                     self.apply(key, Input::HandoffTimer);
                 }
                 Timer::Deadline(request) => {

@@ -29,6 +29,16 @@ pub struct BrainConfig {
     pub retries_min: u32,
     /// How long replays wait after a worker died: a host takes all its workers with it.
     pub death_settle: Micros,
+    /// Failures in a row that open a breaker.
+    pub breaker_row_max: u32,
+    /// Failures among the outcomes of 10 s, in percent, that open it.
+    pub breaker_percent: u32,
+    /// Fewer outcomes do not.
+    pub breaker_outcomes_min: u32,
+    /// How long it is open at first; doubled each time.
+    pub breaker_open_min: Micros,
+    /// Longest time that it is open.
+    pub breaker_open_max: Micros,
     /// Workers that may die under a request; at this number it is taken for the cause.
     pub deaths_max: u32,
     /// How often a running sequence may move.
@@ -64,6 +74,11 @@ impl Default for BrainConfig {
             retries_percent: 20,
             retries_min: 3,
             death_settle: Micros::from_millis(20),
+            breaker_row_max: 5,
+            breaker_percent: 50,
+            breaker_outcomes_min: 20,
+            breaker_open_min: Micros::from_millis(1_000),
+            breaker_open_max: Micros::from_millis(30_000),
             deaths_max: 2,
             moves_max: 3,
             handoff_slack: Micros::from_millis(500),

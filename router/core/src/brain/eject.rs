@@ -6,6 +6,7 @@
 
 use super::{
     Brain,
+    breaker::Outcome,
     report::Part,
     sequences::Seat,
     table::{Input, Loss},
@@ -37,6 +38,7 @@ impl Brain {
         *self.ejections_by.entry(word).or_default() += 1;
         let loss = Loss::Ejected(why);
         self.incidents += u64::from(loss.is_death());
+        self.judge(key, Outcome::Lost);
         let seats = self.seats_of(key);
         self.tell(key, &seats, Input::LostCurrent(loss), Input::LostNext);
     }
@@ -67,6 +69,16 @@ impl Brain {
         let Some(key) = self.workers.key_of(session) else {
             return;
         };
+        if loss != Loss::Left {
+            // What was ejected is lost already.
+            let is_ejected = self
+                .workers
+                .get(key)
+                .is_some_and(|worker| worker.ejected.is_some());
+            if !is_ejected {
+                self.judge(key, Outcome::Lost);
+            }
+        }
         let Some(worker) = self.workers.remove(key) else {
             return;
         };
@@ -78,6 +90,7 @@ impl Brain {
             self.settle();
         }
         self.incidents += u64::from(loss.is_death());
+        self.detach(key, worker);
         self.tell(key, &seats, Input::LostCurrent(loss), Input::LostNext);
     }
 

@@ -10,12 +10,16 @@
 //! | `replay` | what is computed again, how often, and when |
 //! | `arrive` | requests that come, time that passes |
 //! | `place` | where the next sequence goes |
+//! | `breaker`, `pairs`, `judge` | workers and pairs of workers that fail get no work for a while |
 //! | `queue`, `sequences`, `workers`, `timers`, `random` | what the brain remembers |
 
 mod act;
 mod arrive;
+mod breaker;
 mod config;
 mod eject;
+mod judge;
+mod pairs;
 mod place;
 mod queue;
 mod random;
@@ -35,7 +39,8 @@ pub use self::{
     status::{BrainStatus, BreakerState, SessionStatus},
 };
 use self::{
-    queue::WaitQueue, random::Random, sequences::Sequences, timers::Timers, workers::Workers,
+    pairs::Pairs, queue::WaitQueue, random::Random, sequences::Sequences, timers::Timers,
+    workers::Workers,
 };
 use crate::{action::Action, event::Event, units::Micros};
 
@@ -62,6 +67,9 @@ pub struct Brain {
     /// Workers that died or got stuck.
     incidents: u64,
     ejections_by: BTreeMap<&'static str, u64>,
+    /// Breakers between workers.
+    pairs: Pairs,
+    breaker_openings_by: BTreeMap<&'static str, u64>,
     poison_total: u64,
     handoffs_total: u64,
     replays_total: u64,
@@ -90,6 +98,8 @@ impl Brain {
             retries_running: 0,
             incidents: 0,
             ejections_by: BTreeMap::new(),
+            pairs: Pairs::default(),
+            breaker_openings_by: BTreeMap::new(),
             poison_total: 0,
             handoffs_total: 0,
             replays_total: 0,

@@ -3,10 +3,13 @@
 //! A place for all of its pages is found before anything starts, so no finished prompt ever holds
 //! pages for a place that is not there. A prompt goes to the least loaded worker labelled prefill
 //! or mixed. Mixed ones keep it; a prefill worker hands it to the decode worker with most free
-//! pages, and keeps it if there is none. Roles are labels: where none labelled for prompts could
+//! pages, and keeps it if there is none, or none to which the way is open. Roles are labels: where none labelled for prompts could
 //! hold the sequence, a decode worker takes it whole.
 
-use super::workers::{Group, Worker, Workers};
+use super::{
+    pairs::Pairs,
+    workers::{Group, Worker, Workers},
+};
 use crate::{fleet::Role, units::Tokens};
 
 /// Keys of the workers chosen.
@@ -33,6 +36,7 @@ pub(super) struct Need {
 /// is room, however much that worker has before it: only what follows the shared pages is added.
 pub(super) fn choose(
     workers: &Workers,
+    pairs: &Pairs,
     need: Need,
     sibling: Option<usize>,
     keep_pool_percent: u32,
@@ -45,7 +49,7 @@ pub(super) fn choose(
     };
     // With one token left there is nothing to hand off: it comes out of the prefill itself.
     let wants_pair = can_hold(Group::Decode) && need.answer_left > Tokens(1);
-    let mut decode = None;
+    let (mut decode, mut cut_off) = (None, None);
     let sibling = sibling
         .and_then(|key| Some((key, workers.get(key)?)))
         .filter(|(_, worker)| worker.can_take(need.len));
@@ -57,26 +61,36 @@ pub(super) fn choose(
         if worker.role != Role::Prefill || !wants_pair {
             return Some(Place::Keep(key));
         }
-        match *decode.get_or_insert_with(|| most_room(workers, need.len)) {
-            Some(decode) => {
-                return Some(Place::Pair {
-                    prefill: key,
-                    decode,
-                });
+        let shut = pairs.shut(key);
+        let decode = if shut > 0 {
+            most_room(workers, need.len, |to| !pairs.is_shut((key, to)))
+        } else {
+            *decode.get_or_insert_with(|| most_room(workers, need.len, |_| true))
+        };
+        if let Some(decode) = decode {
+            return Some(Place::Pair {
+                prefill: key,
+                decode,
+            });
+        }
+        let is_cut_off = shut > 0 && shut >= workers.totals(Group::Decode).workers;
+        if is_cut_off || may_keep(worker, need.len, keep_pool_percent) {
+            if shut == 0 {
+                return Some(Place::Keep(key));
             }
-            None if may_keep(worker, need.len, keep_pool_percent) => return Some(Place::Keep(key)),
-            None => {}
+            // The way to who has room is cut from here. From another it may be open.
+            cut_off = cut_off.or(Some(key));
         }
     }
-    None
+    cut_off.map(Place::Keep)
 }
 
-/// The decode worker with most free pages, if the sequence fits.
-fn most_room(workers: &Workers, len: Tokens) -> Option<usize> {
+/// The decode worker with most free pages, if the sequence fits, of those that can be reached.
+fn most_room(workers: &Workers, len: Tokens, is_reached: impl Fn(usize) -> bool) -> Option<usize> {
     workers
         .ready_for_imports()
         .take_while(|(_, worker)| u64::from(worker.pages_of(len).0) <= worker.pages_room())
-        .find(|(_, worker)| worker.has_room(len))
+        .find(|&(key, worker)| worker.has_room(len) && is_reached(key))
         .map(|(key, _)| key)
 }
 

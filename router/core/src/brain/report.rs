@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{
     Brain,
+    breaker::Outcome,
     sequences::Seat,
     table::{Input, Loss},
     timers::Timer,
@@ -19,7 +20,7 @@ use crate::{
 impl Brain {
     pub(super) fn join(&mut self, session: SessionId, facts: WorkerFacts) {
         if self.workers.key_of(session).is_none() {
-            self.workers.add(session, facts);
+            self.attach(session, facts);
         }
     }
 
@@ -107,11 +108,18 @@ impl Brain {
         let Some(owner) = owner.transpose()? else {
             return Ok(());
         };
-        if closed.why == CloseReason::Refused {
-            self.back_off(worker, closed.retry_after);
+        match closed.why {
+            CloseReason::Refused => self.back_off(worker, closed.retry_after),
+            CloseReason::Error => self.judge(worker, Outcome::Failed),
+            CloseReason::Stop | CloseReason::Length => self.judge(worker, Outcome::Succeeded),
+            CloseReason::Asked | CloseReason::Lost | CloseReason::Preempted => {}
         }
         let Some(sequence) = owner else { return Ok(()) };
-        let input = match (self.part(sequence, Seat { worker, slot }), closed.why) {
+        let part = self.part(sequence, Seat { worker, slot });
+        if (part, closed.why) == (Part::Next, CloseReason::Lost) {
+            self.judge_handoff(sequence, Outcome::Failed);
+        }
+        let input = match (part, closed.why) {
             (Part::Current, CloseReason::Stop | CloseReason::Length) => Input::Finished,
             (Part::Current, why) => Input::ClosedCurrent(why),
             (Part::Next, _) => Input::ClosedNext,

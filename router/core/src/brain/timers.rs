@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use super::pairs::Pair;
 use crate::{ids::RequestId, units::Micros};
 
 /// What is due. Keys are those of the slabs that own sequences and workers; a timer is cleared
@@ -13,6 +14,10 @@ pub(super) enum Timer {
     Backoff(usize),
     /// Since then no worker could take anything.
     NoWorker,
+    /// The breaker of a worker.
+    Breaker(usize),
+    /// The breaker of a pair.
+    Pair(Pair),
     /// Deaths of workers that come together have come.
     Settled,
     /// A sequence that came while there was no worker has waited long enough.
@@ -33,6 +38,19 @@ impl Timers {
 
     pub(super) fn clear(&mut self, at: Micros, timer: Timer) {
         self.0.remove(&(at, timer));
+    }
+
+    /// The timer is due at another time, or no longer.
+    pub(super) fn change(&mut self, before: Option<Micros>, after: Option<Micros>, timer: Timer) {
+        if before == after {
+            return;
+        }
+        if let Some(at) = before {
+            self.clear(at, timer);
+        }
+        if let Some(at) = after {
+            self.set(at, timer);
+        }
     }
 
     /// When the next is due.

@@ -10,13 +10,16 @@ use std::{
 
 use slab::Slab;
 
-use super::slots::Slots;
+use super::{breaker::Breaker, config::BrainConfig, slots::Slots, status::BreakerState};
 use crate::{
     event::Suspicion,
     fleet::{Role, WorkerFacts, WorkerLoad},
     ids::{SessionId, SlotId},
     units::{Micros, Pages, Tokens},
 };
+
+/// Names of workers that are gone whose breaker is remembered.
+const NAMES_MAX: usize = 1_024;
 
 /// One attached worker.
 #[derive(Debug)]
@@ -29,6 +32,11 @@ pub(super) struct Worker {
     pub(super) ejected: Option<Suspicion>,
     pub(super) load: WorkerLoad,
     pub(super) slots: Slots,
+    pub(super) breaker: Breaker,
+    /// Its breaker counts; see [`Workers::limit`].
+    is_limited: bool,
+    /// The seat that shows whether it works again.
+    pub(super) probe: Option<SlotId>,
     /// It refused: nothing new until then.
     pub(super) backoff: Option<Micros>,
     /// Refusals in a row.
@@ -65,8 +73,11 @@ impl Group {
 }
 
 impl Worker {
-    fn new(session: SessionId, facts: WorkerFacts) -> Self {
+    fn new(session: SessionId, facts: WorkerFacts, breaker: Breaker) -> Self {
         Self {
+            breaker,
+            is_limited: false,
+            probe: None,
             session,
             role: facts.role,
             facts,
@@ -95,9 +106,27 @@ impl Worker {
         Tokens(pool.min(self.facts.model_len_max.0))
     }
 
-    /// May get new work, a wait after a refusal aside.
-    pub(super) const fn is_usable(&self) -> bool {
+    /// It would take new work.
+    const fn is_standing(&self) -> bool {
         !self.is_draining && self.ejected.is_none()
+    }
+
+    /// May get new work, a wait after a refusal aside.
+    const fn is_usable(&self) -> bool {
+        self.is_standing() && !(self.is_limited && self.breaker.is_shut())
+    }
+
+    /// What decides who counts among the workers.
+    fn standing(&self) -> (Role, bool, bool, bool, BreakerState) {
+        let breaker = (self.breaker.is_shut(), self.breaker.state());
+        let is_standing = self.is_standing();
+        (
+            self.role,
+            is_standing,
+            self.is_draining,
+            breaker.0,
+            breaker.1,
+        )
     }
 
     /// Pages that can be promised.
@@ -199,13 +228,16 @@ pub(super) struct Workers {
     /// Ready for hand-offs, most room first.
     imports: BTreeSet<(Reverse<u64>, usize)>,
     totals: [GroupTotals; 2],
+    /// Of workers that are gone, by name.
+    breakers: BTreeMap<String, Breaker>,
     /// Over those that do not drain, ejected ones included.
     staying: GroupTotals,
 }
 
 impl Workers {
     pub(super) fn add(&mut self, session: SessionId, facts: WorkerFacts) -> usize {
-        let key = self.by_key.insert(Worker::new(session, facts));
+        let breaker = self.breakers.remove(&facts.name).unwrap_or(Breaker::new());
+        let key = self.by_key.insert(Worker::new(session, facts, breaker));
         self.by_session.insert(session, key);
         self.refresh(key);
         self.count();
@@ -235,14 +267,31 @@ impl Workers {
         change: impl FnOnce(&mut Worker) -> T,
     ) -> Option<T> {
         let worker = self.by_key.get_mut(key)?;
-        let before = (worker.role, worker.is_usable(), worker.is_draining);
+        let before = worker.standing();
         let result = change(worker);
-        let after = (worker.role, worker.is_usable(), worker.is_draining);
+        let after = worker.standing();
         self.refresh(key);
         if before != after {
             self.count();
         }
         Some(result)
+    }
+
+    /// Keeps the breaker of a worker that went, for when it is back under its name.
+    pub(super) fn remember(&mut self, worker: Worker, now: Micros, config: &BrainConfig) {
+        let Worker {
+            facts, mut breaker, ..
+        } = worker;
+        if breaker.is_quiet(now, config) {
+            return;
+        }
+        if self.breakers.len() >= NAMES_MAX {
+            self.breakers
+                .retain(|_, breaker| !breaker.is_quiet(now, config));
+        }
+        if self.breakers.len() < NAMES_MAX {
+            self.breakers.insert(facts.name, breaker);
+        }
     }
 
     /// By session, in the order in which they attached.
@@ -318,8 +367,43 @@ impl Workers {
         }
     }
 
+    /// Which breakers count: those that are open longest, of at most half of the workers of a group
+    /// that would take work, and of none that could hold what no other could.
+    fn limit(&mut self, group: Group) {
+        let of_group = |worker: &Worker| worker.is_standing() && Group::of(worker.role) == group;
+        let mut standing: Vec<usize> = self
+            .by_key
+            .iter()
+            .filter(|(_, worker)| of_group(worker))
+            .map(|(key, _)| key)
+            .collect();
+        let half = standing.len() / 2;
+        let opened = |key: usize| {
+            let breaker = self.by_key.get(key).map(|worker| &worker.breaker);
+            let broken = breaker.filter(|breaker| breaker.state() != BreakerState::Closed);
+            broken.map(Breaker::due)
+        };
+        standing.sort_by_cached_key(|&key| Reverse(opened(key)));
+        let broken = standing.iter().filter(|&&key| opened(key).is_some());
+        let places = broken.count().min(half);
+        let len_max = |key: usize| self.by_key.get(key).map_or(Tokens(0), Worker::len_max);
+        let free = standing.iter().skip(places);
+        let free_len = free.map(|&key| len_max(key)).max().unwrap_or_default();
+        let limited: Vec<(usize, bool)> = (standing.iter().enumerate())
+            .map(|(place, &key)| (key, place < places && len_max(key) <= free_len))
+            .collect();
+        for (key, is_limited) in limited {
+            if let Some(worker) = self.by_key.get_mut(key) {
+                worker.is_limited = is_limited;
+            }
+            self.refresh(key);
+        }
+    }
+
     /// Counts anew. Only when a worker comes, goes or changes what it takes.
     fn count(&mut self) {
+        self.limit(Group::Prompts);
+        self.limit(Group::Decode);
         self.totals = [GroupTotals::default(); 2];
         self.staying = GroupTotals::default();
         for (_, worker) in &self.by_key {
