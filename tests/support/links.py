@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
@@ -24,6 +25,7 @@ from dopd.types import LinkEnd, LinkHello, LinkMessage, Peer
 WAIT_S = 30.0
 TOKEN = "join-token"
 LAYOUT = 0x1234
+NUM_PAGES, PAGE_BYTES = 256, 4096
 HELLO = LinkHello(PROTOCOL, "stranger", 77, LAYOUT, TOKEN)
 
 
@@ -70,6 +72,8 @@ class Recorder:
     def targets(self, link: Link, nonce: int, first: int, count: int) -> list[int]:
         if nonce not in self.exposed:
             raise LinkError(f"{nonce} is not exposed")
+        if count < 1 or first + count > len(self.exposed[nonce]):
+            raise LinkError(f"{first}..{first + count} is not exposed")
         return self.exposed[nonce][first : first + count]
 
     def landed(self, link: Link, nonce: int, first: int, count: int) -> None:
@@ -90,12 +94,13 @@ def open_stream(kind: str, identity: LinkIdentity, events: Recorder) -> StreamTr
 
 
 class Pair(AbstractContextManager["Pair"]):
-    """A source and a destination that can be joined over `kind`.
+    """A source and a destination that can be joined over `kind`: "fake", "tcp", "shm" or "shm+tcp".
 
-    `streams` are their transports over sockets. `settle` waits until a condition holds.
+    streams: the source's transports over sockets, then the destination's. `settle` waits until a
+    condition holds.
     """
 
-    def __init__(self, kind: str, num_pages: int = 256, page_bytes: int = 4096) -> None:
+    def __init__(self, kind: str, num_pages: int = NUM_PAGES, page_bytes: int = PAGE_BYTES) -> None:
         self.source = Recorder(BytesPool(num_pages, page_bytes))
         self.destination = Recorder(BytesPool(num_pages, page_bytes))
         self.network = FakeNetwork() if kind == "fake" else None
@@ -113,8 +118,9 @@ class Pair(AbstractContextManager["Pair"]):
         identity = LinkIdentity(name, incarnation, LAYOUT, TOKEN)
         if self.network is not None:
             return self.network.transport(identity, events.pool, events)
-        self.streams.append(open_stream(self.kind, identity, events))
-        transports = Transports(self.streams[-1:], events)
+        own = [open_stream(kind, identity, events) for kind in self.kind.split("+")]
+        self.streams += own
+        transports = Transports(own, events)
         transports.start()
         return transports
 
@@ -182,3 +188,11 @@ def is_closed(sock: socket.socket) -> bool:
     except ConnectionError:
         pass
     return True
+
+
+def wait_for(condition: Callable[[], bool], what: Callable[[], object]) -> None:
+    """Until something holds that nobody is notified of."""
+    deadline = time.monotonic() + WAIT_S
+    while not condition():
+        assert time.monotonic() < deadline, what()
+        time.sleep(0.005)

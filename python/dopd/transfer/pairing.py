@@ -70,7 +70,7 @@ class Transports:
             transport.close()
 
     def _dial(self, peer: Peer) -> None:
-        is_refused = False
+        refusal: LinkRefusedError | None = None
         try:
             link = self._connect_while_wanted(peer)
             if link is not None:
@@ -78,13 +78,14 @@ class Transports:
                 self._events.link_up(link, peer)
                 link.start()
         except LinkRefusedError as error:
-            is_refused = True
-            log.warning("data link to %s: %s", peer.worker, error)
+            refusal = error
         finally:
             with self._lock:
                 is_asked_again = self._dialling.pop(peer)
+        if refusal is not None:
+            log.warning("data link to %s: %s", peer.worker, refusal)
         # A shipment may have asked just when we gave up, or when the link was down again.
-        if is_asked_again and not is_refused and self._events.wants(peer):
+        elif is_asked_again and self._events.wants(peer):
             self.dial(peer)
 
     def _connect_while_wanted(self, peer: Peer) -> StreamLink | None:

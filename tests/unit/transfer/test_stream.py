@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import threading
+import time
 from typing import Any
 
 import pytest
 
 from dopd import wire
-from dopd.transfer import frames
+from dopd.transfer import frames, stream
 from dopd.transfer.base import PROTOCOL
 from dopd.transfer.stream_link import StreamLink
 from dopd.types import LinkBegin, LinkEnd, LinkHello, LinkMessage, LinkWelcome, LinkWrite
@@ -193,3 +194,18 @@ def test_a_long_write_travels_in_several_frames_and_its_speed_is_measured(kind: 
         assert pair.destination.pool.memory == pair.source.pool.memory
         assert link.bytes_per_s != start
         assert link.bytes_per_s > 0
+
+
+@KINDS
+def test_a_handshake_has_one_time_limit_however_it_is_cut(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A byte now and then held a handshake, of which there are 64, for as long as it liked."""
+    monkeypatch.setattr(stream, "HANDSHAKE_S", 0.2)
+    with Pair(kind) as pair, stranger(pair) as sock:
+        sock.sendall(frames.HEADER.pack(4000, 0))
+        with pytest.raises(ConnectionError):
+            for _ in range(3900):
+                sock.sendall(b"\0")
+                time.sleep(0.01)
+        assert pair.destination.log == []

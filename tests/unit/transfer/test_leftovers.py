@@ -1,0 +1,95 @@
+"""What links leave behind: no descriptor, no thread, no memory, whoever dies when."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from dopd.types import Endpoint, Peer
+from tests.support.link_peer import NONCE
+from tests.support.links import HELLO, NUM_PAGES, WAIT_S, Pair, shake, stranger, wait_for
+
+KINDS = pytest.mark.parametrize("kind", ["tcp", "shm"])
+CONNECTS = 200
+
+
+def open_files() -> set[tuple[int, int]]:
+    """Device and inode of every descriptor of ours: sockets and memory files have their own."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            status = os.stat(f"/proc/self/fd/{name}")
+        except FileNotFoundError:
+            continue
+        found.add((status.st_dev, status.st_ino))
+    return found
+
+
+@contextmanager
+def peer(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "tests.support.link_peer", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@KINDS
+def test_two_hundred_links_leave_nothing_behind(kind: str) -> None:
+    with Pair(kind) as pair:
+        files, threads = open_files(), threading.active_count()
+        for number in range(CONNECTS):
+            if number % 2:
+                # A peer that leaves at once, with its memory in the handshake.
+                with stranger(pair) as sock:
+                    shake(pair, sock, HELLO)
+            else:
+                link = pair.connect()
+                link.abort("test")
+                assert link.synchronise(10)
+        wait_for(
+            lambda: open_files() <= files and threading.active_count() <= threads,
+            lambda: (open_files() - files, threading.enumerate()),
+        )
+
+
+@KINDS
+def test_a_source_killed_in_mid_copy_leaves_no_page_written_and_no_memory(kind: str) -> None:
+    with Pair(kind) as pair:
+        destination = pair.destination
+        destination.exposed[NONCE] = [*list(range(1, NUM_PAGES)), 1]
+        before = open_files()
+        endpoint = pair.peer.endpoints[0]
+        own = f"{endpoint.transport},{endpoint.address},{endpoint.host}"
+        with peer("source", kind, own) as source:
+            pair.settle(lambda: "landed" in destination.names(), destination)
+            source.kill()
+            source.wait(WAIT_S)
+            pair.settle(lambda: "down" in destination.names(), destination)
+        assert destination.names()[-1] == "down"
+        assert not any(destination.pool.page(0))
+        # Its memory file was open here: with it the last hold on its pages is gone.
+        wait_for(lambda: open_files() <= before, open_files)
+
+
+@KINDS
+def test_a_destination_killed_in_mid_copy_frees_its_source(kind: str) -> None:
+    with Pair(kind) as pair, peer("destination", kind) as destination:
+        assert destination.stdout is not None
+        ways = [Endpoint(*text.split(",")) for text in destination.stdout.readline().split()]
+        pair.transports[0].dial(Peer("destination", 2, tuple(ways)))
+        pair.settle(lambda: pair.source.links, pair.source)
+        link = pair.source.links[0]
+        for _ in range(50):
+            link.write(NONCE, 0, list(range(NUM_PAGES)))
+        pair.settle(lambda: "written" in pair.source.names(), pair.source)
+        destination.kill()
+        pair.settle(lambda: "down" in pair.source.names(), pair.source)
+        assert link.synchronise(0)
