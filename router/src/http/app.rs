@@ -148,7 +148,8 @@ impl App {
             return methods(route, is_question);
         }
         match route {
-            Route::Generate(to) => generate::respond(self, to, request).await,
+            // Boxed: hyper and the layers above each move the future, kilobytes otherwise.
+            Route::Generate(to) => Box::pin(generate::respond(self, to, request)).await,
             Route::Tokenize => tokenize::respond(self, request).await,
             Route::Detokenize => tokenize::respond_back(self, request).await,
             Route::Page(page) => {
