@@ -24,6 +24,9 @@ pub enum Role {
 pub struct WorkerFacts {
     /// Name, unique among attached workers.
     pub name: String,
+    /// Random per process, so that a worker whose stream broke is known again; 0: unknown.
+    #[serde(default)]
+    pub incarnation: u64,
     /// Label when it joined.
     pub role: Role,
     /// Tokens per page.

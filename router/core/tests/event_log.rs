@@ -19,6 +19,7 @@ use dopd_core::{
 fn events() -> Vec<Event> {
     let worker = WorkerFacts {
         name: "w".to_owned(),
+        incarnation: 0,
         role: Role::Mixed,
         page_size: 16,
         page_bytes: 128,

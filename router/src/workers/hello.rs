@@ -210,6 +210,7 @@ pub(super) fn facts(hello: &Hello, geometry: &KvGeometry) -> Result<WorkerFacts,
         .map_err(|error| format!("worker {:?}: timings_json: {error}", hello.worker))?;
     Ok(WorkerFacts {
         name: hello.worker.clone(),
+        incarnation: hello.incarnation,
         role: role(hello.role).unwrap_or(Role::Mixed),
         page_size: geometry.page_size,
         page_bytes: u64::from(geometry.page_bytes),

@@ -90,7 +90,8 @@ impl Brain {
             self.settle();
         }
         self.incidents += u64::from(loss.is_death());
-        self.detach(key, worker);
+        let incident = loss.is_death().then_some(self.incidents);
+        self.detach(key, worker, incident);
         self.tell(key, &seats, Input::LostCurrent(loss), Input::LostNext);
     }
 

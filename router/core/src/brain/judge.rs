@@ -57,9 +57,13 @@ impl Brain {
         }
     }
 
-    /// A worker attached: with the breaker that it had, if it was here.
+    /// A worker attached: with the breaker that it had, if it was here. If its process is the same,
+    /// nobody killed it.
     pub(super) fn attach(&mut self, session: SessionId, facts: WorkerFacts) {
-        let key = self.workers.add(session, facts);
+        let (key, incident) = self.workers.add(session, facts);
+        if let Some(incident) = incident {
+            self.sequences.forgive(incident);
+        }
         let due = self
             .workers
             .get(key)
@@ -67,14 +71,14 @@ impl Brain {
         self.timers.change(None, due, Timer::Breaker(key));
     }
 
-    /// A worker is gone.
-    pub(super) fn detach(&mut self, key: usize, worker: Worker) {
-        self.timers
-            .change(worker.breaker.due(), None, Timer::Breaker(key));
+    /// A worker is gone; `incident` numbers its death if it was one.
+    pub(super) fn detach(&mut self, key: usize, worker: Worker, incident: Option<u64>) {
+        let (now, due) = (self.now, worker.breaker.due());
+        self.timers.change(due, None, Timer::Breaker(key));
         for (at, pair) in self.pairs.remove(key) {
             self.timers.clear(at, Timer::Pair(pair));
         }
-        self.workers.remember(worker, self.now, &self.config);
+        self.workers.remember(worker, incident, now, &self.config);
     }
 
     fn count_opening(&mut self, of: &'static str, opened: bool) {

@@ -14,7 +14,8 @@
 //! death must cost no answer. What is nobody's fault is free: a refusal, a worker that left as it
 //! was told to. A worker that died counts for those whose current seat it held, once for all
 //! choices of a request; not for those that were on their way to it. A silent worker may be behind
-//! a broken network, so it is blamed on nobody.
+//! a broken network, so it is blamed on nobody; and if the same process is back after its stream
+//! broke, the death is forgiven.
 //!
 //! The other two are of the fleet. They delay and never reject, so no number of residents makes one
 //! death dear: who has made a token since it was placed is replayed at once. Only those whose last

@@ -170,6 +170,16 @@ impl Sequences {
         self.requests.contains_key(&id)
     }
 
+    /// That was no death. O(requests); a worker whose stream broke is back.
+    pub(super) fn forgive(&mut self, incident: u64) {
+        for request in self.requests.values_mut() {
+            if request.last_death == incident {
+                request.last_death = 0;
+                request.deaths = request.deaths.saturating_sub(1);
+            }
+        }
+    }
+
     /// Adds a sequence of a request that was added.
     pub(super) fn add(&mut self, sequence: Sequence) -> usize {
         if let Some(request) = self.requests.get_mut(&sequence.id.request) {

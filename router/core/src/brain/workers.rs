@@ -3,6 +3,9 @@
 //! Every change goes through [`Workers::update`], which keeps the orders true. So a decision costs
 //! O(log n) however many workers are idle or full.
 
+mod gone;
+mod groups;
+
 use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
@@ -10,16 +13,16 @@ use std::{
 
 use slab::Slab;
 
-use super::{breaker::Breaker, config::BrainConfig, slots::Slots, status::BreakerState};
+pub(super) use self::groups::GroupTotals;
+
+use self::gone::Gone;
+use super::{breaker::Breaker, slots::Slots, status::BreakerState};
 use crate::{
     event::Suspicion,
     fleet::{Role, WorkerFacts, WorkerLoad},
     ids::{SessionId, SlotId},
     units::{Micros, Pages, Tokens},
 };
-
-/// Names of workers that are gone whose breaker is remembered.
-const NAMES_MAX: usize = 1_024;
 
 /// One attached worker.
 #[derive(Debug)]
@@ -116,17 +119,11 @@ impl Worker {
         self.is_standing() && !(self.is_limited && self.breaker.is_shut())
     }
 
-    /// What decides who counts among the workers.
-    fn standing(&self) -> (Role, bool, bool, bool, BreakerState) {
-        let breaker = (self.breaker.is_shut(), self.breaker.state());
-        let is_standing = self.is_standing();
-        (
-            self.role,
-            is_standing,
-            self.is_draining,
-            breaker.0,
-            breaker.1,
-        )
+    /// What decides how it counts among the workers.
+    fn standing(&self) -> (Role, bool, bool, BreakerState, bool) {
+        let (breaker, drains) = (&self.breaker, self.is_draining);
+        let (state, is_shut) = (breaker.state(), breaker.is_shut());
+        (self.role, self.is_standing(), drains, state, is_shut)
     }
 
     /// Pages that can be promised.
@@ -208,16 +205,6 @@ impl Worker {
     }
 }
 
-/// What the usable workers of one group could hold.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(super) struct GroupTotals {
-    pub(super) workers: usize,
-    /// Longest sequence that one of them holds when empty.
-    pub(super) len_max: Tokens,
-    /// Prompt tokens that they compute together.
-    pub(super) prefill_tokens_per_s: f64,
-}
-
 /// All attached workers.
 #[derive(Debug, Default)]
 pub(super) struct Workers {
@@ -228,20 +215,21 @@ pub(super) struct Workers {
     /// Ready for hand-offs, most room first.
     imports: BTreeSet<(Reverse<u64>, usize)>,
     totals: [GroupTotals; 2],
-    /// Of workers that are gone, by name.
-    breakers: BTreeMap<String, Breaker>,
+    /// Workers that went, by name.
+    gone: BTreeMap<String, Gone>,
     /// Over those that do not drain, ejected ones included.
     staying: GroupTotals,
 }
 
 impl Workers {
-    pub(super) fn add(&mut self, session: SessionId, facts: WorkerFacts) -> usize {
-        let breaker = self.breakers.remove(&facts.name).unwrap_or(Breaker::new());
+    /// Its key, and the number of its death if the same process is back.
+    pub(super) fn add(&mut self, session: SessionId, facts: WorkerFacts) -> (usize, Option<u64>) {
+        let (breaker, incident) = self.recall(&facts);
         let key = self.by_key.insert(Worker::new(session, facts, breaker));
         self.by_session.insert(session, key);
         self.refresh(key);
         self.count();
-        key
+        (key, incident)
     }
 
     pub(super) fn remove(&mut self, key: usize) -> Option<Worker> {
@@ -275,23 +263,6 @@ impl Workers {
             self.count();
         }
         Some(result)
-    }
-
-    /// Keeps the breaker of a worker that went, for when it is back under its name.
-    pub(super) fn remember(&mut self, worker: Worker, now: Micros, config: &BrainConfig) {
-        let Worker {
-            facts, mut breaker, ..
-        } = worker;
-        if breaker.is_quiet(now, config) {
-            return;
-        }
-        if self.breakers.len() >= NAMES_MAX {
-            self.breakers
-                .retain(|_, breaker| !breaker.is_quiet(now, config));
-        }
-        if self.breakers.len() < NAMES_MAX {
-            self.breakers.insert(facts.name, breaker);
-        }
     }
 
     /// By session, in the order in which they attached.
@@ -365,64 +336,5 @@ impl Workers {
                 self.imports.insert((room, key));
             }
         }
-    }
-
-    /// Which breakers count: those that are open longest, of at most half of the workers of a group
-    /// that would take work, and of none that could hold what no other could.
-    fn limit(&mut self, group: Group) {
-        let of_group = |worker: &Worker| worker.is_standing() && Group::of(worker.role) == group;
-        let mut standing: Vec<usize> = self
-            .by_key
-            .iter()
-            .filter(|(_, worker)| of_group(worker))
-            .map(|(key, _)| key)
-            .collect();
-        let half = standing.len() / 2;
-        let opened = |key: usize| {
-            let breaker = self.by_key.get(key).map(|worker| &worker.breaker);
-            let broken = breaker.filter(|breaker| breaker.state() != BreakerState::Closed);
-            broken.map(Breaker::due)
-        };
-        standing.sort_by_cached_key(|&key| Reverse(opened(key)));
-        let broken = standing.iter().filter(|&&key| opened(key).is_some());
-        let places = broken.count().min(half);
-        let len_max = |key: usize| self.by_key.get(key).map_or(Tokens(0), Worker::len_max);
-        let free = standing.iter().skip(places);
-        let free_len = free.map(|&key| len_max(key)).max().unwrap_or_default();
-        let limited: Vec<(usize, bool)> = (standing.iter().enumerate())
-            .map(|(place, &key)| (key, place < places && len_max(key) <= free_len))
-            .collect();
-        for (key, is_limited) in limited {
-            if let Some(worker) = self.by_key.get_mut(key) {
-                worker.is_limited = is_limited;
-            }
-            self.refresh(key);
-        }
-    }
-
-    /// Counts anew. Only when a worker comes, goes or changes what it takes.
-    fn count(&mut self) {
-        self.limit(Group::Prompts);
-        self.limit(Group::Decode);
-        self.totals = [GroupTotals::default(); 2];
-        self.staying = GroupTotals::default();
-        for (_, worker) in &self.by_key {
-            if !worker.is_draining {
-                self.staying.add(worker);
-            }
-            if worker.is_usable() {
-                self.totals[Group::of(worker.role) as usize].add(worker);
-            }
-        }
-    }
-}
-
-impl GroupTotals {
-    fn add(&mut self, worker: &Worker) {
-        let batch = worker.facts.batch_tokens_max;
-        let batch_us = worker.facts.timings.prefill_us(batch).0.max(1) as f64;
-        self.workers += 1;
-        self.len_max = self.len_max.max(worker.len_max());
-        self.prefill_tokens_per_s += f64::from(batch.0) * 1e6 / batch_us;
     }
 }

@@ -219,3 +219,130 @@ fn worker_that_left_as_it_was_told_to_is_on_nobodys_account() {
     assert_eq!((status.replays_total, status.poison_total), (8, 0));
     assert_eq!(status.replays_by.get("worker_left"), Some(&8));
 }
+
+/// The stream of who has the request breaks and, if `incarnation` says so, the same process is back.
+fn break_stream(brain: &mut Brain, at: u64, incarnation: u64) -> Vec<RejectReason> {
+    let Some(SessionId(session)) = holder(brain) else {
+        return Vec::new();
+    };
+    let why = strike(brain, at, &|session| Event::SessionLost { session });
+    let mut facts = worker(Role::Mixed, 40);
+    (facts.name, facts.incarnation) = (format!("process {session}"), incarnation);
+    brain.handle(
+        Micros::from_millis(100 * at + 60),
+        joined(session + 100, facts),
+    );
+    why
+}
+
+#[test]
+fn broken_stream_of_a_process_that_lives_on_is_no_death() {
+    for (incarnation, second) in [(7, vec![]), (8, vec![RejectReason::PoisonSuspect])] {
+        let mut brain = Brain::new(BrainConfig::default());
+        for session in 1..=5 {
+            let mut facts = worker(Role::Mixed, 40);
+            (facts.name, facts.incarnation) = (format!("process {session}"), 7);
+            brain.handle(Micros(0), joined(session, facts));
+        }
+        brain.handle(Micros(0), Event::RequestArrived(request(1, 8, 8)));
+        assert_eq!(break_stream(&mut brain, 1, incarnation), []);
+        assert_eq!(break_stream(&mut brain, 2, incarnation), second);
+    }
+}
+
+#[test]
+fn worker_that_dies_as_a_destination_is_blamed_on_nobody() {
+    // P holds the request; D, then E, to which it is on its way, die.
+    for at in [At::Placing, At::Shipping] {
+        let mut brain = brain(at);
+        brain.handle(Micros(1), lost(D));
+        brain.handle(Micros(2), lost(E));
+        // Now P dies, for the first time.
+        brain.handle(Micros(3), lost(P));
+        assert_eq!(brain.status().poison_total, 0);
+        assert_eq!(brain.status().requests_waiting, 1, "{at:?}");
+    }
+    // Neither is one of a running request's two workers that dies without it.
+    let mut brain = brain(At::Moving);
+    brain.handle(Micros(1), lost(E));
+    brain.handle(Micros(2), lost(P));
+    brain.handle(Micros(3), lost(D));
+    assert_eq!(brain.status().requests_waiting, 1);
+}
+
+#[test]
+fn choices_of_a_request_are_condemned_together_others_survive() {
+    // Seven pages each: two beside each other on ten pages do not fit.
+    let mut brain = Brain::new(BrainConfig::default());
+    for session in 1..=4 {
+        brain.handle(Micros(0), joined(session, worker(Role::Mixed, 16)));
+    }
+    let mut facts = request(1, 20, 20);
+    facts.choices = 3;
+    let opens = brain.handle(Micros(0), Event::RequestArrived(facts));
+    assert_eq!(opens.len(), 3);
+    // Another request beside the first choice.
+    assert_eq!(
+        brain
+            .handle(Micros(0), Event::RequestArrived(request(2, 8, 8)))
+            .len(),
+        1
+    );
+    assert_eq!(brain.handle(Micros(1), lost(1)), []);
+    let condemned = brain.handle(Micros(2), lost(2));
+    let rejects: Vec<_> = condemned
+        .iter()
+        .filter_map(|action| match action {
+            Action::Reject { sequence, why, .. } => Some((sequence.request.0, *why)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(rejects, [(1, RejectReason::PoisonSuspect); 3]);
+    let closes = condemned
+        .iter()
+        .filter(|action| matches!(action, Action::Close { .. }));
+    assert_eq!(closes.count(), 1, "the choice on the third worker");
+    let status = brain.status();
+    assert_eq!(status.poison_total, 1);
+    assert_eq!(status.requests_waiting + status.sequences_running, 1);
+}
+
+#[test]
+fn one_worker_under_all_choices_is_one_death() {
+    let mut brain = Brain::new(BrainConfig::default());
+    for session in 1..=2 {
+        brain.handle(Micros(0), joined(session, worker(Role::Mixed, 60)));
+    }
+    let mut facts = request(1, 8, 8);
+    facts.choices = 3;
+    brain.handle(Micros(0), Event::RequestArrived(facts));
+    brain.handle(Micros(1), lost(1));
+    let again = brain.handle(Micros::from_millis(50), Event::Woke);
+    assert_eq!(again.len(), 3, "{again:?}");
+    assert_eq!(brain.status().poison_total, 0);
+}
+
+#[test]
+fn worker_that_broke_the_protocol_and_is_back_forgives_no_other_death() {
+    let process = |number: u64| {
+        let mut facts = worker(Role::Mixed, 40);
+        (facts.name, facts.incarnation) = (format!("process {number}"), number);
+        facts
+    };
+    let mut brain = Brain::new(BrainConfig::default());
+    for session in 1..=4 {
+        brain.handle(Micros(0), joined(session, process(session)));
+    }
+    brain.handle(Micros(0), Event::RequestArrived(request(1, 8, 8)));
+    let lose = |session| Event::SessionLost { session };
+    assert_eq!(strike(&mut brain, 1, &lose), []);
+    let idle = (2..=4).find(|&session| holder(&brain) != Some(SessionId(session)));
+    let idle = idle.unwrap_or(4);
+    let lie = StepReport {
+        opened: vec![SlotId(9)],
+        ..report(idle, Role::Mixed)
+    };
+    brain.handle(Micros::from_millis(160), said(lie));
+    brain.handle(Micros::from_millis(160), joined(100, process(idle)));
+    assert_eq!(strike(&mut brain, 2, &lose), [RejectReason::PoisonSuspect]);
+}

@@ -26,6 +26,7 @@ pub(crate) const NEVER: Micros = Micros::from_millis(1_000_000_000);
 pub(crate) fn worker(role: Role, pages: u32) -> WorkerFacts {
     WorkerFacts {
         name: format!("{role:?}").to_lowercase(),
+        incarnation: 0,
         role,
         page_size: PAGE_SIZE,
         page_bytes: 1_000,
