@@ -64,7 +64,8 @@ class Recorder:
 
     def begin(self, link: Link, nonce: int) -> None:
         self._note("begin", nonce)
-        link.go(nonce, self.exposed[nonce])
+        if nonce in self.exposed:
+            link.go(nonce, self.exposed[nonce])
 
     def go(self, link: Link, nonce: int, num_pages: int) -> None:
         self._note("go", nonce, num_pages)
