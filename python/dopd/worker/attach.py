@@ -136,6 +136,8 @@ class Stream:
             if message is None or not self.check_lease():
                 return
             if self.id:
+                silent_s = time.monotonic() - self._heard_at
+                message.report.heard_ms = int(1000 * silent_s)
                 yield message
 
 

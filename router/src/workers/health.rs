@@ -7,9 +7,17 @@ use crate::{
     wire::worker::Report,
     workers::{
         lease::{Lease, Silence},
+        outgoing::HEARTBEAT,
         watchdog::{Pace, Watchdog},
     },
 };
+
+/// A worker that has not heard us for so long misses a heartbeat; the rest is for slow links.
+const DEAF_MS: u128 = HEARTBEAT.as_millis() + 300;
+
+/// Ticks in a row on which it says so. The second one keeps a front thread that was held up itself
+/// from blaming its workers: they hear it again before.
+const DEAF_TICKS: u32 = 2;
 
 /// What is to be done about a worker.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +38,10 @@ pub(super) struct Health {
     lease: Lease,
     lease_ms: u32,
     watchdog: Watchdog,
+    /// Since when the worker has not heard us, as it last said.
+    heard_ms: u32,
+    /// Ticks on which that was too long.
+    deaf: u32,
 }
 
 impl Health {
@@ -42,6 +54,8 @@ impl Health {
             lease: Lease::new(lease_ms, tick_ms),
             lease_ms,
             watchdog: Watchdog::new(tick_ms, floor_ms, lease_ms, stuck_at),
+            heard_ms: 0,
+            deaf: 0,
         }
     }
 
@@ -50,10 +64,18 @@ impl Health {
         self.lease.heard();
     }
 
-    /// The message was a report of this session. Returns whether the worker is stuck.
+    /// The message was a report of this session. Returns whether the worker is stuck, or deaf.
     pub(super) fn reported(&mut self, report: &Report) -> bool {
         self.watchdog.heard(report);
-        self.watchdog.is_stuck()
+        self.heard_ms = report.heard_ms;
+        if !self.is_unheard() {
+            self.deaf = 0;
+        }
+        self.watchdog.is_stuck() || self.deaf >= DEAF_TICKS
+    }
+
+    fn is_unheard(&self) -> bool {
+        u128::from(self.heard_ms) >= DEAF_MS
     }
 
     /// A report interval passed. `is_asked`: an Open or a Close has no answer.
@@ -70,10 +92,56 @@ impl Health {
         if !self.lease.is_fresh() {
             return Verdict::Same;
         }
+        if self.is_unheard() {
+            self.deaf = self.deaf.saturating_add(1);
+            if self.deaf == DEAF_TICKS {
+                let why = format!("it has not heard us for {} ms", self.heard_ms);
+                return Verdict::Eject(Suspicion::Stuck, why);
+            }
+        }
         match self.watchdog.tick(is_asked) {
             Pace::Same => Verdict::Same,
             Pace::Stuck => Verdict::Eject(Suspicion::Stuck, self.watchdog.describe()),
             Pace::Over => Verdict::EndStuck(self.watchdog.describe(), self.watchdog.step()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn deaf_for(heard_ms: u32) -> Report {
+        Report {
+            heard_ms,
+            ..Report::default()
+        }
+    }
+
+    #[test]
+    fn a_deaf_worker_is_ejected_once_and_back_when_it_hears() {
+        let mut health = Health::new(&WorkersConfig::default(), None);
+        let mut ejected = Vec::new();
+        for tick in 0..10_u32 {
+            health.heard();
+            let is_stuck = health.reported(&deaf_for(tick * 200));
+            assert_eq!(is_stuck, ejected.len() == 1, "in tick {tick}");
+            if let Verdict::Eject(why, _) = health.tick(false) {
+                ejected.push((tick, why));
+            }
+        }
+        assert_eq!(ejected, [(5, Suspicion::Stuck)]);
+        assert!(!health.reported(&deaf_for(3)));
+    }
+
+    #[test]
+    fn a_front_that_was_held_up_blames_nobody() {
+        let mut health = Health::new(&WorkersConfig::default(), None);
+        health.heard();
+        assert!(!health.reported(&deaf_for(2_000)));
+        assert_eq!(health.tick(false), Verdict::Same);
+        health.heard();
+        assert!(!health.reported(&deaf_for(150)));
+        assert_eq!(health.tick(false), Verdict::Same);
     }
 }

@@ -22,7 +22,7 @@ use crate::wire::worker::{
 };
 
 /// Time between two commands at most; an empty one is the heartbeat.
-const HEARTBEAT: Duration = Duration::from_millis(500);
+pub(super) const HEARTBEAT: Duration = Duration::from_millis(500);
 
 /// Estimated size up to which commands are merged: half of the 16 MiB that a worker takes.
 const CMD_BYTES: usize = 8 << 20;

@@ -31,6 +31,15 @@ def test_a_silent_router_loses_the_worker_and_every_seat_is_closed() -> None:
         assert second.session != first.session
 
 
+def test_reports_say_for_how_long_the_router_was_not_heard() -> None:
+    with ScriptedRouter(lease_ms=60_000) as router, running("w", router.address):
+        w = router.worker("w")
+        router.is_silent = True
+        router.wait_for(lambda: w.reports and w.last.heard_ms > 300, "a report that complains")
+        router.is_silent = False
+        router.wait_for(lambda: w.last.heard_ms < 200, "a report that does not")
+
+
 def test_a_router_that_does_not_even_read_loses_the_worker_too() -> None:
     """Reports fill the stream's window until gRPC asks for no more, and then no step makes any."""
     with ScriptedRouter(lease_ms=2000) as router, running("w", router.address) as worker:

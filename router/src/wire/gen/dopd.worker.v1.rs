@@ -495,6 +495,9 @@ pub struct Report {
     /// Pages of seats, counted by themselves: owned + free + cached + fenced = pages_total, or the worker has lost count.
     #[prost(uint32, tag = "15")]
     pub pages_owned: u32,
+    /// Milliseconds since the worker last heard from this router when it sent this: a link may lose one direction only.
+    #[prost(uint32, tag = "16")]
+    pub heard_ms: u32,
     #[prost(uint32, repeated, tag = "20")]
     pub opened_slots: ::prost::alloc::vec::Vec<u32>,
     #[prost(message, repeated, tag = "21")]

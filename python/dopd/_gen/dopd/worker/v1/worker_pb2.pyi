@@ -858,6 +858,7 @@ class Report(_message.Message):
     STEP_PREFILL_TOKENS_FIELD_NUMBER: _builtins.int
     STEP_DECODE_SEQS_FIELD_NUMBER: _builtins.int
     PAGES_OWNED_FIELD_NUMBER: _builtins.int
+    HEARD_MS_FIELD_NUMBER: _builtins.int
     OPENED_SLOTS_FIELD_NUMBER: _builtins.int
     OPENED_GRANTS_FIELD_NUMBER: _builtins.int
     ARRIVED_SLOTS_FIELD_NUMBER: _builtins.int
@@ -895,6 +896,8 @@ class Report(_message.Message):
     step_decode_seqs: _builtins.int
     pages_owned: _builtins.int
     """Pages of seats, counted by themselves: owned + free + cached + fenced = pages_total, or the worker has lost count."""
+    heard_ms: _builtins.int
+    """Milliseconds since the worker last heard from this router when it sent this: a link may lose one direction only."""
     @_builtins.property
     def opened_slots(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -955,6 +958,7 @@ class Report(_message.Message):
         step_prefill_tokens: _builtins.int = ...,
         step_decode_seqs: _builtins.int = ...,
         pages_owned: _builtins.int = ...,
+        heard_ms: _builtins.int = ...,
         opened_slots: _abc.Iterable[_builtins.int] | None = ...,
         opened_grants: _abc.Iterable[Global___Grant] | None = ...,
         arrived_slots: _abc.Iterable[_builtins.int] | None = ...,
@@ -973,7 +977,7 @@ class Report(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrived_pos", b"arrived_pos", "arrived_slots", b"arrived_slots", "arrived_tail_lens", b"arrived_tail_lens", "arrived_tails", b"arrived_tails", "closed_messages", b"closed_messages", "closed_reasons", b"closed_reasons", "closed_retry_ms", b"closed_retry_ms", "closed_slots", b"closed_slots", "draining", b"draining", "logprobs", b"logprobs", "next_step_us", b"next_step_us", "opened_grants", b"opened_grants", "opened_slots", b"opened_slots", "pages_cached", b"pages_cached", "pages_fenced", b"pages_fenced", "pages_free", b"pages_free", "pages_owned", b"pages_owned", "prefill_tokens_queued", b"prefill_tokens_queued", "prompt_logprobs", b"prompt_logprobs", "role", b"role", "role_epoch", b"role_epoch", "running", b"running", "session", b"session", "step", b"step", "step_decode_seqs", b"step_decode_seqs", "step_prefill_tokens", b"step_prefill_tokens", "step_us", b"step_us", "token_counts", b"token_counts", "token_slots", b"token_slots", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrived_pos", b"arrived_pos", "arrived_slots", b"arrived_slots", "arrived_tail_lens", b"arrived_tail_lens", "arrived_tails", b"arrived_tails", "closed_messages", b"closed_messages", "closed_reasons", b"closed_reasons", "closed_retry_ms", b"closed_retry_ms", "closed_slots", b"closed_slots", "draining", b"draining", "heard_ms", b"heard_ms", "logprobs", b"logprobs", "next_step_us", b"next_step_us", "opened_grants", b"opened_grants", "opened_slots", b"opened_slots", "pages_cached", b"pages_cached", "pages_fenced", b"pages_fenced", "pages_free", b"pages_free", "pages_owned", b"pages_owned", "prefill_tokens_queued", b"prefill_tokens_queued", "prompt_logprobs", b"prompt_logprobs", "role", b"role", "role_epoch", b"role_epoch", "running", b"running", "session", b"session", "step", b"step", "step_decode_seqs", b"step_decode_seqs", "step_prefill_tokens", b"step_prefill_tokens", "step_us", b"step_us", "token_counts", b"token_counts", "token_slots", b"token_slots", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
