@@ -153,6 +153,17 @@ def test_reset_refuse_and_release(echo: str) -> None:
         assert len(proxy.begun_s) == 3
 
 
+def test_half_open_now(echo: str) -> None:
+    with Proxy(echo) as proxy, dial(proxy) as sock:
+        sock.sendall(b"a")
+        assert receive(sock, 1) == b"a"
+        proxy.half_open()
+        sock.sendall(b"b")
+        sock.settimeout(SHORT_S)
+        with pytest.raises(TimeoutError):
+            sock.recv(1)
+
+
 def test_flapping_passes_everything_in_the_end(echo: str) -> None:
     with Proxy(echo) as proxy, dial(proxy) as sock:
         proxy.flap(0.05, 0.05)

@@ -108,7 +108,8 @@ class Node:
         if "--mock-timings" not in self.words and "--step-ms" not in self.words:
             words += ["--mock-timings", TIMINGS]
         if self.data is not None:
-            words += ["--data-advertise", self.data.address]
+            # Peers on one machine would take shm, which no proxy can stand in.
+            words += ["--transports", "tcp", "--data-advertise", self.data.address]
         folder = fleet.folder / f"{self.name}-{next(self._lives)}"
         if self.kind == "rust":
             one = Process(folder, *words, *self.words, env=self.env, program=binary("dopd-mock"))

@@ -173,6 +173,7 @@ class Connection:
     pipes: list[Pipe] = field(default_factory=list)
     task: asyncio.Task[None] | None = None
     then: Then | None = None
+    over: asyncio.Future[Then] | None = None
 
     def close(self, then: Then) -> None:
         """Close both ends, with a reset if asked for."""
@@ -245,6 +246,10 @@ class Proxy:
         """Reset every connection now."""
         self._do(self._end_all(Then.RESET))
 
+    def half_open(self) -> None:
+        """The upstream's end of every connection is gone, and the diallers are not told."""
+        self._do(self._forget_upstreams())
+
     def refuse(self) -> None:
         """From now on every new connection is reset as soon as it is taken; old ones stay."""
         self._is_refusing = True
@@ -311,6 +316,11 @@ class Proxy:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    async def _forget_upstreams(self) -> None:
+        for one in list(self._open):
+            if one.over is not None and not one.over.done():
+                one.over.set_result(Then.HALF_OPEN)
+
     async def _accept(self) -> None:
         while True:
             dialler, _ = await self._loop.sock_accept(self._listener)
@@ -325,7 +335,7 @@ class Proxy:
             one.task = self._loop.create_task(self._carry(one, self.plan(index)))
 
     async def _carry(self, one: Connection, plan: Plan) -> None:
-        over: asyncio.Future[Then] = self._loop.create_future()
+        over = one.over = self._loop.create_future()
         workers: list[asyncio.Task[None]] = []
         try:
             # In a partition a connection is not made either.
