@@ -115,9 +115,7 @@ fn http_2_hears_it_at_once_or_with_its_first_answer() {
 async fn until(stream: &mut TcpStream, kinds: &[u8]) {
     let mut missing = kinds.to_vec();
     while !missing.is_empty() {
-        let (kind, ..) = next(stream)
-            .await
-            .unwrap_or_else(|| panic!("no {missing:?}"));
+        let (kind, ..) = next(stream).await.unwrap();
         missing.retain(|&wanted| wanted != kind);
     }
 }
