@@ -1,9 +1,13 @@
 //! What `dopd status --json` and the metrics page show: a snapshot of the fleet, made by dispatch
 //! on demand.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, future::Future, time::Duration};
 
 use serde::Serialize;
+
+/// Workers that are named where the router is not ready, and the time to learn them.
+const EXPLAIN_WORKERS_MAX: usize = 16;
+const EXPLAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Whether a request that comes now would be answered: the body of `/ready`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -30,6 +34,27 @@ impl Readiness {
             status,
             message: message.into(),
         }
+    }
+
+    /// With the states of all workers behind it, unless the answer does not come.
+    pub async fn explained(mut self, fleet: impl Future<Output = FleetStatus>) -> Self {
+        let Ok(fleet) = tokio::time::timeout(EXPLAIN_TIMEOUT, fleet).await else {
+            self.message.push_str("; the scheduler does not answer");
+            return self;
+        };
+        let more = fleet.workers.len().saturating_sub(EXPLAIN_WORKERS_MAX);
+        let shown = fleet.workers.iter().take(EXPLAIN_WORKERS_MAX);
+        let mut states: Vec<String> = shown
+            .map(|worker| format!("{} {}", worker.id, worker.state))
+            .collect();
+        states.extend((more > 0).then(|| format!("and {more} more")));
+        let states = if states.is_empty() {
+            "none attached".to_owned()
+        } else {
+            states.join(", ")
+        };
+        self.message = format!("{}; workers: {states}", self.message);
+        self
     }
 
     /// Whether it would.

@@ -18,6 +18,9 @@ from tests.support.server import Server, serve
 STEP_TIMES = ("--mock-timings", "h100-8b")
 PAIRS = list(itertools.product(["python", "rust"], repeat=2))
 
+# Canaries are handed off, too, and these tests count hand-offs.
+NO_CANARY = {"DOPD_WORKERS__CANARY_INTERVAL_MS": "0"}
+
 
 @contextlib.contextmanager
 def worker(kind: str, role: str, server: Server, folder: Path) -> Iterator[Process]:
@@ -37,7 +40,7 @@ def test_a_pair_answers_as_the_model_and_hands_every_request_off(
 ) -> None:
     prompts = [[n % 256 for n in range(length)] for length in (1, 16, 33, 500)]
     with (
-        serve("--mock", command="router") as server,
+        serve("--mock", command="router", env=NO_CANARY) as server,
         worker(prefill, "prefill", server, tmp_path),
         worker(decode, "decode", server, tmp_path),
     ):
@@ -60,7 +63,7 @@ def test_choices_of_a_long_prompt_answer_as_if_each_were_alone(tmp_path: Path) -
     for prefill, decode in (("python", "rust"), ("rust", "python")):
         folder = tmp_path / prefill
         with (
-            serve("--mock", command="router") as server,
+            serve("--mock", command="router", env=NO_CANARY) as server,
             worker(prefill, "prefill", server, folder),
             worker(decode, "decode", server, folder),
         ):
@@ -78,7 +81,7 @@ def test_logprobs_are_the_same_from_both(tmp_path: Path) -> None:
     content = []
     for kind in ("python", "rust"):
         with (
-            serve("--mock", command="router") as server,
+            serve("--mock", command="router", env=NO_CANARY) as server,
             worker(kind, "mixed", server, tmp_path / kind),
         ):
             wait_for(lambda: server.get("/ready").status == 200, "the worker is attached")

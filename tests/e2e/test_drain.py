@@ -15,8 +15,9 @@ import dopd
 from tests.support.processes import is_alive, wait_for
 from tests.support.server import Server, serve
 
-# 2,000 steps of a GPU: longer than any of these tests looks at it.
-LONG = {"model": "mock", "prompt": [9] * 100, "max_tokens": 2_000, "ignore_eos": True}
+# Steps of a GPU: some 3 s, longer than a test needs to look at it.
+LONG = {"model": "mock", "prompt": [9] * 100, "max_tokens": 400, "ignore_eos": True}
+ENDLESS = LONG | {"max_tokens": 100_000}
 SHORT = LONG | {"max_tokens": 4}
 
 
@@ -58,7 +59,9 @@ def test_grpc_health_says_not_serving_and_its_watch_ends(slow: Server) -> None:
     with grpc.insecure_channel(slow.grpc) as channel:
         health = health_pb2_grpc.HealthStub(channel)
         watch = health.Watch(health_pb2.HealthCheckRequest())
-        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        # It looks every so often, and the server has only just started.
+        while next(watch).status != health_pb2.HealthCheckResponse.SERVING:
+            pass
         events = slow.events("/v1/completions", LONG)
         next(events)
         slow.process.popen.send_signal(signal.SIGTERM)
@@ -74,7 +77,7 @@ def test_grpc_health_says_not_serving_and_its_watch_ends(slow: Server) -> None:
 
 
 def error_of_http(server: Server, started: Callable[[], None]) -> str:
-    events = server.events("/v1/completions", LONG | {"max_tokens": 100_000})
+    events = server.events("/v1/completions", ENDLESS)
     next(events)
     started()
     *_, last = events
@@ -104,7 +107,7 @@ def test_what_does_not_end_in_time_gets_an_error(
 
 
 def test_a_second_signal_ends_it_within_a_second(slow: Server) -> None:
-    events = slow.events("/v1/completions", LONG | {"max_tokens": 100_000})
+    events = slow.events("/v1/completions", ENDLESS)
     next(events)
     drain(slow)
     pids = [worker["pid"] for worker in slow.status()["workers"]]

@@ -77,8 +77,8 @@ impl Handler for Arc<Admin> {
         let mut response = match request.uri().path() {
             "/metrics" => self.metrics_page(request.headers()).await,
             "/status" => self.status_page().await,
-            "/health" => as_json(StatusCode::OK, &json!({"status": "ok"})),
-            "/ready" => self.ready_page(),
+            "/health" => self.health_page(),
+            "/ready" => self.ready_page().await,
             _ => as_json(StatusCode::NOT_FOUND, &json!({"status": "no such page"})),
         };
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
@@ -120,14 +120,21 @@ impl Admin {
         as_json(StatusCode::OK, &page)
     }
 
-    fn ready_page(&self) -> Page {
+    fn health_page(&self) -> Page {
+        if self.dispatch.is_alive() {
+            return as_json(StatusCode::OK, &json!({"status": "ok"}));
+        }
+        let page = json!({"status": "scheduler_stopped"});
+        as_json(StatusCode::SERVICE_UNAVAILABLE, &page)
+    }
+
+    async fn ready_page(&self) -> Page {
         let readiness = self.dispatch.readiness();
-        let status = if readiness.is_ready() {
-            StatusCode::OK
-        } else {
-            StatusCode::SERVICE_UNAVAILABLE
-        };
-        as_json(status, &readiness)
+        if readiness.is_ready() {
+            return as_json(StatusCode::OK, &readiness);
+        }
+        let page = readiness.explained(self.dispatch.status()).await;
+        as_json(StatusCode::SERVICE_UNAVAILABLE, &page)
     }
 }
 

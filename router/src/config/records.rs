@@ -153,6 +153,9 @@ settings! {
         /// tenant's, or always.
         kv_scrub: String = "tenant".to_owned(), flag "kv-scrub" "WHEN",
             one_of &["never", "tenant", "always"];
+        /// Time without a token after which the router asks its workers for one, in milliseconds; 0:
+        /// never. Without a token for twice as long it is not ready.
+        canary_interval_ms: u64 = 5_000, within 0..=DAY_MS;
         /// Attached workers; more are refused.
         workers_max: usize = 4_096, within 1..=65_536;
     }

@@ -3,8 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, atomic::Ordering},
-    thread::{self, JoinHandle},
-    time::Duration,
+    thread,
 };
 
 use dopd_core::{
@@ -26,6 +25,7 @@ use crate::{
         record::Recorder,
         reject, status,
         tally::{Outcome, Tally},
+        thread::BrainThread,
     },
     error::{Error, Reason},
     streams::messages::{BrainInput, FrontMessage, Joined, Order, Reported, SeatOrder},
@@ -34,37 +34,6 @@ use crate::{
 
 /// Inputs taken at once.
 const BATCH: usize = 512;
-
-/// How often the wait for the thread's end looks again.
-const JOIN_POLL: Duration = Duration::from_millis(2);
-
-/// The running brain thread.
-#[derive(Debug)]
-pub struct BrainThread {
-    handle: JoinHandle<()>,
-}
-
-impl BrainThread {
-    /// Waits until the thread has ended; call [`Dispatch::shutdown`] before.
-    pub fn join(self) -> Result<(), Error> {
-        (self.handle.join())
-            .map_err(|_| Error::new(Reason::Internal, "the brain's thread panicked"))
-    }
-
-    /// As [`BrainThread::join`], but a thread that waits for a front thread that hangs is left
-    /// after `limit`.
-    pub fn join_within(self, limit: Duration) -> Result<(), Error> {
-        let deadline = Instant::now() + limit;
-        while !self.handle.is_finished() {
-            if Instant::now() >= deadline {
-                tracing::warn!("the brain's thread did not end within {limit:?}; it is left");
-                return Ok(());
-            }
-            thread::sleep(JOIN_POLL);
-        }
-        self.join()
-    }
-}
 
 /// Starts the thread.
 pub(super) fn start(
@@ -97,7 +66,7 @@ pub(super) fn start(
         .name("brain".to_owned())
         .spawn(move || runtime.block_on(driver.run(inputs)))
         .map_err(|e| failed("starting the brain's thread failed", &e))?;
-    Ok(BrainThread { handle })
+    Ok(BrainThread::new(handle))
 }
 
 /// What dispatch knows of an attached worker.
@@ -109,6 +78,8 @@ pub(super) struct Session {
     name: Arc<str>,
     /// Its seats, from Open until `closed` was read.
     pub(super) seats: HashMap<SlotId, Seat>,
+    /// Of its last report.
+    step: Option<u64>,
     /// For the status page.
     pub(super) pid: u32,
     pub(super) device: String,
@@ -179,9 +150,7 @@ impl Driver {
             if let Some(recorder) = &mut self.recorder {
                 recorder.flush();
             }
-            shared
-                .is_ready
-                .store(self.brain.is_ready(), Ordering::Release);
+            shared.set_ready(self.brain.is_ready());
         }
     }
 
@@ -238,6 +207,7 @@ impl Driver {
                 home: joined.home,
                 name: joined.facts.name.as_str().into(),
                 seats: HashMap::new(),
+                step: None,
                 pid: joined.pid,
                 device: joined.device,
                 address: joined.address,
@@ -257,6 +227,12 @@ impl Driver {
             if let Some(seat) = session.seats.get_mut(slot) {
                 seat.grant = Some(grant);
             }
+        }
+        let is_computing = report.load.prefill_tokens_queued.0 > 0;
+        let has_stepped = session.step.replace(report.load.step) != Some(report.load.step);
+        if !report.tokens.is_empty() || (has_stepped && is_computing) {
+            let shared = &self.dispatch.shared;
+            shared.pulse.beat(shared.start.elapsed());
         }
         // Before the brain hears of it: it may give a free slot away at once.
         for closed in &report.closed {

@@ -6,6 +6,7 @@
 //! shutdown) and `admin` (status).
 mod driver;
 mod front;
+mod pulse;
 mod record;
 mod reject;
 #[doc(hidden)]
@@ -14,10 +15,11 @@ mod stats;
 mod status;
 pub mod submission;
 mod tally;
+mod thread;
 mod ticket;
 
-pub use driver::BrainThread;
 pub use submission::Submission;
+pub use thread::BrainThread;
 pub use ticket::Ticket;
 
 use std::{
@@ -91,12 +93,24 @@ struct Shared {
     active: Arc<AtomicUsize>,
     is_ready: AtomicBool,
     is_draining: AtomicBool,
+    /// Whether tokens flow.
+    pulse: pulse::Pulse,
     /// Tells the brain's thread that `is_draining` changed.
     drain: Notify,
     /// Ends the brain's thread and the front loops.
     stop: CancellationToken,
     /// Each front loop takes its own.
     receivers: Mutex<Vec<Option<mpsc::Receiver<FrontMessage>>>>,
+}
+
+impl Shared {
+    /// What the brain says of its workers.
+    fn set_ready(&self, is_ready: bool) {
+        let was_ready = self.is_ready.swap(is_ready, Ordering::AcqRel);
+        if is_ready && !was_ready {
+            self.pulse.usable();
+        }
+    }
 }
 
 impl Dispatch {
@@ -130,6 +144,7 @@ impl Dispatch {
                 active: Arc::default(),
                 is_ready: AtomicBool::new(false),
                 is_draining: AtomicBool::new(false),
+                pulse: pulse::Pulse::default(),
                 drain: Notify::new(),
                 stop: CancellationToken::new(),
                 receivers: Mutex::new(receivers),
@@ -232,7 +247,7 @@ impl Dispatch {
         if !self.is_ready() {
             return Readiness::missing("no_worker", "no worker takes requests");
         }
-        Readiness::ready()
+        self.shared.pulse.readiness(self.shared.start.elapsed())
     }
 
     /// Refuses new requests from now on; running ones go on.
@@ -241,9 +256,10 @@ impl Dispatch {
         self.shared.drain.notify_one();
     }
 
-    /// Requests that have not ended.
+    /// Requests of clients that have not ended.
     pub fn active(&self) -> usize {
-        self.shared.active.load(Ordering::Acquire)
+        let active = self.shared.active.load(Ordering::Acquire);
+        active.saturating_sub(self.shared.pulse.running())
     }
 
     /// Ends the brain thread and all front loops; requests that run fail with `draining`.

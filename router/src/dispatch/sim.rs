@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::records::LimitsConfig,
-    dispatch::{Dispatch, Shared, driver::Driver, tally::Tally},
+    dispatch::{Dispatch, Shared, driver::Driver, pulse::Pulse, tally::Tally},
     streams::{
         messages::{BrainInput, FrontMessage},
         outbox::{BRAIN_QUEUE, FRONT_QUEUE, Queues},
@@ -55,6 +55,7 @@ impl Sim {
                 active: Arc::default(),
                 is_ready: false.into(),
                 is_draining: false.into(),
+                pulse: Pulse::default(),
                 drain: Notify::new(),
                 stop: CancellationToken::new(),
                 receivers: Mutex::new(Vec::new()),

@@ -13,7 +13,7 @@ use crate::{listen::Stop, service::Service};
 /// Names that health is told under: the whole server, and its one service.
 const SERVICES: [&str; 2] = ["", "dopd.v1.InferenceService"];
 /// How often readiness is looked at.
-const INTERVAL: Duration = Duration::from_millis(200);
+const INTERVAL: Duration = Duration::from_millis(100);
 
 /// Tells health what the service says.
 pub(super) struct Health {

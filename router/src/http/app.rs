@@ -164,12 +164,12 @@ impl App {
         match page {
             Page::Models => pages::models(self),
             Page::Model(name) => pages::model(self, &plain(name)),
-            Page::Ready => pages::ready(self),
+            Page::Ready => pages::ready(self).await,
             Page::Metrics => pages::metrics(self, accept(headers)).await,
             Page::Status => pages::status(self).await,
             Page::Version => pages::version(),
             Page::OpenApi => pages::openapi(self),
-            Page::Health => pages::health(),
+            Page::Health => pages::health(self),
         }
     }
 }

@@ -120,18 +120,26 @@ pub(super) fn model(app: &App, name: &str) -> Response<Body> {
     error::response(&Error::new(Reason::ModelNotFound, message))
 }
 
-/// `/health`: the process answers.
-pub(super) fn health() -> Response<Body> {
-    json(&Flag { status: "ok" })
+/// `/health`: the process and its scheduler live.
+pub(super) fn health(app: &App) -> Response<Body> {
+    if app.service.is_alive() {
+        return json(&Flag { status: "ok" });
+    }
+    let mut response = json(&Flag {
+        status: "scheduler_stopped",
+    });
+    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    response
 }
 
 /// `/ready`: a request would be answered.
-pub(super) fn ready(app: &App) -> Response<Body> {
+pub(super) async fn ready(app: &App) -> Response<Body> {
     let readiness = app.service.readiness();
-    let mut response = json(&readiness);
-    if !readiness.is_ready() {
-        *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    if readiness.is_ready() {
+        return json(&readiness);
     }
+    let mut response = json(&readiness.explained(app.service.status()).await);
+    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
     response
 }
 

@@ -179,6 +179,10 @@ async fn serve(
 ) -> Result<(), String> {
     // First of all: from this call on the thread can submit.
     let streams = spawn_local(served.dispatch.front(index));
+    if index == 0 {
+        let vocab_size = served.service.model().vocab_size;
+        spawn_local(served.dispatch.clone().canaries(vocab_size));
+    }
     let listen = |socket| tokio::net::TcpListener::from_std(socket).map_err(|e| e.to_string());
     let service = served.service;
     let clients = stop.clients;

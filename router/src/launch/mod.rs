@@ -16,6 +16,7 @@ mod outline;
 mod replay;
 mod serve;
 mod settings;
+mod start_up;
 #[cfg(test)]
 mod tests;
 mod token;

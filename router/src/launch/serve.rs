@@ -53,6 +53,7 @@ pub(super) fn run(launch: &Launch, plan: &ServePlan) -> Result<i32, Failure> {
     let runtime = runtime()?;
     let threads = fronts::count(config.http.threads);
     let (dispatch, brain) = dispatch(config, threads)?;
+    dispatch.expect_tokens(Duration::from_millis(config.workers.canary_interval_ms));
     let served = Served {
         attachments: attachments(config, &token, &model, &metrics)?,
         service: Service::new(

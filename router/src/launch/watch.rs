@@ -1,8 +1,7 @@
 //! The running router, seen from the main thread: it comes up, is announced, is watched, ends.
 
-use std::{collections::BTreeSet, path::Path, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
-use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -10,7 +9,7 @@ use super::{
     console::{self, Failure},
     fronts::Fronts,
     listeners::Listener,
-    loading::{Loading, REDRAW_INTERVAL},
+    loading::Loading,
     workers as local,
 };
 use crate::{
@@ -23,17 +22,14 @@ use crate::{
     status::FleetStatus,
 };
 
-/// How often start-up asks who has attached.
-const ATTACH_POLL: Duration = Duration::from_millis(10);
-
 /// Time for clients to read the end of their answers once the last has been made.
 const FLUSH_LIMIT: Duration = Duration::from_secs(3);
 
+/// Time for local workers to say goodbye before their streams end.
+const LEAVE_LIMIT: Duration = Duration::from_millis(100);
+
 /// Time for everything to end after a second signal.
 const AT_ONCE_LIMIT: Duration = Duration::from_millis(500);
-
-/// How often start-up says whom it waits for.
-const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What does not change while the router runs.
 pub(super) struct Site<'a> {
@@ -57,13 +53,13 @@ pub(super) struct Watch<'a> {
 }
 
 /// Why a phase ended before its time.
-enum End {
+pub(super) enum End {
     Signal(&'static str),
     Failure(Failure),
 }
 
 /// The parts that can end a phase.
-struct Watched<'a> {
+pub(super) struct Watched<'a> {
     dispatch: &'a Dispatch,
     fronts: &'a mut Fronts,
     signals: Signals,
@@ -87,6 +83,7 @@ impl Watch<'_> {
         let pages = admin::serve(listener.map_err(failed)?, Arc::new(admin), Stop::default());
         let pages = tokio::task::spawn_local(pages);
         let stats = tokio::spawn(site.dispatch.clone().log_stats(metrics.clone()));
+        let brain = tokio::spawn(site.dispatch.clone().watch_brain());
         let supervisor = supervisor.map(|config| {
             let specs = local::specs(site.settings, site.addresses.workers, site.model);
             Supervisor::start(&config, specs, metrics)
@@ -106,6 +103,7 @@ impl Watch<'_> {
         }
         take_down(&mut watched, &at_once).await;
         stats.abort();
+        brain.abort();
         pages.abort();
         if at_once.is_cancelled() && outcome == Ok(console::OK) {
             return Ok(console::INTERRUPTED);
@@ -134,62 +132,6 @@ impl Site<'_> {
         match end {
             End::Failure(failure) => Err(failure),
             End::Signal(name) => Ok(self.drain(name, watched).await),
-        }
-    }
-
-    /// Waits until all local workers are attached.
-    async fn start_up(&self, watched: &mut Watched<'_>) -> Result<FleetStatus, End> {
-        let cluster = &self.settings.config.cluster;
-        let limit = Duration::from_millis(cluster.start_timeout_ms);
-        let order: Vec<String> = match self.scope {
-            Scope::Serve => local::names(&self.settings.config).collect(),
-            Scope::Router => Vec::new(),
-        };
-        let mut missing = BTreeSet::from_iter(order.clone());
-        let start = Instant::now();
-        let interval = if self.loading.is_live() {
-            REDRAW_INTERVAL
-        } else {
-            PROGRESS_INTERVAL
-        };
-        let mut next_progress = start + interval;
-        loop {
-            let mut fleet = self.dispatch.status().await;
-            for worker in &fleet.workers {
-                missing.remove(&worker.id);
-            }
-            if missing.is_empty() {
-                fleet
-                    .workers
-                    .sort_by_key(|worker| order.iter().position(|id| *id == worker.id));
-                return Ok(fleet);
-            }
-            let names = || {
-                missing
-                    .iter()
-                    .map(String::as_str)
-                    .collect::<Vec<_>>()
-                    .join(", ")
-            };
-            if start.elapsed() >= limit {
-                return Err(End::Failure(Failure::new(format!(
-                    "{} did not attach within {} s (cluster.start_timeout_ms)",
-                    names(),
-                    limit.as_secs_f64()
-                ))));
-            }
-            if Instant::now() >= next_progress {
-                next_progress += interval;
-                if self.loading.is_live() {
-                    self.loading.draw();
-                } else {
-                    tracing::info!("waiting for {} ({} s)", names(), start.elapsed().as_secs());
-                }
-            }
-            tokio::select! {
-                () = sleep(ATTACH_POLL) => {}
-                end = watched.next_end(Phase::StartUp) => return Err(end),
-            }
         }
     }
 
@@ -254,7 +196,7 @@ impl Site<'_> {
 
 /// What a worker that is given up means.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Phase {
+pub(super) enum Phase {
     /// The start fails: who asked for four workers wants four.
     StartUp,
     /// The others go on.
@@ -263,7 +205,7 @@ enum Phase {
 
 impl Watched<'_> {
     /// The next thing that ends `phase`. Cancel-safe.
-    async fn next_end(&mut self, phase: Phase) -> End {
+    pub(super) async fn next_end(&mut self, phase: Phase) -> End {
         loop {
             let given_up = async {
                 match &mut self.supervisor {
@@ -353,9 +295,15 @@ async fn take_down(watched: &mut Watched<'_>, at_once: &CancellationToken) {
     } = watched;
     let in_order = async {
         fronts.stop.clients.end.cancel();
-        // Before their streams end: they would dial again.
+        // Told before their streams end, or they would dial again. Those that still have seats
+        // give them up when their streams end.
+        let streams = fronts.stop.workers.clone();
+        let cut = async {
+            tokio::time::sleep(LEAVE_LIMIT).await;
+            streams.cancel();
+        };
         if let Some(supervisor) = supervisor.take() {
-            supervisor.stop(at_once).await;
+            tokio::join!(supervisor.stop(at_once), cut);
         }
         // What ran has its end; its clients are given time to read it.
         fronts.end(FLUSH_LIMIT).await;

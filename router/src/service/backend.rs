@@ -20,7 +20,12 @@ pub trait Backend: fmt::Debug + Send + Sync {
     /// Whether a worker is attached that takes requests.
     fn is_ready(&self) -> bool;
 
-    /// Whether it would be answered as well.
+    /// Whether what schedules requests runs.
+    fn is_alive(&self) -> bool {
+        true
+    }
+
+    /// Whether a request that comes now would be answered.
     fn readiness(&self) -> Readiness {
         if self.is_ready() {
             Readiness::ready()
@@ -40,6 +45,10 @@ impl Backend for Dispatch {
 
     fn is_ready(&self) -> bool {
         Self::is_ready(self)
+    }
+
+    fn is_alive(&self) -> bool {
+        Self::is_alive(self)
     }
 
     fn readiness(&self) -> Readiness {

@@ -204,7 +204,12 @@ impl Service {
         self.backend.is_ready()
     }
 
-    /// Whether it would be answered as well.
+    /// Whether what schedules requests runs.
+    pub fn is_alive(&self) -> bool {
+        self.backend.is_alive()
+    }
+
+    /// Whether a request that comes now would be answered.
     pub fn readiness(&self) -> Readiness {
         self.backend.readiness()
     }
