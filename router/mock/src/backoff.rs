@@ -1,4 +1,4 @@
-//! Waits between tries: 50 ms doubling to 2 s, with jitter, so that a fleet does not come back in
+//! Waits between tries: 50 ms doubling to 1 s, with jitter, so that a fleet does not come back in
 //! one moment.
 
 use std::time::Duration;
@@ -8,7 +8,7 @@ use crate::model::mix;
 /// First wait.
 const WAIT_MIN: Duration = Duration::from_millis(50);
 /// Longest wait.
-const WAIT_MAX: Duration = Duration::from_secs(2);
+const WAIT_MAX: Duration = Duration::from_secs(1);
 
 /// Doubling waits.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ impl Backoff {
 }
 
 /// Wait before try `tries` + 1: between half and all of the doubled time. 0 tries: none.
-pub(crate) fn wait(tries: u32, random: u64) -> Duration {
+pub fn wait(tries: u32, random: u64) -> Duration {
     let Some(doublings) = tries.checked_sub(1) else {
         return Duration::ZERO;
     };

@@ -5,7 +5,7 @@
 //! state tables, [`worker`] drives it.
 
 mod attach;
-mod backoff;
+pub mod backoff;
 pub mod cli;
 mod link;
 pub mod model;

@@ -4,7 +4,7 @@
 //! draw of a token, its log probabilities and the hashes of the protocol. Pure. `seats` calls it;
 //! `tests/contract/mock_vectors.json` holds known answers for both languages.
 
-use dopd_router::wire::worker::{KvGeometry, LogitAdjustments, Sampling};
+use dopd_router::wire::worker::{KvCheck, KvGeometry, LogitAdjustments, Sampling};
 use sha2::{Digest, Sha256};
 
 /// Name under which the model is served.
@@ -175,6 +175,23 @@ pub fn tokens_hash(prompt_hash: u64, answer: &[u32]) -> u64 {
         Sha256::new_with_prefix(prompt_hash.to_le_bytes()),
         answer,
     ))
+}
+
+/// Bytes at each end of a page that `KvCheck::Header` covers.
+const HEADER_BYTES: usize = 64;
+
+/// The checksum of a shipment (`End.checksum`) over whole pages, one after another.
+pub fn checksum(check: KvCheck, pages: &[u8]) -> u64 {
+    if check == KvCheck::Full {
+        return first_word(Sha256::new_with_prefix(pages));
+    }
+    let mut hasher = Sha256::new();
+    for page in pages.chunks(PAGE_BYTES as usize) {
+        let end = HEADER_BYTES.min(page.len());
+        hasher.update(&page[..end]);
+        hasher.update(&page[page.len() - end..]);
+    }
+    first_word(hasher)
 }
 
 /// Feeds tokens as little-endian `u32`, many at a time: one call per token costs more than the

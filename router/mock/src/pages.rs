@@ -1,7 +1,10 @@
 //! The page pool: KV memory of one mock worker and who may touch which page.
 //!
 //! Table "Page" of handoff.md: FREE -> OWNED -> FREE | FENCED -> FREE. The pool checks every
-//! transition; a wrong one is a bug of the caller and ends the process. Called by `seats` only.
+//! transition; a wrong one is a bug of the caller and ends the process. A page remembers whose it
+//! was, so that it can be zeroed before another tenant gets it. Called by `seats` only.
+
+use dopd_router::wire::worker::KvScrub;
 
 use crate::model::{CHAIN_START, PAGE_BYTES, PAGE_SIZE};
 
@@ -22,6 +25,8 @@ pub struct Pool {
     /// KV entries, `PAGE_SIZE` per page. Written by steps and by imports.
     entries: Vec<u64>,
     state: Vec<PageState>,
+    /// Tenant of the last owner; pages that were never used are as good as zeroed.
+    tenant: Vec<u64>,
     /// Pages that were used and are free, last freed last: it is taken first, which finds a wrong
     /// free soonest.
     returned: Vec<u32>,
@@ -38,6 +43,7 @@ impl Pool {
         Self {
             entries: vec![0; entries],
             state: vec![PageState::Free; total as usize],
+            tenant: vec![0; total as usize],
             returned: Vec::new(),
             fresh: 0,
             owned: 0,
@@ -70,21 +76,34 @@ impl Pool {
         self.state[page as usize]
     }
 
-    /// FREE -> OWNED for `wanted` pages, or `None` if there are not as many.
-    pub fn allocate(&mut self, wanted: u32) -> Option<Vec<u32>> {
+    /// FREE -> OWNED for `wanted` pages, or `None` if there are not as many. Those that `scrub`
+    /// names are zeroed.
+    pub fn allocate(&mut self, wanted: u32, tenant: u64, scrub: KvScrub) -> Option<Vec<u32>> {
         if wanted > self.free() {
             return None;
         }
         let reused = self.returned.len().min(wanted as usize);
         let mut pages = self.returned.split_off(self.returned.len() - reused);
+        for &page in &pages {
+            let is_foreign = self.tenant[page as usize] != tenant;
+            if scrub == KvScrub::Always || (scrub == KvScrub::Tenant && is_foreign) {
+                self.zero(page);
+            }
+        }
         let more = wanted - count(reused);
         pages.extend(self.fresh..self.fresh + more);
         self.fresh += more;
         self.owned += wanted;
         for &page in &pages {
             self.turn(page, PageState::Free, PageState::Owned);
+            self.tenant[page as usize] = tenant;
         }
         Some(pages)
+    }
+
+    fn zero(&mut self, page: u32) {
+        let first = page as usize * PAGE_SIZE as usize;
+        self.entries[first..first + PAGE_SIZE as usize].fill(0);
     }
 
     /// OWNED -> FREE.
@@ -127,6 +146,11 @@ impl Pool {
             None => CHAIN_START,
             Some(last) => self.entries[index(pages, last)],
         }
+    }
+
+    /// KV entry of a position, for those who look from outside.
+    pub fn entry(&self, pages: &[u32], position: u32) -> u64 {
+        self.entries[index(pages, position)]
     }
 
     /// Writes the KV entry of a position.

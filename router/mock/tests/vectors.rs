@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use dopd_core::units::Micros;
 use dopd_mock::{
     model,
-    seats::{Event, Seats, SeatsConfig},
+    seats::{Event, Seats, SeatsConfig, Terms},
 };
 use dopd_router::wire::worker::{
     Command, Compute, Limits, LogitAdjustments, Open, Report, Role, Sampling, command, open,
@@ -149,7 +149,7 @@ fn serve(prompt: &[u32], sampling: Sampling, bias: &[(u32, f32)]) -> Answer {
         })),
         ..Open::default()
     });
-    seats.handle(Micros(0), Event::SessionUp(1));
+    seats.handle(Micros(0), Event::SessionUp(Terms::plain(1)));
     seats.handle(Micros(0), Event::Command(1, Command { kind: Some(open) }));
     let mut answer = Answer {
         tokens: Vec::new(),

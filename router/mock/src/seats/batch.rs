@@ -16,6 +16,13 @@ pub struct Row {
     tokens: u32,
 }
 
+impl Row {
+    /// Whose part.
+    pub fn slot(&self) -> u32 {
+        self.slot
+    }
+}
+
 /// One step under way.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {

@@ -1,7 +1,9 @@
 //! The router's commands: Open, Send, Close, SetRole.
 
 use dopd_core::units::Micros;
-use dopd_router::wire::worker::{self as wire, CloseReason, Endpoint, Grant, command, open};
+use dopd_router::wire::worker::{
+    self as wire, CloseReason, Endpoint, Grant, KvScrub, command, open,
+};
 
 use super::{
     Effect, Label, SLOTS_MAX, Seats,
@@ -46,7 +48,8 @@ impl Seats {
         if self.live >= self.config.num_seqs_max {
             return self.say_closed(slot, CloseReason::Refused, "no sequence place");
         }
-        let Some(pages) = self.pool.allocate(open.pages) else {
+        let scrub = self.session.map_or(KvScrub::Never, |terms| terms.scrub);
+        let Some(pages) = self.pool.allocate(open.pages, open.tenant, scrub) else {
             return self.say_closed(slot, CloseReason::Refused, "no pages");
         };
         self.seat_down(now, open, pages);

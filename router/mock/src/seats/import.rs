@@ -5,7 +5,7 @@ use dopd_router::wire::worker as wire;
 
 use super::{
     LinkId, Seats,
-    types::{AbortReason, Phase, Seat, count},
+    types::{AbortReason, Phase, Seat, Terms, count},
 };
 use crate::model::{self, PAGE_BYTES, PAGE_SIZE};
 
@@ -38,16 +38,23 @@ impl Seats {
         let first = write.first as usize;
         let end = first.saturating_add(write.count as usize);
         let exact = payload.len() == write.count as usize * PAGE_BYTES as usize;
-        let Some(pages) = self
+        let fits = self
             .writable(link, write.nonce)
-            .filter(|all| exact && end <= all.len())
-        else {
+            .is_some_and(|all| exact && end <= all.len());
+        if !fits {
             let why = format!(
                 "write of pages {first}..{end} ({} bytes) under nonce {:016x}: not exposed",
                 payload.len(),
                 write.nonce
             );
             return self.abort_in(link, AbortReason::Protocol(why));
+        }
+        if self.is_written(write.nonce, first..end) {
+            let why = format!("second write of pages {first}..{end}");
+            return self.abort_in(link, AbortReason::Protocol(why));
+        }
+        let Some(pages) = self.writable(link, write.nonce) else {
+            return;
         };
         let pages = pages[first..end].to_vec();
         for (&page, bytes) in pages.iter().zip(payload.chunks_exact(PAGE_BYTES as usize)) {
@@ -58,6 +65,18 @@ impl Seats {
             && let Phase::Exposed { written, .. } = &mut seat.phase
         {
             written[first..end].fill(true);
+        }
+    }
+
+    /// One of these pages of an exposed seat has landed already: no transport writes twice (T2).
+    fn is_written(&self, nonce: u64, range: std::ops::Range<usize>) -> bool {
+        let slot = self.imports.get(&nonce).copied();
+        let phase = slot
+            .and_then(|slot| self.seat(slot))
+            .map(|seat| &seat.phase);
+        match phase {
+            Some(Phase::Exposed { written, .. }) => written[range].contains(&true),
+            _ => false,
         }
     }
 
@@ -100,10 +119,31 @@ impl Seats {
         if !end.ok {
             return self.lose_import(slot, "the source gave up");
         }
-        match check_arrival(seat, &end, model_len_max) {
+        let checked = check_arrival(seat, &end, model_len_max)
+            .and_then(|()| self.check_pages(&seat.pages, &end));
+        match checked {
             Ok(()) => self.arrive(slot, end),
             Err(why) => self.lose_import(slot, &why),
         }
+    }
+
+    /// Compares what landed with what the source sent, if the router wants that.
+    fn check_pages(&self, pages: &[u32], end: &wire::End) -> Result<(), String> {
+        let Some(terms) = self.session.filter(Terms::is_checked) else {
+            return Ok(());
+        };
+        let Some(theirs) = end.checksum else {
+            return Err("no checksum came, and this router wants the KV checked".to_owned());
+        };
+        let ours = model::checksum(terms.check, &self.pool.read(&pages[..end.pages as usize]));
+        if ours != theirs {
+            let count = end.pages;
+            return Err(format!(
+                "checksum {ours:#018x} over {count} pages, the source says {theirs:#018x} over \
+                 {count}: the KV was damaged on its way"
+            ));
+        }
+        Ok(())
     }
 
     fn arrive(&mut self, slot: u32, end: wire::End) {

@@ -20,7 +20,9 @@ use dopd_core::units::Micros;
 use dopd_router::wire::worker::{CloseReason, Report};
 
 pub use batch::{Batch, Row};
-pub use types::{AbortReason, Effect, Event, Label, LinkId, LinkMessage, PeerKey, SeatsConfig};
+pub use types::{
+    AbortReason, Effect, Event, Label, LinkId, LinkMessage, PeerKey, SeatsConfig, Terms,
+};
 use types::{Phase, Seat};
 
 use crate::pages::Pool;
@@ -35,7 +37,7 @@ const RETRY_MS: u32 = 20;
 #[derive(Debug)]
 pub struct Seats {
     config: SeatsConfig,
-    session: Option<u64>,
+    session: Option<Terms>,
     label: Label,
     pool: Pool,
     by_slot: Vec<Option<Box<Seat>>>,
@@ -102,14 +104,14 @@ impl Seats {
     /// Takes one event. Effects and report columns pile up until they are taken.
     pub fn handle(&mut self, now: Micros, event: Event) {
         match event {
-            Event::SessionUp(session) => {
+            Event::SessionUp(terms) => {
                 self.session_lost(now);
-                self.session = Some(session);
+                self.session = Some(terms);
             }
             Event::SessionLost => self.session_lost(now),
             Event::Command(session, command) => {
                 // A command of another session is void: its slots are not ours.
-                if self.session == Some(session) {
+                if self.session() == Some(session) {
                     self.command(now, command);
                 }
             }
@@ -152,7 +154,7 @@ impl Seats {
     /// The next report: columns since the last one, and the head as of now. `None` without a
     /// session.
     pub fn take_report(&mut self, next_step_us: u32) -> Option<Report> {
-        let session = self.session?;
+        let session = self.session()?;
         self.is_dirty = false;
         let queued = self.prefill_queued();
         let mut report = std::mem::take(&mut self.columns);
@@ -172,7 +174,7 @@ impl Seats {
 
     /// Session, if one is live.
     pub fn session(&self) -> Option<u64> {
-        self.session
+        self.session.map(|terms| terms.session)
     }
 
     /// The label obeyed.

@@ -6,7 +6,7 @@ use dopd_router::wire::worker::{Begin, End, Go, Grant, Write, link_frame::Kind};
 use super::{
     LinkId, PeerKey, Seats,
     link::{Peer, PeerState},
-    types::{Phase, Shipment},
+    types::{Phase, Shipment, Terms},
 };
 use crate::model::{self, PAGE_BYTES};
 
@@ -269,7 +269,8 @@ impl Seats {
             return;
         }
         seat.phase = Phase::Sent(shipment);
-        let end = End {
+        let pages = seat.pages[..shipment.written as usize].to_vec();
+        let mut end = End {
             nonce: shipment.nonce,
             ok: true,
             pages: shipment.written,
@@ -278,6 +279,9 @@ impl Seats {
             tokens: seat.answer.clone(),
             checksum: None,
         };
+        if let Some(terms) = self.session.filter(Terms::is_checked) {
+            end.checksum = Some(model::checksum(terms.check, &self.pool.read(&pages)));
+        }
         self.say(LinkId::Out(link), Kind::End(end), Bytes::new());
     }
 

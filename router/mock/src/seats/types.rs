@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use dopd_router::wire::worker::{
-    self as wire, CloseReason, Limits, LogitAdjustments, Sampling, link_frame,
+    self as wire, CloseReason, KvCheck, KvScrub, Limits, LogitAdjustments, Sampling, link_frame,
 };
 
 use crate::model::PAGE_SIZE;
@@ -63,11 +63,47 @@ pub struct LinkMessage {
     pub payload: Bytes,
 }
 
+/// What a router says at the start of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Terms {
+    /// Name of the session.
+    pub session: u64,
+    /// What `End.checksum` covers; the same at all workers of the router.
+    pub check: KvCheck,
+    /// When a page is zeroed before a seat gets it.
+    pub scrub: KvScrub,
+}
+
+impl Terms {
+    /// As a Welcome tells them.
+    pub fn of(welcome: &wire::Welcome) -> Self {
+        Self {
+            session: welcome.session,
+            check: welcome.kv_check(),
+            scrub: welcome.kv_scrub(),
+        }
+    }
+
+    /// A session that checks nothing.
+    pub fn plain(session: u64) -> Self {
+        Self {
+            session,
+            check: KvCheck::Off,
+            scrub: KvScrub::Never,
+        }
+    }
+
+    /// Shipments carry a checksum.
+    pub(super) fn is_checked(&self) -> bool {
+        matches!(self.check, KvCheck::Header | KvCheck::Full)
+    }
+}
+
 /// What happens to the seat table.
 #[derive(Clone, Debug)]
 pub enum Event {
     /// A router answered our hello.
-    SessionUp(u64),
+    SessionUp(Terms),
     /// Stream ended or lease over.
     SessionLost,
     /// One command of the session named.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use dopd_router::wire::worker::{AttachRequest, Cmd, Report, Welcome, attach_request};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::seats::{LinkId, LinkMessage};
+use crate::seats::{LinkId, LinkMessage, Terms};
 
 /// Queue of one link's task; dropping it ends the connection.
 pub type LinkSender = mpsc::Sender<LinkMessage>;
@@ -34,7 +34,7 @@ pub enum Input {
 /// The worker's half of a session; dropping it ends the stream.
 #[derive(Debug)]
 pub struct Session {
-    pub(super) id: u64,
+    pub(super) terms: Terms,
     pub(super) interval: Duration,
     reports: mpsc::Sender<AttachRequest>,
     alive: oneshot::Sender<()>,
@@ -48,7 +48,7 @@ impl Session {
     ) -> (Self, oneshot::Receiver<()>) {
         let (alive, closed) = oneshot::channel();
         let session = Self {
-            id: welcome.session,
+            terms: Terms::of(welcome),
             interval: Duration::from_millis(u64::from(welcome.report_interval_ms.max(1))),
             reports,
             alive,
@@ -66,7 +66,10 @@ impl Session {
     pub(super) fn send(&self, report: Report) {
         let kind = Some(attach_request::Kind::Report(report));
         if self.reports.try_send(AttachRequest { kind }).is_err() {
-            tracing::debug!(session = self.id, "report not sent: the stream is closed");
+            tracing::debug!(
+                session = self.terms.session,
+                "report not sent: the stream is closed"
+            );
         }
     }
 

@@ -270,10 +270,11 @@ impl Worker {
     fn input(&mut self, now: Micros, input: Input) {
         let event = match input {
             Input::SessionUp(session) => {
-                let id = session.id;
+                let terms = session.terms;
+                let id = terms.session;
                 tracing::info!(worker = self.config.name, session = id, "attached");
                 self.session = Some(session);
-                Event::SessionUp(id)
+                Event::SessionUp(terms)
             }
             Input::SessionLost => {
                 self.session = None;

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use dopd_core::units::Micros;
 use dopd_mock::{
     model,
-    seats::{Effect, Event, LinkId, LinkMessage, Seats, SeatsConfig, types::Phase},
+    seats::{Effect, Event, LinkId, LinkMessage, Seats, SeatsConfig, Terms, types::Phase},
 };
 use dopd_router::wire::worker::{
     self as wire, Begin, Command, End, Endpoint, Go, Grant, Report, Role, Write, command,
@@ -106,7 +106,7 @@ impl Bench {
     /// An attached worker without seats.
     pub(crate) fn empty() -> Self {
         let mut seats = Seats::new(config("w", POOL, 3));
-        seats.handle(Micros(0), Event::SessionUp(SESSION));
+        seats.handle(Micros(0), Event::SessionUp(Terms::plain(SESSION)));
         seats.handle(Micros(0), Event::Accepted(LINK_IN));
         Self { seats, nonce: 0 }
     }

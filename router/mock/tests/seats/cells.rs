@@ -2,7 +2,7 @@
 //! worker shows.
 
 use dopd_core::units::Micros;
-use dopd_mock::seats::{Event, LinkId};
+use dopd_mock::seats::{Event, LinkId, Terms};
 use dopd_router::wire::worker::{self as wire, Close, Command, command, open};
 
 use crate::bench::{Bench, LINK_IN, LINK_OUT, POOL, SESSION, SLOT, STATES, compute, grant, import};
@@ -222,7 +222,7 @@ fn tickets_never_repeat_even_after_a_restart() {
     let mut seen = std::collections::HashSet::new();
     for seed in 0..4 {
         let mut seats = dopd_mock::seats::Seats::new(crate::bench::config("w", POOL, seed));
-        seats.handle(Micros(0), Event::SessionUp(SESSION));
+        seats.handle(Micros(0), Event::SessionUp(Terms::plain(SESSION)));
         for _ in 0..100 {
             let open = Command {
                 kind: Some(import(SLOT, 0)),
@@ -293,7 +293,9 @@ fn open_without_room_is_refused_and_impossible_open_is_an_error() {
 #[test]
 fn no_old_session_accepted() {
     let mut bench = Bench::with("run", 9);
-    bench.seats.handle(Micros(0), Event::SessionUp(SESSION + 1));
+    bench
+        .seats
+        .handle(Micros(0), Event::SessionUp(Terms::plain(SESSION + 1)));
     assert_eq!(bench.outcome(), "none");
     bench.event("open");
     assert_eq!(bench.outcome(), "none");
@@ -313,7 +315,9 @@ fn role_epoch_never_falls() {
     assert!(bench.seats.label().drain);
     assert_eq!(bench.seats.label().epoch, 5);
     bench.seats.handle(Micros(0), Event::SessionLost);
-    bench.seats.handle(Micros(0), Event::SessionUp(SESSION + 1));
+    bench
+        .seats
+        .handle(Micros(0), Event::SessionUp(Terms::plain(SESSION + 1)));
     let report = bench.seats.take_report(0).expect("session");
     assert_eq!((report.role_epoch, report.draining), (5, true));
     assert_eq!(report.role(), wire::Role::Decode);

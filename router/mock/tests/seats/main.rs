@@ -8,6 +8,7 @@
 )]
 
 mod bench;
+mod care;
 mod cells;
 mod network;
 mod random;

@@ -3,7 +3,10 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use dopd_mock::{model, seats::Event};
+use dopd_mock::{
+    model,
+    seats::{Event, Terms},
+};
 use dopd_router::wire::worker::{
     self as wire, Close, CloseReason, Command, Grant, Report, Sampling, SetRole, command, open,
 };
@@ -125,7 +128,7 @@ impl Requests {
         session.id = self.sessions_seen;
         session.router_has_it = true;
         session.worker_has_it = true;
-        network.handle(worker, Event::SessionUp(self.sessions_seen));
+        network.handle(worker, Event::SessionUp(Terms::plain(self.sessions_seen)));
     }
 
     fn say(&mut self, worker: usize, kind: command::Kind) {
