@@ -101,6 +101,7 @@ def test_crates_depend_only_on_those_below() -> None:
         "router/core": set(),
         "router": {"dopd-core"},
         "router/mock": {"dopd-core", "dopd-router"},
+        "router/protocol": {"dopd-core", "dopd-mock", "dopd-router"},
         "router/python": {"dopd-core", "dopd-router"},
         "proto/codegen": set(),
     }
