@@ -1,6 +1,7 @@
 //! Tests of the brain through its only door: events in, actions out.
 
 mod breakers;
+mod budgets;
 mod cells;
 mod ejection;
 mod lies;
