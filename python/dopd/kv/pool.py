@@ -6,13 +6,13 @@ Which page belongs to whom is `sched`'s business.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 
 import torch
 
 from dopd.errors import ConfigError, DopdError
 from dopd.kv.layout import pages_for
+from dopd.kv.machine import usable_memory
 from dopd.kv.memory import PoolMemory
 from dopd.kv.size import parse_memory
 
@@ -86,8 +86,7 @@ def memory_for(asked: str | None, device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         most, default = free, int(free * DEFAULT_CUDA_SHARE)
     else:
-        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        most, default = int(machine * MAX_MACHINE_SHARE), DEFAULT_CPU_MEMORY
+        most, default = int(usable_memory() * MAX_MACHINE_SHARE), DEFAULT_CPU_MEMORY
     if asked is None:
         return min(default, most)
     num_bytes = parse_memory(asked)

@@ -128,7 +128,9 @@ def expected(kind: str, what: list[tuple[LinkMessage, int]]) -> tuple[list[Any],
                 targets = EXPOSED.get(nonce, [])[first : first + count]
                 is_whole = count > 0 and len(targets) == count
                 is_sent = num_payload == count * PAGE
-                is_placed = num_payload == 0 and len(places) == count and max(places) < PAGES
+                is_placed = (num_payload, len(places)) == (0, count) and max(
+                    places, default=0
+                ) < PAGES
                 if not is_whole or not (is_sent if kind == "tcp" else is_placed):
                     return log, pool
                 for index, page in enumerate(targets):

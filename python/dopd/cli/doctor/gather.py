@@ -21,6 +21,7 @@ from dopd import __version__, env
 from dopd.cli import native
 from dopd.cli.doctor import checks, model, ports
 from dopd.cli.doctor.facts import Facts, Gpu, Port
+from dopd.kv.machine import cgroup_limit
 
 COMMAND_TIMEOUT_S = 20.0
 OPTIONAL = ("torch", "safetensors", "gguf", "nvidia-nccl-cu12", "nvidia-nccl-cu13")
@@ -62,7 +63,7 @@ def facts(words: str | None, config: Path | None) -> Facts:
         open_files_hard=hard,
         memory_total=total,
         memory_available=available,
-        cgroup_limit=_cgroup_limit(),
+        cgroup_limit=cgroup_limit(),
         shm_bytes=shutil.disk_usage(shm).free if shm.is_dir() else None,
         cpus=len(os.sched_getaffinity(0)),
         temp_dir=temp_dir,
@@ -182,14 +183,6 @@ def _memory() -> tuple[int, int]:
     fields = dict(line.split(":", 1) for line in lines if ":" in line)
     total, available = (int(fields[name].split()[0]) << 10 for name in ("MemTotal", "MemAvailable"))
     return total, available
-
-
-def _cgroup_limit() -> int | None:
-    """Memory that the cgroup of this process allows (version 2 or 1); None: no limit."""
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):
-            return int(Path("/sys/fs/cgroup", name).read_text())
-    return None
 
 
 def _temp() -> tuple[str, str | None, int]:
