@@ -4,6 +4,7 @@ mod breakers;
 mod budgets;
 mod cells;
 mod ejection;
+mod flapping;
 mod lies;
 mod limits;
 mod placing;
