@@ -16,6 +16,7 @@ PROMPT = [(7 * i) % 256 for i in range(100)]
 MAX_TOKENS = 20_000
 P, D = 7, 4
 """Slots of source and destination."""
+WAYS = pytest.mark.parametrize("way", ["shm", "tcp"])
 
 
 class HandOff:
@@ -62,11 +63,12 @@ def allow(one: Running, num_steps: int) -> None:
 
 
 @contextmanager
-def hand_off() -> Iterator[HandOff]:
+def hand_off(way: str = "shm,tcp", theirs: str = "") -> Iterator[HandOff]:
+    """The transports of the source, and those of the destination if they are others."""
     with (
         ScriptedRouter() as router,
-        running("p", router.address, engine=GatedEngine()) as source,
-        running("d", router.address, engine=GatedEngine()) as destination,
+        running("p", router.address, engine=GatedEngine(), transports=way) as source,
+        running("d", router.address, engine=GatedEngine(), transports=theirs or way) as destination,
     ):
         yield HandOff(router, source, destination)
         # The steps under way may end.
@@ -77,10 +79,11 @@ def hand_off() -> Iterator[HandOff]:
 
 
 @pytest.mark.parametrize("have", [0, 5])
-def test_prefill_on_one_and_decode_on_another_answer_as_one(have: int) -> None:
+@WAYS
+def test_prefill_on_one_and_decode_on_another_answer_as_one(way: str, have: int) -> None:
     expected = expected_answer(PROMPT, 400)
     expected = expected[: expected.index(257) + 1]
-    with hand_off() as h:
+    with hand_off(way) as h:
         h.begin(expected[:have], ignore_eos=False)
         h.arrive()
         h.p.send(close(P))
@@ -93,10 +96,11 @@ def test_prefill_on_one_and_decode_on_another_answer_as_one(have: int) -> None:
         h.all_pages_are_back()
 
 
-def test_a_moved_answer_may_move_back() -> None:
+@WAYS
+def test_a_moved_answer_may_move_back(way: str) -> None:
     """The imported seat ships on, though it never saw the prompt's tokens."""
     back = 9
-    with hand_off() as h:
+    with hand_off(way) as h:
         h.begin()
         h.arrive()
         h.p.send(close(P))
@@ -115,8 +119,9 @@ def test_a_moved_answer_may_move_back() -> None:
         h.all_pages_are_back()
 
 
-def test_cancel_in_mid_transfer_frees_both_sides() -> None:
-    with hand_off() as h:
+@WAYS
+def test_cancel_in_mid_transfer_frees_both_sides(way: str) -> None:
+    with hand_off(way) as h:
         h.begin()
         h.d.send(close(D))
         h.router.wait_for(lambda: D in h.d.closed, "closed")
@@ -126,9 +131,12 @@ def test_cancel_in_mid_transfer_frees_both_sides() -> None:
         h.all_pages_are_back()
 
 
-def test_a_destination_closed_alone_is_freed_by_the_fence_timer_and_the_source_goes_on() -> None:
+@WAYS
+def test_a_destination_closed_alone_is_freed_by_the_fence_timer_and_the_source_goes_on(
+    way: str,
+) -> None:
     """The source, which does not step, says no End: its link is aborted, and it stays."""
-    with hand_off() as h:
+    with hand_off(way) as h:
         h.begin()
         h.d.send(close(D))
         h.router.wait_for(lambda: D in h.d.closed, "closed")
@@ -140,8 +148,9 @@ def test_a_destination_closed_alone_is_freed_by_the_fence_timer_and_the_source_g
         assert h.p.tokens[P] == expected_answer(PROMPT, len(h.p.tokens[P]))
 
 
-def test_destination_gone_source_stays() -> None:
-    with hand_off() as h:
+@WAYS
+def test_destination_gone_source_stays(way: str) -> None:
+    with hand_off(way) as h:
         h.begin()
         h.destination.worker.transport.close()
         h.source.wait_for_state(P, State.RUN)
@@ -149,8 +158,9 @@ def test_destination_gone_source_stays() -> None:
         assert h.p.tokens[P] == expected_answer(PROMPT, len(h.p.tokens[P]))
 
 
-def test_source_gone_destination_is_lost() -> None:
-    with hand_off() as h:
+@WAYS
+def test_source_gone_destination_is_lost(way: str) -> None:
+    with hand_off(way) as h:
         h.begin()
         h.source.worker.transport.close()
         h.router.wait_for(lambda: D in h.d.closed, "closed")
@@ -159,11 +169,26 @@ def test_source_gone_destination_is_lost() -> None:
         assert pages.num_free == pages.num_pages
 
 
-def test_a_session_lost_in_mid_transfer_fences_and_the_fence_is_lifted() -> None:
-    with hand_off() as h:
+@WAYS
+def test_a_session_lost_in_mid_transfer_fences_and_the_fence_is_lifted(way: str) -> None:
+    with hand_off(way) as h:
         h.begin()
         h.d.hang_up()
         h.destination.wait_for(lambda: not h.destination.desk.seats.by_slot, "empty table")
         h.p.send(close(P))
         h.source.step_until(lambda: P in h.p.closed, "closed")
         h.all_pages_are_back()
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "taken"),
+    [("shm,tcp", "shm,tcp", "shm"), ("shm,tcp", "tcp", "tcp"), ("tcp", "shm,tcp", "tcp"),
+     ("shm,tcp", "tcp,shm", "tcp")],
+)  # fmt: skip
+def test_two_workers_are_joined_by_the_best_way_that_both_have(
+    ours: str, theirs: str, taken: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"), hand_off(ours, theirs) as h:
+        h.begin()
+        h.arrive()
+        assert f"data link to d (generation 1) over {taken} is up" in caplog.text
