@@ -97,8 +97,8 @@ class Server:
                     yield data if data == "[DONE]" else json.loads(data)
 
     def status(self) -> dict[str, Any]:
-        """The fleet."""
-        found: dict[str, Any] = self.get("/status").json()
+        """The fleet, from the listener that asks for no key."""
+        found: dict[str, Any] = self.get("/status", address=self.admin).json()
         return found
 
     def wait_idle(self) -> dict[str, Any]:

@@ -175,8 +175,9 @@ class Node:
 class Fleet:
     """Use `fleet(...)`."""
 
-    def __init__(self, folder: Path, *router_words: str) -> None:
+    def __init__(self, folder: Path, *router_words: str, env: dict[str, str] | None = None) -> None:
         self.folder = folder
+        self._env = env
         self.token_file = folder / "token"
         self.token_file.touch(0o600)
         self.token_file.write_text(secrets.token_hex(32))
@@ -189,7 +190,7 @@ class Fleet:
 
     def _start_router(self, *ports: str) -> Server:
         words = ("--mock", "--join-token-file", self.token_file, *self._router_words)
-        server = serve(*words, command="router", ports=ports or ANY_PORTS)
+        server = serve(*words, command="router", env=self._env, ports=ports or ANY_PORTS)
         return self._stack.enter_context(server)
 
     def restart_router(self) -> None:

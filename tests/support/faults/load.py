@@ -124,7 +124,7 @@ class Crowd:
             outcome.judge(is_whole=False)
         finally:
             if writer is not None:
-                writer.close()
+                await hang_up(writer)
         outcome.ended = time.monotonic()
         self.seen[outcome.why] += 1
         if outcome.why not in (OK, LEFT):
@@ -136,7 +136,7 @@ class Crowd:
             reader, writer = self._idle.pop()
             if not reader.at_eof() and not writer.is_closing():
                 return reader, writer
-            writer.close()
+            await hang_up(writer)
         return await asyncio.open_connection(self.host, self.port)
 
     async def _talk(
@@ -200,10 +200,15 @@ class Crowd:
 
     async def close(self) -> None:
         """Give the connections up."""
-        for _, writer in self._idle:
-            writer.close()
-        self._idle.clear()
-        await asyncio.sleep(0)
+        while self._idle:
+            await hang_up(self._idle.pop()[1])
+
+
+async def hang_up(writer: asyncio.StreamWriter) -> None:
+    """Close a connection at once, and see it closed."""
+    writer.transport.abort()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
 
 
 def ask_timeout_s(ask: Ask) -> float:
