@@ -84,8 +84,18 @@ pub struct FleetStatus {
     pub handoffs_by: BTreeMap<&'static str, u64>,
     /// Sequences computed again since start by reason.
     pub replays_by: BTreeMap<&'static str, u64>,
+    /// Tokens computed again for them since start.
+    pub replay_tokens_total: u64,
     /// Sequences placed again since start because a worker refused them.
     pub retries_total: u64,
+    /// Workers ejected since start by cause.
+    pub ejections_by: BTreeMap<&'static str, u64>,
+    /// Requests given up since start because workers died under them.
+    pub poison_total: u64,
+    /// Breakers opened since start by scope: `worker` or `pair`.
+    pub breaker_openings_by: BTreeMap<&'static str, u64>,
+    /// Pairs of workers between which no hand-off is tried for now.
+    pub pairs_open: usize,
 }
 
 /// `GET /status` of the OpenAI listener and of the admin listener.
@@ -113,6 +123,9 @@ pub struct WorkerStatus {
     pub role: String,
     /// `ready`, `suspect` or `draining`.
     pub state: String,
+    /// What its failures of late lead to: `closed` (nothing), `open` (no new work for a while) or
+    /// `half_open` (one sequence at a time).
+    pub breaker: &'static str,
     /// Where its data link listens.
     pub address: String,
     /// Device.

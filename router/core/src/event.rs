@@ -38,6 +38,12 @@ pub enum Event {
         /// Which.
         session: SessionId,
     },
+    /// The router ended a worker's session because the worker broke the protocol: every seat of it is
+    /// gone, but nobody died.
+    SessionBroken {
+        /// Which.
+        session: SessionId,
+    },
     /// A worker is ejected: no new work, and its sequences go on elsewhere at once. It is back with
     /// its next report that is not [`StepReport::is_stuck`].
     WorkerSuspected {

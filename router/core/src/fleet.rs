@@ -58,6 +58,9 @@ pub struct WorkerLoad {
     pub pages_cached: Pages,
     /// Pages that a peer may still write.
     pub pages_fenced: Pages,
+    /// Pages of seats, as the worker counts them.
+    #[serde(default)]
+    pub pages_owned: Pages,
     /// Seats that take part in steps.
     pub running: u32,
     /// Prompt tokens that are not computed yet.

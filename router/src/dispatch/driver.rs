@@ -175,12 +175,16 @@ impl Driver {
             BrainInput::Cancelled(request) => Event::RequestCancelled { request },
             BrainInput::Stopped(sequence) => Event::SequenceStopped { sequence },
             BrainInput::Joined(joined) => self.joined(*joined),
-            BrainInput::Lost(session) => {
+            BrainInput::Lost(session) | BrainInput::Broken(session) => {
                 let Some(over) = self.sessions.remove(&session) else {
                     return;
                 };
                 self.lost(&over);
-                Event::SessionLost { session }
+                if matches!(input, BrainInput::Broken(_)) {
+                    Event::SessionBroken { session }
+                } else {
+                    Event::SessionLost { session }
+                }
             }
             BrainInput::Suspected(session, why) => Event::WorkerSuspected { session, why },
             BrainInput::Reported(reported) => match self.reported(*reported) {

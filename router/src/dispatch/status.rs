@@ -1,7 +1,9 @@
 //! The brain's view of the fleet, with what only the sessions know.
 
+use std::collections::BTreeMap;
+
 use dopd_core::{
-    brain::{BrainStatus, SessionStatus},
+    brain::{BrainStatus, BreakerState, SessionStatus},
     fleet::Role,
 };
 
@@ -32,7 +34,6 @@ pub(super) fn fleet<'a>(
         .map(|status| worker(status, session(status)))
         .collect();
     workers.sort_by(|a, b| a.id.cmp(&b.id));
-    let replays = |reason| (reason, brain.replays_by.get(reason).copied().unwrap_or(0));
     FleetStatus {
         workers,
         requests_waiting: brain.requests_waiting,
@@ -42,9 +43,24 @@ pub(super) fn fleet<'a>(
         handoffs_total: brain.handoffs_total,
         replays_total: brain.replays_total,
         handoffs_by: handoffs.by_outcome().collect(),
-        replays_by: REPLAY_REASONS.into_iter().map(replays).collect(),
-        retries_total: replays("refused").1,
+        replays_by: counts(&brain.replays_by, REPLAY_REASONS),
+        replay_tokens_total: brain.replay_tokens_total,
+        retries_total: brain.replays_by.get("refused").copied().unwrap_or(0),
+        ejections_by: counts(&brain.ejections_by, ["silent", "stuck"]),
+        poison_total: brain.poison_total,
+        breaker_openings_by: counts(&brain.breaker_openings_by, ["worker", "pair"]),
+        pairs_open: brain.pairs_open,
     }
+}
+
+/// A count for each word, also for those that did not happen.
+fn counts<const N: usize>(
+    happened: &BTreeMap<&'static str, u64>,
+    words: [&'static str; N],
+) -> BTreeMap<&'static str, u64> {
+    (words.into_iter())
+        .map(|word| (word, happened.get(word).copied().unwrap_or(0)))
+        .collect()
 }
 
 fn worker(status: &SessionStatus, session: Option<&Session>) -> WorkerStatus {
@@ -74,6 +90,11 @@ fn worker(status: &SessionStatus, session: Option<&Session>) -> WorkerStatus {
             "ready"
         }
         .to_owned(),
+        breaker: match status.breaker {
+            BreakerState::Closed => "closed",
+            BreakerState::Open => "open",
+            BreakerState::HalfOpen => "half_open",
+        },
         address: session.map_or_else(String::new, |session| session.address.clone()),
         device: session.map_or_else(String::new, |session| session.device.clone()),
         seats: status.seats_open,
@@ -85,7 +106,7 @@ fn worker(status: &SessionStatus, session: Option<&Session>) -> WorkerStatus {
         pages: PageStatus {
             total,
             free,
-            owned: total.saturating_sub(free + cached + fenced),
+            owned: load.pages_owned.0,
             cached,
             fenced,
         },

@@ -134,7 +134,12 @@ rows! {
         "Hand-offs by outcome: arrived, lost (the transfer failed), refused (by the decode \
          worker), worker_lost, withdrawn (not needed any more, or too slow)";
     REPLAYS Counter "dopd_replays_total" ["reason"]
-        "Sequences computed again elsewhere: worker_died, worker_broken, asked, lost, preempted";
+        "Sequences computed again: worker_died, worker_broken, worker_left, worker_silent, \
+         worker_stuck, asked, lost, preempted";
+    REPLAY_TOKENS Counter "dopd_replay_tokens_total" []
+        "Tokens of prompts and answers computed again for them";
+    POISON Counter "dopd_poison_rejections_total" []
+        "Requests given up because several workers died under them";
     RETRIES Counter "dopd_retries_total" []
         "Sequences placed again because a worker refused them";
     WORKERS Gauge "dopd_workers" ["role" "state"] "Attached workers by role and state";
@@ -145,6 +150,22 @@ rows! {
     WORKER_STEPS Counter "dopd_worker_steps_total" ["worker" "role"] "Steps since it started";
     WORKER_RESTARTS Counter "dopd_worker_restarts_total" ["worker"]
         "Local workers started again after they died";
+    WORKER_EJECTIONS Counter "dopd_worker_ejections_total" ["cause"]
+        "Times a worker lost its work although its stream was there: silent, stuck (its step does \
+         not end)";
+    SESSIONS_ENDED Counter "dopd_worker_sessions_ended_total" ["cause"]
+        "Sessions of workers by why they ended: left (the worker ended it), replaced (by a new one \
+         of its name), stream (it broke), silent, stuck, protocol";
+    WORKER_BREAKER Gauge "dopd_worker_breaker_open" ["worker" "role"]
+        "Whether the worker gets no new work because of its failures: 1 yes, 0.5 on trial, 0 no";
+    BREAKER_OPENINGS Counter "dopd_breaker_openings_total" ["scope"]
+        "Times that a breaker opened: of a worker, of a pair (hand-offs from one to the other)";
+    BREAKER_PAIRS Gauge "dopd_breaker_pairs_open" []
+        "Pairs of workers between which no hand-off is tried for now";
+    OUTPUT_ERRORS Counter "dopd_output_errors_total" []
+        "Sequences that were failed alone because their worker said of them what cannot be";
+    KV_ACCOUNTING Counter "dopd_kv_accounting_errors_total" ["worker"]
+        "Times that a worker's free, owned, cached and fenced pages began not to add up to its pool";
     PROTOCOL_ERRORS Counter "dopd_protocol_errors_total" []
         "Messages of workers that broke the protocol; their sessions were ended";
     PAGES Gauge "dopd_kv_pages" ["worker" "role" "state"]

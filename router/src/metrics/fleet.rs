@@ -98,13 +98,26 @@ fn sequences(encoder: &mut DescriptorEncoder<'_>, fleet: &FleetStatus) -> fmt::R
     for (declared, label, counts) in [
         (&catalog::HANDOFFS, "outcome", &fleet.handoffs_by),
         (&catalog::REPLAYS, "reason", &fleet.replays_by),
+        (&catalog::WORKER_EJECTIONS, "cause", &fleet.ejections_by),
+        (
+            &catalog::BREAKER_OPENINGS,
+            "scope",
+            &fleet.breaker_openings_by,
+        ),
     ] {
         let mut family = row(encoder, declared)?;
         for (word, count) in counts {
             ConstCounter::new(*count).encode(family.encode_family(&[(label, *word)])?)?;
         }
     }
-    ConstCounter::new(fleet.retries_total).encode(row(encoder, &catalog::RETRIES)?)
+    for (declared, count) in [
+        (&catalog::RETRIES, fleet.retries_total),
+        (&catalog::REPLAY_TOKENS, fleet.replay_tokens_total),
+        (&catalog::POISON, fleet.poison_total),
+    ] {
+        ConstCounter::new(count).encode(row(encoder, declared)?)?;
+    }
+    gauge(encoder, &catalog::BREAKER_PAIRS, fleet.pairs_open)
 }
 
 fn roles(encoder: &mut DescriptorEncoder<'_>, fleet: &FleetStatus) -> fmt::Result {
@@ -152,6 +165,13 @@ fn workers(encoder: &mut DescriptorEncoder<'_>, fleet: &FleetStatus) -> fmt::Res
     })?;
     per_worker(encoder, &catalog::WORKER_STEP, fleet, |w| {
         f64::from(w.step_us) / 1e6
+    })?;
+    per_worker(encoder, &catalog::WORKER_BREAKER, fleet, |w| {
+        match w.breaker {
+            "open" => 1.0,
+            "half_open" => 0.5,
+            _ => 0.0,
+        }
     })?;
     let mut family = row(encoder, &catalog::WORKER_STEPS)?;
     for worker in &fleet.workers {

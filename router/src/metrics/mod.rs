@@ -21,6 +21,7 @@ mod vllm;
 
 use std::{
     borrow::Cow,
+    collections::BTreeSet,
     fmt,
     sync::{
         Arc,
@@ -36,7 +37,7 @@ use crate::status::FleetStatus;
 
 pub use self::{
     catalog::{Kind, catalog, reference},
-    outcome::{Connection, Counted, Parts, RequestOutcome, SequenceEnd},
+    outcome::{Connection, Counted, Parts, RequestOutcome, SequenceEnd, SessionEnd},
     page::Format,
     progress::Progress,
     slo::SloTargets,
@@ -44,6 +45,12 @@ pub use self::{
 
 /// `code` of a request that ended well; others are the codes of the error table.
 pub const CODE_OK: &str = "ok";
+
+/// Names of workers that have a row of their own in a counter that outlives them.
+const NAMES_MAX: usize = 256;
+
+/// Label of the others.
+const OTHER: &str = "other";
 
 /// What the metrics are of.
 #[derive(Clone, Debug, Default)]
@@ -81,6 +88,8 @@ struct Inner {
     preparing: Arc<AtomicUsize>,
     /// Written by [`Metrics::set_fleet`], read by the collectors in `registry`.
     fleet: Arc<Mutex<FleetStatus>>,
+    /// Workers in the rows of accounting errors; at most [`NAMES_MAX`].
+    miscounting: Mutex<BTreeSet<String>>,
     /// One page at a time is rendered.
     rendering: tokio::sync::Mutex<()>,
     rows: Rows,
@@ -136,6 +145,7 @@ impl Metrics {
                 active,
                 preparing,
                 fleet,
+                miscounting: Mutex::default(),
                 rendering: tokio::sync::Mutex::default(),
                 rows,
                 slo,
@@ -208,6 +218,33 @@ impl Metrics {
     /// Counts a message of a worker that broke the protocol.
     pub fn protocol_error(&self) {
         self.inner.rows.protocol_errors.inc();
+    }
+
+    /// Counts the end of a worker's session.
+    pub fn session_ended(&self, end: SessionEnd) {
+        self.inner.rows.worker_sessions_ended(end).inc();
+    }
+
+    /// Counts a sequence that was failed alone for what its worker said of it.
+    pub fn output_error(&self) {
+        self.inner.rows.output_errors.inc();
+    }
+
+    /// Counts that the pages of the worker `name` began not to add up. Of the names of workers, which
+    /// may be new at each start, the first [`NAMES_MAX`] have a row of their own.
+    pub fn kv_accounting_error(&self, name: &str) {
+        let label = {
+            let mut names = self.inner.miscounting.lock();
+            let is_known = names.contains(name);
+            if is_known || names.len() < NAMES_MAX {
+                names.insert(name.to_owned());
+                name
+            } else {
+                OTHER
+            }
+        };
+        let errors = &self.inner.rows.kv_accounting;
+        errors.get_or_create(&[("worker", label.to_owned())]).inc();
     }
 
     /// Counts a restart of the local worker `name`.

@@ -77,6 +77,46 @@ impl SequenceEnd {
     }
 }
 
+/// Why the session of a worker ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SessionEnd {
+    /// The worker ended its stream, as it does when it is told to stop.
+    Left,
+    /// A new session of the same worker took its place.
+    Replaced,
+    /// Its stream broke: the process died, or the network did.
+    Stream,
+    /// It was silent for a whole lease.
+    Silent,
+    /// Its step did not end.
+    Stuck,
+    /// It broke the protocol.
+    Protocol,
+}
+
+impl SessionEnd {
+    pub(super) const ALL: [Self; 6] = [
+        Self::Left,
+        Self::Replaced,
+        Self::Stream,
+        Self::Silent,
+        Self::Stuck,
+        Self::Protocol,
+    ];
+
+    /// Its label.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Left => "left",
+            Self::Replaced => "replaced",
+            Self::Stream => "stream",
+            Self::Silent => "silent",
+            Self::Stuck => "stuck",
+            Self::Protocol => "protocol",
+        }
+    }
+}
+
 /// One more in a gauge for as long as this lives.
 #[derive(Debug)]
 #[must_use = "it counts until this is dropped"]

@@ -8,7 +8,7 @@ use prometheus_client::{
 };
 
 use super::{
-    CODE_OK, SequenceEnd,
+    CODE_OK, SequenceEnd, SessionEnd,
     catalog::{self, Row},
     histogram::{Histogram, LENGTH_BOUNDS, REQUEST_BOUNDS, TOKEN_BOUNDS, TTFT_BOUNDS},
 };
@@ -44,6 +44,9 @@ pub(super) struct Rows {
     pub(super) fields_ignored: Counter,
     pub(super) refusals_unlogged: Counter,
     pub(super) protocol_errors: Counter,
+    pub(super) sessions_ended: Family<One, Counter>,
+    pub(super) output_errors: Counter,
+    pub(super) kv_accounting: Family<Named, Counter>,
     pub(super) worker_restarts: Family<Named, Counter>,
     pub(super) connections: Family<One, Gauge>,
     pub(super) connections_refused: Family<One, Counter>,
@@ -73,6 +76,9 @@ impl Rows {
             fields_ignored: add(registry, &catalog::FIELDS_IGNORED, Counter::default()),
             refusals_unlogged: add(registry, &catalog::REFUSALS_UNLOGGED, Counter::default()),
             protocol_errors: add(registry, &catalog::PROTOCOL_ERRORS, Counter::default()),
+            sessions_ended: add(registry, &catalog::SESSIONS_ENDED, Family::default()),
+            output_errors: add(registry, &catalog::OUTPUT_ERRORS, Counter::default()),
+            kv_accounting: add(registry, &catalog::KV_ACCOUNTING, Family::default()),
             worker_restarts: add(registry, &catalog::WORKER_RESTARTS, Family::default()),
             connections: add(registry, &catalog::CONNECTIONS, Family::default()),
             connections_refused: add(registry, &catalog::CONNECTIONS_REFUSED, Family::default()),
@@ -93,12 +99,19 @@ impl Rows {
         for end in SequenceEnd::ALL {
             drop(rows.sequences_ended(end));
         }
+        for end in SessionEnd::ALL {
+            drop(rows.worker_sessions_ended(end));
+        }
         rows
     }
 
     pub(super) fn sequences_ended(&self, end: SequenceEnd) -> impl Deref<Target = Counter> {
         self.sequences
             .get_or_create(&[("finish_reason", end.word())])
+    }
+
+    pub(super) fn worker_sessions_ended(&self, end: SessionEnd) -> impl Deref<Target = Counter> {
+        self.sessions_ended.get_or_create(&[("cause", end.word())])
     }
 }
 

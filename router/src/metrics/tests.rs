@@ -2,7 +2,7 @@ use std::time::{Duration, Instant};
 
 use super::{
     CODE_OK, Counted, Format, Kind, Metrics, MetricsConfig, Parts, Progress, RequestOutcome,
-    SequenceEnd, SloTargets, catalog, reference,
+    SequenceEnd, SessionEnd, SloTargets, catalog, reference,
 };
 use crate::{
     error::Reason,
@@ -40,6 +40,7 @@ fn worker(id: &str, role: &str, state: &str) -> WorkerStatus {
         prefill_tokens_queued: 512,
         step_us: 12_500,
         steps: 77,
+        breaker: "closed",
         pages: PageStatus {
             total: 100,
             free: 60,
@@ -105,6 +106,9 @@ fn busy() -> (Metrics, Vec<Counted>) {
         ..RequestOutcome::default()
     });
     metrics.protocol_error();
+    metrics.session_ended(SessionEnd::Stuck);
+    metrics.output_error();
+    metrics.kv_accounting_error("decode-0");
     metrics.worker_restarted("decode-0");
     drop(metrics.connection("http"));
     metrics.connection_refused("grpc");
@@ -123,9 +127,29 @@ fn busy() -> (Metrics, Vec<Counted>) {
         replays_total: 7,
         handoffs_by: [("arrived", 41), ("lost", 2)].into(),
         replays_by: [("worker_died", 5), ("preempted", 2)].into(),
+        replay_tokens_total: 1_234,
         retries_total: 1,
+        ejections_by: [("silent", 3), ("stuck", 1)].into(),
+        poison_total: 1,
+        breaker_openings_by: [("worker", 2), ("pair", 0)].into(),
+        pairs_open: 1,
     });
     (metrics, active)
+}
+
+#[test]
+fn names_of_workers_are_bounded() {
+    let metrics = Metrics::new("m");
+    for worker in 0..400 {
+        metrics.kv_accounting_error(&format!("pod-{worker}"));
+    }
+    metrics.kv_accounting_error("pod-7");
+    let page = metrics.render(Format::Text);
+    let rows = page.matches("dopd_kv_accounting_errors_total{").count();
+    assert_eq!(rows, 257);
+    let row = |name| format!("dopd_kv_accounting_errors_total{{model=\"m\",worker=\"{name}\"");
+    assert_eq!(value(&metrics, &row("other")).unwrap(), "144");
+    assert_eq!(value(&metrics, &row("pod-7")).unwrap(), "2");
 }
 
 #[test]

@@ -202,6 +202,8 @@ pub enum BrainInput {
     Joined(Box<Joined>),
     /// A session ended.
     Lost(SessionId),
+    /// It ended because its worker broke the protocol.
+    Broken(SessionId),
     /// A session is silent.
     Suspected(SessionId, Suspicion),
     /// A worker reported.

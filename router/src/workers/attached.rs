@@ -8,6 +8,7 @@ use std::{rc::Rc, sync::Arc};
 use dopd_core::{event::Suspicion, ids::SessionId};
 
 use crate::{
+    metrics::SessionEnd,
     streams::{
         front::Front,
         messages::{BrainInput, Joined},
@@ -28,6 +29,19 @@ pub(super) struct Attached {
     attachments: Arc<Attachments>,
     pub(super) link: Rc<Link>,
     health: Health,
+    /// Pages that the worker's last report did not account for.
+    pages_missing: u64,
+    /// It broke the protocol.
+    is_broken: bool,
+}
+
+/// Why a session is over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Over {
+    /// For the account.
+    pub(super) cause: SessionEnd,
+    /// For people.
+    pub(super) why: String,
 }
 
 impl Attached {
@@ -74,6 +88,8 @@ impl Attached {
             attachments: Arc::clone(attachments),
             health: Health::new(workers, admitted.stuck_at),
             link,
+            pages_missing: 0,
+            is_broken: false,
         };
         if admitted.stuck_at.is_some() {
             let detail = "its process hung in a step when its last session was ended";
@@ -88,13 +104,15 @@ impl Attached {
     }
 
     /// Handles what the worker sent; an error breaks the stream.
-    pub(super) fn message(&mut self, kind: Option<attach_request::Kind>) -> Result<(), String> {
+    pub(super) fn message(&mut self, kind: Option<attach_request::Kind>) -> Result<(), Over> {
         self.health.heard();
-        let handled = self.handle(kind);
-        if handled.is_err() {
-            self.attachments.metrics.protocol_error();
-        }
-        handled.map_err(|why| format!("protocol error: {why}"))
+        self.handle(kind).map_err(|why| {
+            self.is_broken = true;
+            Over {
+                cause: SessionEnd::Protocol,
+                why: format!("protocol error: {why}"),
+            }
+        })
     }
 
     fn handle(&mut self, kind: Option<attach_request::Kind>) -> Result<(), String> {
@@ -110,30 +128,63 @@ impl Attached {
             return Ok(());
         }
         let is_stuck = self.health.reported(&report);
-        (self.link.report(report, is_stuck)).map_err(|malformed| malformed.to_string())
+        self.account(&report);
+        let spoiled = (self.link.report(report, is_stuck)).map_err(|error| error.to_string())?;
+        (0..spoiled).for_each(|_| self.attachments.metrics.output_error());
+        Ok(())
+    }
+
+    /// Says once that pages do not add up, and again if it gets better or worse.
+    fn account(&mut self, report: &Report) {
+        let Identity {
+            name, pages_total, ..
+        } = &self.link.identity;
+        let (free, owned) = (report.pages_free, report.pages_owned);
+        let (cached, fenced) = (report.pages_cached, report.pages_fenced);
+        let sum: u64 = [free, owned, cached, fenced].map(u64::from).iter().sum();
+        let missing = u64::from(*pages_total).abs_diff(sum);
+        if missing != self.pages_missing && missing > 0 {
+            tracing::error!(
+                worker = name,
+                pages_total,
+                free,
+                owned,
+                cached,
+                fenced,
+                "the worker has lost count of its pages"
+            );
+            self.attachments.metrics.kv_accounting_error(name);
+        }
+        self.pages_missing = missing;
     }
 
     /// A report interval passed; an error breaks the stream.
-    pub(super) fn tick(&mut self) -> Result<(), String> {
+    pub(super) fn tick(&mut self) -> Result<(), Over> {
         let verdict = self.health.tick(self.link.is_asked());
         self.judge(verdict)
     }
 
     /// Carries out what its health asks for; an error breaks the stream.
-    fn judge(&self, verdict: Verdict) -> Result<(), String> {
+    fn judge(&self, verdict: Verdict) -> Result<(), Over> {
         match verdict {
             Verdict::Same => Ok(()),
             Verdict::Eject(why, detail) => {
                 self.eject(why, &detail);
                 Ok(())
             }
-            Verdict::End(why) => Err(why),
+            Verdict::End(why) => Err(Over {
+                cause: SessionEnd::Silent,
+                why,
+            }),
             Verdict::EndStuck(why, step) => {
                 let Identity {
                     name, incarnation, ..
                 } = &self.link.identity;
                 (self.attachments.registry).remember_stuck(name, *incarnation, step);
-                Err(why)
+                Err(Over {
+                    cause: SessionEnd::Stuck,
+                    why,
+                })
             }
         }
     }
@@ -152,7 +203,12 @@ impl Drop for Attached {
         self.link.front.remove_link(*session);
         self.link.end();
         if self.attachments.registry.remove(name, *session) {
-            self.link.front.outbox.to_brain(BrainInput::Lost(*session));
+            let input = if self.is_broken {
+                BrainInput::Broken(*session)
+            } else {
+                BrainInput::Lost(*session)
+            };
+            self.link.front.outbox.to_brain(input);
         }
     }
 }

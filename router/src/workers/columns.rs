@@ -13,31 +13,38 @@ use crate::{
         messages::{Batch, BrainInput, Ended, Flush, Reported, RowKind},
         sink::TokenLogprobs,
     },
-    wire::worker::{Grant, Report},
+    wire::worker::{Close, Grant, Report, command},
     workers::{
         hello,
         link::{Kept, Link, Phase, Seat, State, add_row},
         prompt,
-        report::{LogprobCursor, Malformed, check, close_reason, malformed},
+        report::{LogprobCursor, Malformed, check, close_reason, malformed, take},
     },
 };
 
 impl Link {
     /// Handles a report of this link's session; an error breaks the stream. `is_stuck`: what the
-    /// watchdog says of the worker.
-    pub(super) fn report(&self, mut report: Report, is_stuck: bool) -> Result<(), Malformed> {
-        check(&report, self.identity.vocab_size, self.identity.pages_total)?;
+    /// watchdog says of the worker. Returns how many sequences it spoiled: what cannot be true of one
+    /// sequence is no reason to end all others.
+    pub(super) fn report(&self, mut report: Report, is_stuck: bool) -> Result<u32, Malformed> {
+        check(&report, self.identity.pages_total)?;
         let Some(role) = hello::role(report.role) else {
             return malformed(format!("role is {}", report.role));
         };
         let mut state = self.state.borrow_mut();
         let state = &mut *state;
         opened(state, &report)?;
-        let arrived = arrived(state, &report)?;
+        let mut spoiled = Vec::new();
+        let arrived = arrived(state, &report, self.identity.vocab_size, &mut spoiled)?;
         if let Some(logprobs) = &report.prompt_logprobs {
-            prompt::deliver(state, &self.front, logprobs)?;
+            let vocab_size = self.identity.vocab_size;
+            prompt::deliver(state, &self.front, logprobs, vocab_size, &mut spoiled)?;
         }
-        let tokens = tokens(state, &self.front, &report)?;
+        let tokens = self.tokens(state, &report, &mut spoiled)?;
+        let count = spoiled
+            .into_iter()
+            .map(|(slot, why)| self.spoil(state, slot, why))
+            .sum();
         let closed = self.closed(state, &mut report)?;
         let step = StepReport {
             session: self.identity.session,
@@ -60,7 +67,23 @@ impl Link {
         self.front
             .outbox
             .to_brain(BrainInput::Reported(Box::new(reported)));
-        Ok(())
+        Ok(count)
+    }
+
+    /// Fails the sequence of `slot`: its seat is closed, and once it is, that was an error. Returns
+    /// 1 if that is news.
+    fn spoil(&self, state: &mut State, slot: u32, why: String) -> u32 {
+        let Some(seat) = state.seat(slot).filter(|seat| seat.spoiled.is_none()) else {
+            return 0;
+        };
+        let (worker, request) = (&self.identity.name, seat.sequence.request.0);
+        tracing::error!(worker, slot, request, why, "a worker said what cannot be");
+        seat.spoiled = Some(why.into());
+        if !seat.closing {
+            seat.closing = true;
+            self.outgoing.push(command::Kind::Close(Close { slot }));
+        }
+        1
     }
 
     /// Frees the slots that ended and tells their streams.
@@ -69,12 +92,16 @@ impl Link {
         for (row, slot) in report.closed_slots.iter().copied().enumerate() {
             let reason = report.closed_reasons.get(row).copied().unwrap_or_default();
             let why = close_reason(reason)?;
-            let Some(seat) = state.take(slot) else {
+            let Some(mut seat) = state.take(slot) else {
                 return malformed(format!("closed_slots holds {slot}, which is not open"));
             };
             let note = (report.closed_messages.get_mut(row).map(std::mem::take))
                 .filter(|message| !message.is_empty())
                 .map(|message| clip(message).into_boxed_str());
+            let (why, note) = match seat.spoiled.take() {
+                Some(spoiled) => (CloseReason::Error, Some(spoiled)),
+                None => (why, note),
+            };
             if let Some(note) = &note {
                 let (worker, request) = (&self.identity.name, seat.sequence.request.0);
                 // All but a failure of the engine is the course of things: a hand-off that its
@@ -126,8 +153,16 @@ fn opened(state: &mut State, report: &Report) -> Result<(), Malformed> {
     Ok(())
 }
 
+/// Slots of which something was said that cannot be, and what.
+pub(super) type Spoiled = Vec<(u32, String)>;
+
 /// Import seats become arrived ones.
-fn arrived(state: &mut State, report: &Report) -> Result<Vec<(SlotId, Tokens)>, Malformed> {
+fn arrived(
+    state: &mut State,
+    report: &Report,
+    vocab_size: u32,
+    spoiled: &mut Spoiled,
+) -> Result<Vec<(SlotId, Tokens)>, Malformed> {
     let mut arrived = Vec::with_capacity(report.arrived_slots.len());
     let mut tails = report.arrived_tails.as_slice();
     for (row, slot) in report.arrived_slots.iter().copied().enumerate() {
@@ -137,24 +172,31 @@ fn arrived(state: &mut State, report: &Report) -> Result<Vec<(SlotId, Tokens)>, 
             .get(row)
             .copied()
             .unwrap_or_default();
-        let (tail, rest) = tails.split_at_checked(len as usize).unwrap_or((tails, &[]));
-        tails = rest;
+        let tail = take(&mut tails, len);
         let Some(seat) = state
             .seat(slot)
             .filter(|s| matches!(s.phase, Phase::Importing))
         else {
             return malformed(format!("arrived_slots holds {slot}, which imports nothing"));
         };
+        seat.is_answered = true;
+        if seat.spoiled.is_some() {
+            continue;
+        }
         let have = seat.pos;
         if u64::from(have) + u64::from(len) != u64::from(pos) || pos > seat.max {
-            return malformed(format!(
-                "slot {slot} arrived at {pos} of at most {} tokens with a tail of {len}, it had \
-                 {have}",
+            let why = format!(
+                "arrived at {pos} of at most {} tokens with a tail of {len}, it had {have}",
                 seat.max
-            ));
+            );
+            spoiled.push((slot, why));
+            continue;
+        }
+        if let Some(why) = beyond(vocab_size, tail) {
+            spoiled.push((slot, why));
+            continue;
         }
         seat.pos = pos;
-        seat.is_answered = true;
         seat.phase = Phase::Arrived(Box::new(Kept {
             flush: Flush {
                 have,
@@ -170,36 +212,73 @@ fn arrived(state: &mut State, report: &Report) -> Result<Vec<(SlotId, Tokens)>, 
     Ok(arrived)
 }
 
-/// Tokens to their streams, or to where they wait for a Switch.
-fn tokens(
-    state: &mut State,
-    front: &Front,
-    report: &Report,
-) -> Result<Vec<(SlotId, Tokens)>, Malformed> {
-    let mut counts = Vec::with_capacity(report.token_slots.len());
-    let mut logprobs = LogprobCursor::new(report.logprobs.as_ref());
-    let mut start = 0;
-    for (row, slot) in report.token_slots.iter().copied().enumerate() {
-        let count = report.token_counts.get(row).copied().unwrap_or(1);
-        let end = start + count as usize;
-        let made = report.tokens.get(start..end).unwrap_or_default();
-        let State { slots, batches, .. } = state;
-        let Some(seat) = slots.get_mut(slot as usize).and_then(Option::as_mut) else {
-            return malformed(format!("token_slots holds {slot}, which is not open"));
-        };
-        if count > seat.max.saturating_sub(seat.pos) {
-            return malformed(format!(
-                "slot {slot} made {count} tokens after {} of at most {}",
-                seat.pos, seat.max
-            ));
+impl Link {
+    /// Tokens to their streams, or to where they wait for a Switch.
+    fn tokens(
+        &self,
+        state: &mut State,
+        report: &Report,
+        spoiled: &mut Spoiled,
+    ) -> Result<Vec<(SlotId, Tokens)>, Malformed> {
+        let mut counts = Vec::with_capacity(report.token_slots.len());
+        let mut logprobs = LogprobCursor::new(report.logprobs.as_ref());
+        let vocab_size = self.identity.vocab_size;
+        let mut start = 0;
+        for (row, slot) in report.token_slots.iter().copied().enumerate() {
+            let count = report.token_counts.get(row).copied().unwrap_or(1);
+            let end = start + count as usize;
+            let made = report.tokens.get(start..end).unwrap_or_default();
+            let values = logprobs.take(start, end);
+            start = end;
+            let State { slots, batches, .. } = &mut *state;
+            let Some(seat) = slots.get_mut(slot as usize).and_then(Option::as_mut) else {
+                return malformed(format!("token_slots holds {slot}, which is not open"));
+            };
+            seat.is_answered = true;
+            if seat.spoiled.is_some() || spoiled.iter().any(|(known, _)| *known == slot) {
+                continue;
+            }
+            if let Some(why) = impossible(seat, vocab_size, made, values) {
+                spoiled.push((slot, why));
+                continue;
+            }
+            seat.pos += count;
+            route(seat, slot, &self.front, batches, made, values)?;
+            counts.push((SlotId(slot), Tokens(count)));
         }
-        seat.pos += count;
-        seat.is_answered = true;
-        route(seat, slot, front, batches, made, logprobs.take(start, end))?;
-        counts.push((SlotId(slot), Tokens(count)));
-        start = end;
+        Ok(counts)
     }
-    Ok(counts)
+}
+
+/// What cannot be of the tokens that a seat made.
+fn impossible(
+    seat: &Seat,
+    vocab_size: u32,
+    made: &[u32],
+    logprobs: &[TokenLogprobs],
+) -> Option<String> {
+    if made.len() > seat.max.saturating_sub(seat.pos) as usize {
+        let (made, pos, max) = (made.len(), seat.pos, seat.max);
+        return Some(format!("made {made} tokens after {pos} of at most {max}"));
+    }
+    beyond(vocab_size, made).or_else(|| beyond_logprobs(vocab_size, logprobs))
+}
+
+/// Tokens that the vocabulary does not have.
+fn beyond(vocab_size: u32, tokens: &[u32]) -> Option<String> {
+    let token = tokens.iter().find(|token| **token >= vocab_size)?;
+    Some(format!(
+        "made token {token}, the vocabulary has {vocab_size}"
+    ))
+}
+
+/// The same among alternatives.
+pub(super) fn beyond_logprobs(vocab_size: u32, logprobs: &[TokenLogprobs]) -> Option<String> {
+    let mut tops = logprobs.iter().flat_map(|entry| &entry.top);
+    let (token, _) = tops.find(|(token, _)| *token >= vocab_size)?;
+    Some(format!(
+        "has a log probability of token {token}, the vocabulary has {vocab_size}"
+    ))
 }
 
 /// Tokens of one seat to where they belong.
@@ -242,6 +321,7 @@ fn load(report: &Report) -> WorkerLoad {
         pages_free: Pages(report.pages_free),
         pages_cached: Pages(report.pages_cached),
         pages_fenced: Pages(report.pages_fenced),
+        pages_owned: Pages(report.pages_owned),
         running: report.running,
         prefill_tokens_queued: Tokens(report.prefill_tokens_queued),
     }

@@ -4,7 +4,12 @@
 //! ([`Link::report`] in [`super::columns`]); both run on the home thread and neither waits, so the
 //! state needs no lock.
 
-use std::{cell::RefCell, collections::VecDeque, rc::Rc, sync::Arc};
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    rc::Rc,
+    sync::Arc,
+};
 
 use dopd_core::{
     event::CloseReason,
@@ -57,6 +62,9 @@ pub(super) struct Seat {
     pub(super) untold: Option<Untold>,
     /// The worker has said something of it.
     pub(super) is_answered: bool,
+    /// What the worker said of it that cannot be: nothing of it counts any more, and it fails when
+    /// it is closed.
+    pub(super) spoiled: Option<Box<str>>,
     /// Close was sent.
     pub(super) closing: bool,
 }
@@ -88,6 +96,8 @@ pub(super) struct Link {
     pub(super) outgoing: Arc<Outgoing>,
     /// Ends the session: another worker of its name joined, or it broke the protocol.
     pub(super) stop: CancellationToken,
+    /// The brain found that the worker broke the protocol.
+    pub(super) is_broken: Cell<bool>,
     pub(super) state: RefCell<State>,
 }
 
@@ -141,6 +151,7 @@ impl Link {
             front,
             outgoing,
             stop,
+            is_broken: Cell::new(false),
             state: RefCell::default(),
         })
     }
@@ -176,6 +187,7 @@ impl Link {
             max: open.limits.as_ref().map_or(0, |limits| limits.max_tokens),
             untold: Untold::of(&open),
             is_answered: false,
+            spoiled: None,
             closing: false,
         };
         if let Some(place) = state.slots.get_mut(index) {
@@ -358,6 +370,7 @@ pub(super) fn add_row(
 
 impl LinkPort for Link {
     fn end_session(&self) {
+        self.is_broken.set(true);
         self.stop.cancel();
     }
 

@@ -8,8 +8,9 @@ use crate::{
     },
     wire::worker::{Open, PromptLogprobs, open},
     workers::{
+        columns::{Spoiled, beyond_logprobs},
         link::{State, add_row},
-        report::{Malformed, equal, finite, in_vocabulary, malformed, sum},
+        report::{Malformed, equal, malformed, position, sum, take},
     },
 };
 
@@ -38,8 +39,33 @@ impl Untold {
     }
 }
 
-/// Checks the lengths of the columns and the range of the tokens.
-pub(super) fn check(p: &PromptLogprobs, vocab_size: u32) -> Result<(), Malformed> {
+impl Untold {
+    /// What cannot be of a run.
+    fn impossible(
+        self,
+        vocab_size: u32,
+        start: u32,
+        len: u32,
+        values: &[TokenLogprobs],
+    ) -> Option<String> {
+        let Self { next, end, top_max } = self;
+        if start != next || u64::from(start) + u64::from(len) > u64::from(end) {
+            return Some(format!(
+                "told of {len} prompt positions from {start}, {next} of {end} comes next"
+            ));
+        }
+        if let Some(entry) = values.iter().find(|v| v.top.len() > top_max as usize) {
+            let told = entry.top.len();
+            return Some(format!(
+                "told of {told} alternatives, {top_max} were asked for"
+            ));
+        }
+        beyond_logprobs(vocab_size, values)
+    }
+}
+
+/// Checks the lengths of the columns.
+pub(super) fn check(p: &PromptLogprobs) -> Result<(), Malformed> {
     let positions = sum(&p.lens);
     let tops = sum(&p.top_lens);
     let pairs = [
@@ -75,8 +101,7 @@ pub(super) fn check(p: &PromptLogprobs, vocab_size: u32) -> Result<(), Malformed
             p.top_logprobs.len(),
         ),
     ];
-    pairs.into_iter().try_for_each(equal)?;
-    in_vocabulary("prompt_logprobs.top_tokens", &p.top_tokens, vocab_size)
+    pairs.into_iter().try_for_each(equal)
 }
 
 /// Takes checked columns run by run to their streams.
@@ -84,6 +109,8 @@ pub(super) fn deliver(
     state: &mut State,
     front: &Front,
     columns: &PromptLogprobs,
+    vocab_size: u32,
+    spoiled: &mut Spoiled,
 ) -> Result<(), Malformed> {
     let mut rest = Rest {
         chosen: &columns.chosen,
@@ -100,17 +127,18 @@ pub(super) fn deliver(
                 "prompt_logprobs.slots holds {slot}, which was not asked for any"
             ));
         };
-        if start != untold.next || u64::from(start) + u64::from(len) > u64::from(untold.end) {
-            return malformed(format!(
-                "slot {slot} tells of {len} prompt positions from {start}, {} of {} comes next",
-                untold.next, untold.end
-            ));
+        let values = rest.take(len);
+        if seat.spoiled.is_some() || spoiled.iter().any(|(known, _)| *known == slot) {
+            continue;
+        }
+        if let Some(why) = untold.impossible(vocab_size, start, len, &values) {
+            spoiled.push((slot, why));
+            continue;
         }
         seat.untold = Some(Untold {
             next: start + len,
             ..untold
         });
-        let values = rest.take(slot, len, untold.top_max)?;
         if seat.key.thread == front.index {
             front.prompt_logprobs(seat.key, seat.life, start, &values);
         } else {
@@ -140,33 +168,14 @@ struct Rest<'a> {
 
 impl Rest<'_> {
     /// The next `len` positions.
-    fn take(&mut self, slot: u32, len: u32, top_max: u32) -> Result<Vec<TokenLogprobs>, Malformed> {
+    fn take(&mut self, len: u32) -> Vec<TokenLogprobs> {
         let lens = take(&mut self.top_lens, len);
         let chosen = take(&mut self.chosen, len);
         (lens.iter().zip(chosen))
             .map(|(&len, &chosen)| {
-                if len > top_max {
-                    return malformed(format!(
-                        "slot {slot} tells of {len} alternatives, {top_max} were asked for"
-                    ));
-                }
-                let tokens = take(&mut self.top_tokens, len).iter().copied();
-                let values = take(&mut self.top_logprobs, len)
-                    .iter()
-                    .copied()
-                    .map(finite);
-                Ok(TokenLogprobs {
-                    chosen: finite(chosen),
-                    top: tokens.zip(values).collect(),
-                })
+                let tokens = take(&mut self.top_tokens, len);
+                position(chosen, tokens, take(&mut self.top_logprobs, len))
             })
             .collect()
     }
-}
-
-/// The first `count` items of `rest`, which is left with the others.
-fn take<'a, T>(rest: &mut &'a [T], count: u32) -> &'a [T] {
-    let (head, tail) = rest.split_at_checked(count as usize).unwrap_or((rest, &[]));
-    *rest = tail;
-    head
 }

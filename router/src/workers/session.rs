@@ -7,9 +7,16 @@ use tokio::time::{MissedTickBehavior, interval_at, timeout};
 use tonic::Status;
 
 use crate::{
+    metrics::SessionEnd,
     streams::front::Front,
     wire::worker::{AttachRequest, Hello, attach_request},
-    workers::{Attachments, attached::Attached, outgoing::Outgoing, registry::Refused},
+    workers::{
+        Attachments,
+        attached::{Attached, Over},
+        link::Link,
+        outgoing::Outgoing,
+        registry::Refused,
+    },
 };
 
 /// Time for the first message after the call.
@@ -45,10 +52,16 @@ pub(super) async fn run<S>(
     };
     let worker = attached.link.identity.name.clone();
     let session = attached.session().0;
-    match read(&attachments, &mut attached, requests).await {
-        End::Left => tracing::info!(worker, session, "worker left"),
-        End::Stopped => tracing::info!(worker, session, "session ended by the router"),
-        End::Broken(why) => tracing::warn!(worker, session, why, "worker lost"),
+    let Over { cause, why } = read(&attachments, &mut attached, requests).await;
+    attachments.metrics.session_ended(cause);
+    if cause == SessionEnd::Protocol {
+        attachments.metrics.protocol_error();
+    }
+    match cause {
+        SessionEnd::Left | SessionEnd::Replaced => {
+            tracing::info!(worker, session, why, "worker left");
+        }
+        _ => tracing::warn!(worker, session, why, "worker lost"),
     }
 }
 
@@ -70,18 +83,8 @@ where
     }
 }
 
-/// How a session ended.
-enum End {
-    /// The worker ended its stream, as it does when it is told to stop.
-    Left,
-    /// The router ended it: a new session of the same worker, or the router stops.
-    Stopped,
-    /// Anything else, with the cause.
-    Broken(String),
-}
-
 /// Reads reports until the session ends; returns how.
-async fn read<S>(attachments: &Attachments, attached: &mut Attached, mut requests: S) -> End
+async fn read<S>(attachments: &Attachments, attached: &mut Attached, mut requests: S) -> Over
 where
     S: Stream<Item = Result<AttachRequest, Status>> + Unpin,
 {
@@ -93,19 +96,34 @@ where
     loop {
         let handled = tokio::select! {
             biased;
-            () = link.stop.cancelled() => return End::Stopped,
+            () = link.stop.cancelled() => return stopped(&link),
             request = requests.next() => match request {
-                None => return End::Left,
+                None => return over(SessionEnd::Left, "it ended its stream".to_owned()),
                 Some(Err(status)) => {
-                    return End::Broken(format!("its stream broke: {}", status.message()));
+                    let why = format!("its stream broke: {}", status.message());
+                    return over(SessionEnd::Stream, why);
                 }
                 Some(Ok(request)) => attached.message(request.kind),
             },
             _ = tick.tick() => attached.tick(),
         };
-        if let Err(why) = handled {
-            return End::Broken(why);
+        if let Err(over) = handled {
+            return over;
         }
         link.front.outbox.ready().await;
     }
+}
+
+fn over(cause: SessionEnd, why: String) -> Over {
+    Over { cause, why }
+}
+
+/// The router ended the session.
+fn stopped(link: &Link) -> Over {
+    if link.is_broken.get() {
+        let why = "what it reported of its seats cannot be".to_owned();
+        return over(SessionEnd::Protocol, why);
+    }
+    let why = "another session of the same worker took its place".to_owned();
+    over(SessionEnd::Replaced, why)
 }

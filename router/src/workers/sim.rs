@@ -56,12 +56,12 @@ impl Attachment {
 
     /// The worker sent this; an error breaks the stream.
     pub fn message(&mut self, kind: attach_request::Kind) -> Result<(), String> {
-        self.attached.message(Some(kind))
+        (self.attached.message(Some(kind))).map_err(|over| over.why)
     }
 
     /// A report interval passed; an error breaks the stream.
     pub fn tick(&mut self) -> Result<(), String> {
-        self.attached.tick()
+        self.attached.tick().map_err(|over| over.why)
     }
 
     /// The router wants its end: another session of its worker began, or it broke the protocol.

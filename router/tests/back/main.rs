@@ -12,6 +12,7 @@
 mod attach;
 mod faults;
 mod handoff;
+mod lies;
 mod live;
 mod prompt;
 mod requests;

@@ -73,6 +73,7 @@ pub struct Brain {
     poison_total: u64,
     handoffs_total: u64,
     replays_total: u64,
+    replay_tokens_total: u64,
     /// Placed again, by the word of the fault; refusals too.
     replays_by: BTreeMap<&'static str, u64>,
     violations_total: u64,
@@ -103,6 +104,7 @@ impl Brain {
             poison_total: 0,
             handoffs_total: 0,
             replays_total: 0,
+            replay_tokens_total: 0,
             replays_by: BTreeMap::new(),
             violations_total: 0,
             actions: Vec::new(),
@@ -118,6 +120,7 @@ impl Brain {
             Event::SequenceStopped { sequence } => self.stop(sequence),
             Event::WorkerJoined { session, worker } => self.join(session, *worker),
             Event::SessionLost { session } => self.lost(session),
+            Event::SessionBroken { session } => self.broke(session),
             Event::WorkerSuspected { session, why } => self.eject(session, why),
             Event::StepReported(report) => self.report(&report),
             Event::MoveRequested { sequence, to } => self.move_to(sequence, to),

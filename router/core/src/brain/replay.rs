@@ -87,6 +87,7 @@ impl Brain {
             self.replays_total += 1;
             let is_retry = fault.is_failure() && !has_progress;
             let sequence = self.sequences.get_mut(key)?;
+            self.replay_tokens_total += u64::from(sequence.to_prefill().0);
             sequence.queue_key.lane = if is_retry { Lane::Retry } else { Lane::Replay };
         }
         *self.replays_by.entry(fault.word()).or_default() += 1;

@@ -24,6 +24,11 @@ impl Brain {
         }
     }
 
+    /// The front ended its session, because it broke the protocol.
+    pub(super) fn broke(&mut self, session: SessionId) {
+        self.lose(session, Loss::Broken);
+    }
+
     /// One report. A worker that breaks the protocol loses its session; the rest of the report is
     /// not read.
     pub(super) fn report(&mut self, report: &StepReport) {

@@ -27,6 +27,8 @@ pub struct BrainStatus {
     pub replays_total: u64,
     /// Times a sequence was placed again, by reason; `refused` is no replay.
     pub replays_by: BTreeMap<&'static str, u64>,
+    /// Tokens that were, or will be, computed again for them.
+    pub replay_tokens_total: u64,
     /// Times a worker was ejected, by reason: `silent` or `stuck`.
     pub ejections_by: BTreeMap<&'static str, u64>,
     /// Requests rejected because two workers died under them.
@@ -96,6 +98,7 @@ impl Brain {
             handoffs_total: self.handoffs_total,
             replays_total: self.replays_total,
             replays_by: self.replays_by.clone(),
+            replay_tokens_total: self.replay_tokens_total,
             ejections_by: self.ejections_by.clone(),
             poison_total: self.poison_total,
             retries_running: self.retries_running,

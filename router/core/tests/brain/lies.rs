@@ -37,6 +37,7 @@ fn any_load() -> impl Strategy<Value = WorkerLoad> {
         pages_free: Pages(b.0),
         pages_cached: Pages(a.0),
         pages_fenced: Pages(b.0 / 2),
+        pages_owned: Pages(a.0 / 2),
         running: a.0,
         prefill_tokens_queued: b,
     })

@@ -333,6 +333,7 @@ impl Worker {
             pages_free: Pages(self.pages_free()),
             pages_cached: Pages(0),
             pages_fenced: Pages(self.fences.iter().sum()),
+            pages_owned: Pages(0),
             running: u32::try_from(self.seats.len()).expect("few seats"),
             prefill_tokens_queued: Tokens(queued.sum()),
         };
