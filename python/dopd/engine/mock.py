@@ -140,7 +140,7 @@ class MockEngine:
     def step(self, rows: Sequence[Row]) -> list[Result]:
         """Compute the rows, then sleep what the modelled device would have needed more."""
         begun = time.monotonic()
-        results: list[Result] = [self._compute(row) for row in rows]
+        results = [self._guarded(row) for row in rows]
         rest = self.expected_step_us(rows) / 1e6 - (time.monotonic() - begun)
         if rest > 0:
             self._sleep(rest)
@@ -158,6 +158,12 @@ class MockEngine:
             else:
                 prefill.append((len(row.tokens), row.start))
         return self._step_time(self._timings, prefill, decode_seqs, context_sum)
+
+    def _guarded(self, row: Row) -> Result:
+        try:
+            return self._compute(row)
+        except Exception as error:  # noqa: BLE001
+            return error
 
     def _compute(self, row: Row) -> Sampled | Scored | None:
         memory, pages, position = self._memory, row.pages, row.start

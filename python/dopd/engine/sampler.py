@@ -7,7 +7,7 @@ after a replay.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,29 +40,58 @@ def sample(logits: Tensor, draws: Sequence[Draw]) -> list[Sampled | Exception]:
 
     logits: [draws, vocab_size], any float dtype and device. Temperature 0 takes the most likely
     token, the lowest id among equals; so does one below GREEDY_BELOW. Returns an exception for a
-    row whose logits are not finite; the others stand.
+    row whose logits are not finite, or that could not be adjusted or drawn; the others stand.
     """
     raw = logits.float()
     # NaN counts as the largest, so one look at the largest finds every kind of broken row.
     best, tokens = (part.tolist() for part in raw.max(dim=-1))
     raw = raw.cpu()
     rows = list(raw)
+    failed: dict[int, Exception] = {}
     # Only rows that ask are copied: the others pay nothing for them.
     asking = [i for i, draw in enumerate(draws) if draw.forbidden or draw.history is not None]
-    if asking:
-        adjusted = adjust(raw[asking], [draws[i] for i in asking])
-        for index, row, top in zip(asking, adjusted, adjusted.max(dim=-1).indices, strict=True):
-            rows[index], best[index], tokens[index] = row, float(row[top]), int(top)
-    results: list[Sampled | Exception] = []
-    for index, draw in enumerate(draws):
-        if not abs(best[index]) < float("inf"):
-            results.append(DopdError(f"logits are not finite (largest is {best[index]})"))
-            continue
-        token = tokens[index]
+    for index, row in _adjusted(raw, draws, asking):
+        if isinstance(row, Exception):
+            failed[index] = row
+        else:
+            value, token = row.max(dim=-1)
+            rows[index], best[index], tokens[index] = row, float(value), int(token)
+    return [
+        failed.get(index) or _sample_one(draw, raw[index], rows[index], best[index], tokens[index])
+        for index, draw in enumerate(draws)
+    ]
+
+
+def _adjusted(
+    raw: Tensor, draws: Sequence[Draw], asking: list[int]
+) -> Iterator[tuple[int, Tensor | Exception]]:
+    """Adjusted copies of the rows that ask for it: together, or one by one if that fails."""
+    if not asking:
+        return
+    try:
+        rows = adjust(raw[asking], [draws[i] for i in asking])
+    except Exception as error:  # noqa: BLE001
+        if len(asking) == 1:
+            yield asking[0], error
+            return
+        for index in asking:
+            yield from _adjusted(raw, draws, [index])
+        return
+    yield from zip(asking, rows, strict=True)
+
+
+def _sample_one(
+    draw: Draw, raw: Tensor, row: Tensor, best: float, token: int
+) -> Sampled | Exception:
+    """One row's token: `row` is what it is drawn from, `best` and `token` its largest logit."""
+    if not abs(best) < float("inf"):
+        return DopdError(f"logits are not finite (largest is {best})")
+    try:
         if draw.params.temperature >= GREEDY_BELOW:
-            token = _draw(rows[index], draw)
-        results.append(Sampled(token, _logprobs(raw[index], token, draw.params.top_logprobs)))
-    return results
+            token = _draw(row, draw)
+        return Sampled(token, _logprobs(raw, token, draw.params.top_logprobs))
+    except Exception as error:  # noqa: BLE001
+        return error
 
 
 def score(logits: Tensor, tokens: list[int], num_top: int) -> list[Logprobs]:

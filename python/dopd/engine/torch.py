@@ -5,6 +5,7 @@ Called by the worker's step loop.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,15 +17,24 @@ from dopd.attention.torch import TorchAttention
 from dopd.engine.sampler import Draw, sample, score
 from dopd.engine.torch_batch import RowLimits, build_batch, row_fault
 from dopd.engine.torch_cost import StepCost, Work
-from dopd.engine.torch_device import DTYPES, choose_device, choose_dtype, describe, set_threads
+from dopd.engine.torch_device import (
+    DTYPES,
+    choose_device,
+    choose_dtype,
+    describe,
+    is_sticky,
+    set_threads,
+)
 from dopd.errors import ConfigError, DopdError
 from dopd.kv.layout import LAYOUT, page_bytes
 from dopd.kv.pool import KvPool, memory_for, pages_in
 from dopd.models.llama import Llama
-from dopd.types import KvGeometry, Logprobs, Result, Row, SamplingParams, Scored
+from dopd.types import KvGeometry, Logprobs, Result, Row, Sampled, SamplingParams, Scored
 from dopd.weights.checkpoint import open_checkpoint
 from dopd.weights.config import ModelConfig
 from dopd.weights.hash import model_hash, weight_files
+
+log = logging.getLogger(__name__)
 
 MAX_PAGE_SIZE = 256
 WARM_UP_TOKENS = 64
@@ -147,7 +157,7 @@ class TorchEngine:
         # length.
         good.sort(key=lambda index: (len(rows[index].tokens) > 1, rows[index].start))
         if good:
-            drawn = self._compute([rows[index] for index in good])
+            drawn = self._compute_each([rows[index] for index in good])
             for index, result in zip(good, drawn, strict=True):
                 results[index] = result
             self._cost.learn(Work.of(rows), (time.perf_counter() - started) * 1e6)
@@ -181,6 +191,21 @@ class TorchEngine:
         self._compute([row])
         return (time.perf_counter() - started) * 1e6
 
+    def _compute_each(self, rows: Sequence[Row]) -> list[Result]:
+        """Compute together; if that fails, one by one: a row can fail only itself.
+
+        Writing a row's KV twice writes the same. Raises if the device is unusable.
+        """
+        try:
+            return self._compute(rows)
+        except Exception as error:
+            if is_sticky(error):
+                raise
+            if len(rows) == 1:
+                return [error]
+            log.warning("a step of %d rows failed, one by one now: %s", len(rows), error)
+        return [result for row in rows for result in self._compute_each([row])]
+
     @torch.inference_mode()
     def _compute(self, rows: Sequence[Row]) -> list[Result]:
         """Forward and draw; rows have passed `row_fault`."""
@@ -204,9 +229,19 @@ class TorchEngine:
                 results.append(result)
             else:
                 told = hidden[first : first + len(row.targets)]
-                results.append(Scored(self._score(told, row.targets, row.num_top), result))
+                results.append(self._scored(told, row.targets, row.num_top, result))
             first += len(row.tokens)
         return results
+
+    def _scored(
+        self, hidden: Tensor, targets: list[int], num_top: int, drawn: Sampled | None
+    ) -> Result:
+        try:
+            return Scored(self._score(hidden, targets, num_top), drawn)
+        except Exception as error:
+            if is_sticky(error):
+                raise
+            return error
 
     def _score(self, hidden: Tensor, targets: list[int], num_top: int) -> list[Logprobs]:
         """Log probabilities of the tokens that follow these hidden states.

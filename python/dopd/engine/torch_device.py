@@ -56,3 +56,13 @@ def set_threads(threads: int) -> None:
     if not 1 <= threads <= MAX_THREADS:
         raise ConfigError(f"threads is {threads}, must be 1 to {MAX_THREADS}")
     torch.set_num_threads(threads)
+
+
+def is_sticky(error: Exception) -> bool:
+    """Whether an exception means that the device fails from now on, whatever is asked of it.
+
+    Running out of memory does not.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return False
+    return isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)

@@ -261,6 +261,10 @@ class Seats:
             return f"{len(end.tokens)} tokens at position {end.pos}, {seat.have} were known"
         if end.pos >= sequence.limits.max_tokens:
             return f"position {end.pos} of an answer of {sequence.limits.max_tokens}"
+        if sequence.prompt_tokens + end.pos >= self.limits.max_model_len:
+            return f"position {end.pos}, the model takes {self.limits.max_model_len} tokens"
+        if max(end.tokens) >= self.limits.vocab_size:
+            return f"token id {max(end.tokens)}, the vocabulary has {self.limits.vocab_size}"
         if end.pages != needed or seat.landed.count(1, 0, needed) != needed:
             landed = seat.landed.count(1)
             return f"{landed} pages landed, {end.pages} announced, {needed} needed"
@@ -305,7 +309,8 @@ class Seats:
     def grant(self, seat: Seat) -> Grant:
         """The ticket of an import seat. Its nonce dies with the process."""
         seat.nonce = self._draw()
-        assert seat.nonce not in self._imports and seat.nonce not in self.fences
+        while seat.nonce in self._imports or seat.nonce in self.fences:
+            seat.nonce = self._draw()
         self._imports[seat.nonce] = seat
         seat.landed = bytearray(len(seat.sequence.pages))
         seat.hash = self.new_hash()

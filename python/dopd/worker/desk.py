@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dopd import wire
-from dopd.errors import ProtocolError
+from dopd.errors import AccountingError, DopdError, ProtocolError
 from dopd.sched import events as ev
 from dopd.sched.audit import audit
 from dopd.sched.batch import Batch, Batcher
@@ -293,14 +293,21 @@ class Desk:
         page_size = self.seats.page_size
         for row, sequence, result in zip(batch.rows, batch.sequences, results, strict=True):
             if isinstance(result, Exception):
-                log.error("slot %d, request %s: %s", row.slot, sequence.request_id, result)
-                events.append(ev.Dropped(row.slot, CloseReason.ERROR, str(result)))
+                log.error(
+                    "slot %d, request %s: %s",
+                    row.slot,
+                    sequence.request_id,
+                    result,
+                    exc_info=None if isinstance(result, DopdError) else result,
+                )
+                events.append(ev.Dropped(row.slot, CloseReason.ERROR, said(result)))
                 continue
             if isinstance(result, Scored):
                 self._outbox.add_prompt_logprobs(row.slot, row.start + 1, result.prompt)
                 result = result.sampled
             sequence.computed += len(row.tokens)
-            assert sequence.computed <= len(row.pages) * page_size, f"{sequence} is out of pages"
+            if sequence.computed > len(row.pages) * page_size:
+                raise AccountingError(f"{sequence} is out of pages")
             if result is not None:
                 self._outbox.add_token(row.slot, result.token, result.logprobs)
                 reason = sequence.append(result.token)
@@ -345,3 +352,11 @@ class Desk:
             step_prefill_tokens=facts.prefill_tokens if step_us else 0,
             step_decode_seqs=facts.decode_seqs if step_us else 0,
         )
+
+
+def said(error: Exception) -> str:
+    """What the router is told of a row's failure: our own words, or the kind of what we did not
+    foresee; its words may be anybody's."""
+    if isinstance(error, DopdError):
+        return str(error)
+    return f"{type(error).__name__} under this request alone; the worker's log has it"

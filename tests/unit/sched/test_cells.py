@@ -6,6 +6,8 @@ which effects come out, in order. `!` must raise and change nothing.
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from dopd.errors import ProtocolError
@@ -267,8 +269,9 @@ def test_a_destination_with_fewer_pages_is_not_written_to() -> None:
     assert described(seats, effects) == "RUN Leaves end-aborted Joins"
 
 
-def exposed_with(first: int, count: int, have: int = 0) -> Seats:
+def exposed_with(first: int, count: int, have: int = 0, max_model_len: int = 1000) -> Seats:
     seats = new_seats()
+    seats.limits = dataclasses.replace(seats.limits, max_model_len=max_model_len)
     seats.handle(open_event(Import(have)))
     seats.handle(ev.Begin(LINK, 100))
     if count:
@@ -301,6 +304,14 @@ WRONG_ENDS = {
     "no token": (exposed_with(0, 2), LinkEnd(100, True, 2, 0, [], tokens_hash(7, []))),
     "tokens missing": (exposed_with(0, 2), LinkEnd(100, True, 2, 2, [50], HASH_1)),
     "older than the router": (exposed_with(0, 2, 2), LinkEnd(100, True, 2, 1, [50], HASH_1)),
+    "token outside of the vocabulary": (
+        exposed_with(0, 2),
+        LinkEnd(100, True, 2, 1, [1000], tokens_hash(7, [1000])),
+    ),
+    "beyond the model": (
+        exposed_with(0, 2, max_model_len=21),
+        LinkEnd(100, True, 2, 1, [50], HASH_1),
+    ),
     "beyond max_tokens": (
         exposed_with(0, 3),
         LinkEnd(100, True, 3, 20, 20 * [50], tokens_hash(7, 20 * [50])),
