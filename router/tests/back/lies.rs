@@ -1,5 +1,7 @@
 //! Workers that say what cannot be. What is wrong of one sequence costs that sequence alone.
 
+use std::time::{Duration, Instant};
+
 use dopd_router::{
     error::Reason,
     metrics::Format,
@@ -9,6 +11,7 @@ use dopd_router::{
 use crate::{
     handoff::{Pair, shipping},
     support::{
+        PATIENCE,
         router::{Options, Request, Router},
         worker::{Say, VOCAB, Worker},
     },
@@ -170,25 +173,16 @@ async fn workers_that_break_the_protocol_make_no_request_a_poison() {
 async fn a_worker_that_loses_pages_is_told_of_and_goes_on() {
     let router = Router::start(Options::default());
     let mut worker = Worker::join(router.addresses[0], "m", Role::Mixed).await;
-    let pages = |owned, free| Report {
-        pages_owned: owned,
-        pages_free: free,
-        ..Report::default()
-    };
     // All there, then five lost, which the next two reports repeat, then all there.
     for (owned, free) in [(24, 1_000), (24, 995), (24, 995), (20, 999), (24, 1_000)] {
-        let report = worker.report(Say::nothing());
-        let Report { session, step, .. } = report;
-        let role = report.role;
-        let lost = pages(owned, free);
-        worker
-            .send(Report {
-                session,
-                step,
-                role,
-                ..lost
-            })
-            .await;
+        let mut report = worker.report(Say::nothing());
+        (report.pages_owned, report.pages_free) = (owned, free);
+        worker.send(report).await;
+    }
+    let deadline = Instant::now() + PATIENCE;
+    while router.dispatch.status().await.workers[0].steps < 5 {
+        assert!(Instant::now() < deadline, "the reports are not read");
+        tokio::time::sleep(Duration::from_millis(2)).await;
     }
     let (_ticket, _answer) = router.submit(Request::default()).await;
     worker.compute().await;
