@@ -25,6 +25,12 @@ LEASE_S = 3.0
 PATIENCE_S = 10.0
 
 
+@pytest.fixture(autouse=True)
+def no_grudges(pairs: Fleet) -> None:
+    """What a test before did to a worker must not keep work from it here."""
+    pairs.forget()
+
+
 def is_out(state: str) -> bool:
     """Gets no new work."""
     return state != "ready"

@@ -76,6 +76,7 @@ class Seen:
 
 def with_fresh_links(fleet: Fleet, change: Seen, *, back: bool = False, name: str = "d0") -> Proxy:
     """Put a change on all links to a worker."""
+    fleet.forget()
     proxy = data_of(fleet, name)
     proxy.plan = changing(change, back=back)
     proxy.reset()

@@ -208,6 +208,15 @@ class Fleet:
             ports += [word, address.rpartition(":")[2]]
         self.router = self._start_router(*ports)
 
+    def forget(self) -> None:
+        """Workers and routers as if nothing had ever gone wrong: a new router has no grudges.
+
+        Its breakers would else keep a test from the faults that it is about.
+        """
+        self.router.process.kill()
+        self.restart_router()
+        self.begin()
+
     def add(
         self,
         name: str,

@@ -68,13 +68,15 @@ def changing(change: Change, *, back: bool = False) -> Callable[[int], Plan]:
 class Stranger:
     """A peer that has the join token and keeps to no protocol: the dialling side of a link."""
 
-    def __init__(self, address: str, token: str, *, worker: str = "stranger") -> None:
+    def __init__(
+        self, address: str, token: str, *, layout: int = wire.layout_hash(GEOMETRY)
+    ) -> None:
         host, _, port = address.rpartition(":")
         self._sock = socket.create_connection((host, int(port)), timeout=WAIT_S)
-        hello = LinkHello(PROTOCOL, worker, 77, wire.layout_hash(GEOMETRY), token)
+        hello = LinkHello(PROTOCOL, "stranger", 77, layout, token)
         self.send(encode(hello))
-        welcome = frames.receive_handshake(self._sock)
-        assert isinstance(welcome, LinkWelcome)
+        welcome = self.answer(WAIT_S)
+        assert isinstance(welcome, LinkWelcome), welcome
         self.error = welcome.error
 
     def __enter__(self) -> Stranger:
@@ -99,10 +101,21 @@ class Stranger:
         """The next message; None: nothing came in this time, or the link was shut."""
         self._sock.settimeout(within_s)
         try:
-            lengths = frames.receive_header(self._sock, frames.MESSAGE_BYTES_MAX)
-            return None if lengths is None else frames.receive_message(self._sock, lengths[0])
-        except (TimeoutError, ConnectionError):
+            num_message, num_payload = frames.HEADER.unpack(self._receive(frames.HEADER.size))
+            message = wire.decode_link(self._receive(num_message))
+            self._receive(num_payload)
+        except (TimeoutError, ConnectionError, EOFError):
             return None
+        return message
+
+    def _receive(self, num_bytes: int) -> bytes:
+        data = b""
+        while len(data) < num_bytes:
+            more = self._sock.recv(num_bytes - len(data))
+            if not more:
+                raise EOFError
+            data += more
+        return data
 
     def is_shut(self) -> bool:
         """Wait until the worker shuts the link."""

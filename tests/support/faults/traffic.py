@@ -321,7 +321,6 @@ class Traffic:
         self._clients = clients
         self._rest_s = rest_s
         self._outcomes: list[Outcome] = []
-        self._running: set[Outcome] = set()
         self._is_over = threading.Event()
         self._lock = threading.Lock()
         self._failure: BaseException | None = None
@@ -334,6 +333,11 @@ class Traffic:
     def __exit__(self, *_: object) -> None:
         self._is_over.set()
         self._thread.join()
+
+    @property
+    def is_running(self) -> bool:
+        """Whether an answer is still to come."""
+        return self._thread.is_alive()
 
     @property
     def done(self) -> list[Outcome]:
