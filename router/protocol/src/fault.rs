@@ -22,7 +22,10 @@ const BEFALL_PERCENT: u64 = 30;
 impl World {
     /// The fault with this number happens.
     pub(crate) fn fault(&mut self, index: usize) {
-        let (_, fault) = self.plan.faults[index];
+        let (fault, waits) = self.faults[index];
+        if waits && fault.at(0).is_some() {
+            return self.armed.push_back(fault);
+        }
         self.clock.say(|| format!("FAULT   {fault:?}"));
         let now = self.clock.now();
         match fault {
@@ -67,8 +70,8 @@ impl World {
             Fault::StallRouter { time } => {
                 self.router.stalled = self.router.stalled.max(now.plus(time));
             }
-            Fault::OldReport { worker } => self.old_report(worker),
-            Fault::OldCommand { worker } => self.old_command(worker),
+            Fault::OldReport { worker } => self.processes[worker].wants_old.0 = true,
+            Fault::OldCommand { worker } => self.processes[worker].wants_old.1 = true,
         }
     }
 
@@ -125,7 +128,9 @@ impl World {
         let Some(index) = self.processes[worker].stream else {
             return;
         };
-        let epoch = self.processes[worker].seats.label().epoch + self.clock.random.between(0, 2);
+        // Sometimes one that is over already.
+        let epoch = self.processes[worker].seats.label().epoch + self.clock.random.between(0, 3);
+        let epoch = epoch.saturating_sub(1);
         let mut order = SetRole {
             epoch,
             ..SetRole::default()
@@ -156,29 +161,36 @@ impl World {
         self.router_up = now.plus(Micros::from_millis(down));
     }
 
-    fn old_report(&mut self, worker: usize) {
-        let process = &self.processes[worker];
+    /// What was said under the session before is said again under this one.
+    pub(crate) fn old_messages(&mut self, worker: usize, index: usize) {
+        let process = &mut self.processes[worker];
         let session = process.seats.session();
-        let old = process
+        let is_old = |other: u64| session.is_some_and(|session| session != other);
+        let (wants_report, wants_command) = process.wants_old;
+        let report = process
             .old_report
             .clone()
-            .filter(|report| session.is_some_and(|session| session != report.session));
-        if let (Some(index), Some(report)) = (process.stream, old) {
-            self.counts.old_messages += 1;
-            self.send_report(index, attach_request::Kind::Report(report));
-        }
-    }
-
-    fn old_command(&mut self, worker: usize) {
-        let process = &self.processes[worker];
-        let session = process.seats.session();
-        let old = process
+            .filter(|report| wants_report && is_old(report.session));
+        let command = process
             .old_command
             .clone()
-            .filter(|(old, _)| session.is_some_and(|session| session != *old));
-        if let Some((session, command)) = old {
+            .filter(|(session, _)| wants_command && is_old(*session));
+        if let Some(report) = report {
+            process.wants_old.0 = false;
             self.counts.old_messages += 1;
-            self.wish(worker, Event::Command(session, command));
+            self.clock
+                .say(|| format!("FAULT   w{worker} says an old report again"));
+            self.send_report(index, attach_request::Kind::Report(report));
+        }
+        if let Some((session, command)) = command {
+            self.processes[worker].wants_old.1 = false;
+            self.counts.old_messages += 1;
+            self.clock
+                .say(|| format!("FAULT   w{worker} hears an old command again: {command:?}"));
+            let time = self.processes[worker].time(self.clock.now());
+            self.processes[worker]
+                .seats
+                .handle(time, Event::Command(session, command));
         }
     }
 
@@ -224,9 +236,21 @@ impl World {
                     conn.backward.hold(now.plus(time));
                 }
             }
-            _ => {}
+            fault => self.ambush(index, fault),
         }
         1
+    }
+
+    /// A fault of a worker found its hand-off: it befalls one of the two, now or a little later.
+    fn ambush(&mut self, conn: usize, fault: Fault) {
+        let conn = &self.conns[conn];
+        let pair = [conn.from, conn.to];
+        let worker = pair[self.clock.random.index(2)];
+        if let Some(fault) = fault.at(worker) {
+            let delay = self.clock.random.delay_us(self.plan.delay_us);
+            self.clock.after(delay, Ev::Fault(self.faults.len()));
+            self.faults.push((fault, false));
+        }
     }
 
     fn break_link(&mut self, index: usize, source_sees: Micros, target_sees: Micros) {

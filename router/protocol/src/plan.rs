@@ -85,6 +85,25 @@ pub(crate) enum Fault {
     OldCommand { worker: usize },
 }
 
+impl Fault {
+    /// The same at another worker; `None`: it befalls no worker.
+    pub(crate) fn at(self, worker: usize) -> Option<Self> {
+        let mut fault = self;
+        match &mut fault {
+            Self::Crash { worker: at, .. }
+            | Self::Freeze { worker: at, .. }
+            | Self::Stick { worker: at, .. }
+            | Self::BreakStream { worker: at, .. }
+            | Self::HoldStream { worker: at, .. }
+            | Self::Preempt { worker: at, .. }
+            | Self::Drain { worker: at }
+            | Self::Role { worker: at, .. } => *at = worker,
+            _ => return None,
+        }
+        Some(fault)
+    }
+}
+
 /// A seed, spelt out.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
@@ -105,7 +124,8 @@ pub(crate) struct Plan {
     pub(crate) rates: Vec<u64>,
     pub(crate) in_flight_bytes: u32,
     pub(crate) asks: Vec<Ask>,
-    pub(crate) faults: Vec<(Micros, Fault)>,
+    /// With when; true: from then on it waits for a hand-off to strike at.
+    pub(crate) faults: Vec<(Micros, Fault, bool)>,
     /// Some fault needs messages of the session before.
     pub(crate) has_old_messages: bool,
 }
@@ -153,7 +173,7 @@ impl Plan {
             rates,
             in_flight_bytes: [256, 512, 1 << 20][random.index(3)],
             asks,
-            has_old_messages: faults.iter().any(|(_, fault)| {
+            has_old_messages: faults.iter().any(|(_, fault, _)| {
                 matches!(fault, Fault::OldReport { .. } | Fault::OldCommand { .. })
             }),
             faults,
@@ -225,7 +245,7 @@ fn ask(random: &mut Random, pages: u32) -> Ask {
     }
 }
 
-fn faults(random: &mut Random, workers: usize, kv_check: KvCheck) -> Vec<(Micros, Fault)> {
+fn faults(random: &mut Random, workers: usize, kv_check: KvCheck) -> Vec<(Micros, Fault, bool)> {
     let count = match random.between(0, 9) {
         0 => 0,
         1..=4 => random.between(1, 3),
@@ -234,15 +254,15 @@ fn faults(random: &mut Random, workers: usize, kv_check: KvCheck) -> Vec<(Micros
     };
     // Some seeds know one kind of fault only: what it does alone is seen best.
     let only = random.percent(40).then(|| random.between(0, KINDS - 1));
-    let mut faults: Vec<(Micros, Fault)> = (0..count)
+    let mut faults: Vec<(Micros, Fault, bool)> = (0..count)
         .map(|_| {
             let at = Micros(random.between(20_000, 5_500_000));
             let kind = only.unwrap_or_else(|| random.between(0, KINDS - 1));
-            (at, fault(random, kind, workers))
+            (at, fault(random, kind, workers), random.percent(50))
         })
-        .filter(|(_, fault)| kv_check != KvCheck::Off || !matches!(fault, Fault::Flip { .. }))
+        .filter(|(_, fault, _)| kv_check != KvCheck::Off || !matches!(fault, Fault::Flip { .. }))
         .collect();
-    faults.sort_by_key(|&(at, _)| at);
+    faults.sort_by_key(|&(at, ..)| at);
     faults
 }
 

@@ -50,9 +50,13 @@ pub(crate) struct Process {
     pub(crate) reported: Micros,
     /// A look at the fences is planned for then.
     pub(crate) fence_poll: Option<Micros>,
-    /// What it said and heard last under the session before.
+    /// A report with an end and an Open, the last of this session, and of the one before.
+    pub(crate) said: Option<Report>,
+    pub(crate) heard: Option<(u64, Command)>,
     pub(crate) old_report: Option<Report>,
     pub(crate) old_command: Option<(u64, Command)>,
+    /// A fault wants them said again under the next session: the report, the command.
+    pub(crate) wants_old: (bool, bool),
     /// Payload that left while it was stopped, by link.
     pub(crate) drained: Vec<(u64, u32)>,
     rate: u64,
@@ -76,8 +80,11 @@ impl Process {
             last_cmd: Micros(0),
             reported: Micros(0),
             fence_poll: None,
+            said: None,
+            heard: None,
             old_report: None,
             old_command: None,
+            wants_old: (false, false),
             drained: Vec::new(),
             rate: plan.rates.get(index + 1).copied().unwrap_or(1_000),
             role_epoch: 0,
@@ -94,8 +101,11 @@ impl Process {
         self.frozen = Micros(0);
         self.stuck = Micros(0);
         self.fence_poll = None;
+        self.said = None;
+        self.heard = None;
         self.old_report = None;
         self.old_command = None;
+        self.wants_old = (false, false);
         self.drained.clear();
         self.role_epoch = 0;
     }

@@ -3,7 +3,7 @@
 use dopd_core::{ids::SessionId, units::Micros};
 use dopd_mock::{backoff, seats::Event};
 use dopd_router::{
-    wire::worker::{attach_request, attach_response},
+    wire::worker::{attach_request, attach_response, command},
     workers::sim::Attachment,
 };
 
@@ -198,6 +198,8 @@ impl World {
         match kind {
             attach_response::Kind::Welcome(welcome) => {
                 process.tries = 0;
+                process.old_report = process.said.take();
+                process.old_command = process.heard.take();
                 process
                     .seats
                     .handle(time, crate::worker::session_up(&welcome));
@@ -207,12 +209,16 @@ impl World {
                     .broken(format!("w{worker} was refused: {}", refusal.message));
             }
             attach_response::Kind::Cmd(cmd) => {
+                let has_news = !cmd.commands.is_empty();
                 for command in cmd.commands {
-                    if self.plan.has_old_messages {
-                        process.old_command = Some((cmd.session, command.clone()));
+                    if let Some(command::Kind::Open(_)) = &command.kind {
+                        process.heard = Some((cmd.session, command.clone()));
                     }
                     let event = Event::Command(cmd.session, command);
                     process.seats.handle(time, event);
+                }
+                if has_news && process.wants_old != (false, false) {
+                    self.old_messages(worker, index);
                 }
             }
         }

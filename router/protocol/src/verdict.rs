@@ -69,7 +69,7 @@ impl Counts {
 impl World {
     /// No answer of a request with this deadline, on the router's clock, may be open after.
     pub(crate) fn bound(&self, deadline: Micros) -> Micros {
-        let stalls = self.plan.faults.iter().map(|(_, fault)| match fault {
+        let stalls = self.plan.faults.iter().map(|(_, fault, _)| match fault {
             Fault::StallRouter { time } => time.0,
             _ => 0,
         });

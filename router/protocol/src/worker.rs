@@ -114,9 +114,11 @@ impl World {
             return;
         }
         let next_step_us = process.step.as_ref().map_or(0, |step| step.us);
-        let Some(report) = process.seats.take_report(next_step_us) else {
+        let Some(mut report) = process.seats.take_report(next_step_us) else {
             return;
         };
+        let silent_ms = process.time(now.since(process.last_cmd)).0 / 1_000;
+        report.heard_ms = u32::try_from(silent_ms).unwrap_or(u32::MAX);
         process.reported = now;
         let arrived = report.arrived_slots.clone();
         if report.role_epoch < process.role_epoch {
@@ -135,7 +137,7 @@ impl World {
             ));
         }
         if self.plan.has_old_messages && !report.closed_slots.is_empty() {
-            process.old_report = Some(report.clone());
+            process.said = Some(report.clone());
         }
         self.send_report(index, attach_request::Kind::Report(report));
         for slot in arrived {

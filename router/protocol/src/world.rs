@@ -41,7 +41,9 @@ pub(crate) struct World {
     pub(crate) conns: Vec<Conn>,
     pub(crate) clients: Vec<Client>,
     pub(crate) board: Arc<Board>,
-    /// Faults of links that wait for something to befall.
+    /// Those of the plan, and those that found their hand-off.
+    pub(crate) faults: Vec<(Fault, bool)>,
+    /// Faults that wait for a message on a link.
     pub(crate) armed: VecDeque<Fault>,
     /// Prompts by their hash: what a seat's pages must hold.
     pub(crate) prompts: BTreeMap<u64, Arc<[u32]>>,
@@ -68,6 +70,8 @@ impl World {
             .map(|index| Process::new(&plan, index))
             .collect();
         let clients: Vec<Client> = plan.asks.iter().cloned().map(Client::new).collect();
+        let faults = plan.faults.iter().map(|&(_, fault, waits)| (fault, waits));
+        let faults = faults.collect();
         let prompts = clients.iter().map(Client::prompt).collect();
         let board = Arc::new(Board::default());
         let open: usize = clients.iter().map(|client| client.answers.len()).sum();
@@ -81,7 +85,7 @@ impl World {
                 clock.at(at, Ev::Move(index));
             }
         }
-        for (index, &(at, _)) in plan.faults.iter().enumerate() {
+        for (index, &(at, ..)) in plan.faults.iter().enumerate() {
             clock.at(at, Ev::Fault(index));
         }
         for worker in 0..processes.len() {
@@ -103,6 +107,7 @@ impl World {
             clients,
             board,
             armed: VecDeque::new(),
+            faults,
             prompts,
             uses: BTreeMap::new(),
             counts: Counts::default(),

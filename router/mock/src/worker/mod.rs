@@ -80,6 +80,8 @@ struct Worker {
     /// End of the step just finished; taken when the next one begins at once.
     last_end: Option<Instant>,
     reported: Instant,
+    /// When the router was heard last.
+    heard: Instant,
     refused: Option<String>,
     drain_ends: Option<Instant>,
 }
@@ -147,6 +149,7 @@ impl Worker {
             step: None,
             last_end: None,
             reported: now,
+            heard: now,
             refused: None,
             drain_ends: None,
         })
@@ -272,6 +275,7 @@ impl Worker {
             Input::SessionUp(session) => {
                 let terms = session.terms;
                 let id = terms.session;
+                self.heard = Instant::now();
                 tracing::info!(worker = self.config.name, session = id, "attached");
                 self.session = Some(session);
                 Event::SessionUp(terms)
@@ -285,6 +289,7 @@ impl Worker {
                 return;
             }
             Input::Cmd(cmd) => {
+                self.heard = Instant::now();
                 for command in cmd.commands {
                     self.seats.handle(now, Event::Command(cmd.session, command));
                 }

@@ -76,7 +76,9 @@ impl Worker {
             .step
             .as_ref()
             .map_or(0, |step| micros(step.ends - step.begun));
-        if let Some(report) = self.seats.take_report(step_us) {
+        if let Some(mut report) = self.seats.take_report(step_us) {
+            let silent_ms = self.heard.elapsed().as_millis();
+            report.heard_ms = u32::try_from(silent_ms).unwrap_or(u32::MAX);
             session.send(report);
             self.reported = Instant::now();
         }
