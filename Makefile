@@ -14,6 +14,7 @@ MODEL ?= smollm2
 ARGS ?=
 PYTEST_ARGS ?=
 PYTEST_JOBS ?= 2
+SOAK_REQUESTS ?= 100000
 
 BIN := $(VENV)/bin
 UV := $(CURDIR)/.cache/uv/bin/uv
@@ -107,6 +108,12 @@ fuzz: ## Fuzz what strangers write, each target FUZZ_SECONDS (60) long
 	-max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=2048 -max_len=16384 \
 	-print_final_stats=1 -artifact_prefix=$(FUZZ_OUT)/$$target- \
 	$(FUZZ_OUT)/corpus/$$target router/fuzz/corpus/$$target; done
+
+.PHONY: soak
+soak: build ## Long fault tests, then SOAK_REQUESTS (100000) requests with random faults
+	$(BIN)/pytest tests -m soak -n $(PYTEST_JOBS) --dist loadfile -rs $(PYTEST_ARGS)
+	cargo build --release $(PACKAGES) --bins
+	$(BIN)/python -m bench.soak --requests $(SOAK_REQUESTS)
 
 ##@ Change
 .PHONY: fmt proto docs lock bench wheel clean

@@ -30,8 +30,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """Workers of four seats, so that a fifth request waits."""
     one = Fleet(tmp_path_factory.mktemp("small"))
     try:
-        one.add("p0", "prefill", "--max-num-seqs", "4", "--transports", "tcp")
-        one.add("d0", "decode", "--max-num-seqs", "4", "--transports", "tcp")
+        one.add("p0", "prefill", "--max-num-seqs", "4")
+        one.add("d0", "decode", "--max-num-seqs", "4")
         one.begin()
         yield one
     finally:

@@ -27,8 +27,20 @@ def rust(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    with fleet(tmp_path_factory.mktemp("python")) as one:
+    """Pages go over shm; a page that is used after its time shows as a wrong token."""
+    one = Fleet(tmp_path_factory.mktemp("python"), "--kv-check", "full")
+    try:
+        for name, role in (
+            ("p0", "prefill"),
+            ("p1", "prefill"),
+            ("d0", "decode"),
+            ("d1", "decode"),
+        ):
+            one.add(name, role, "--debug-checks", "--kv-poison", is_direct=True)
+        one.begin()
         yield one
+    finally:
+        one.close()
 
 
 @pytest.mark.timeout(120)
@@ -87,9 +99,8 @@ def test_a3_a4_either_end_of_a_transfer_dies(tmp_path: Path, victim: str) -> Non
     """A slow link; death after another part of the pages each time."""
     one = Fleet(tmp_path)
     try:
-        # What passes a proxy can be slow.
-        one.add("p0", "prefill", "--transports", "tcp")
-        one.add("d0", "decode", "--transports", "tcp")
+        one.add("p0", "prefill")
+        one.add("d0", "decode")
         one.begin()
         for seed, share in enumerate((500, 5_000, 12_000)):
             reached = slow_link(one, share)
@@ -189,7 +200,7 @@ def test_a7_without_any_worker_requests_wait_then_fail_clearly_then_work_again(
 
 
 def test_a15_a_worker_is_back_on_its_address_at_once(python: Fleet) -> None:
-    """Its data link has the same address before and after: the proxy's. Old grants die with it."""
+    """Grants and links of its old life are worth nothing to the new one of the same name."""
     before = python.router.status()["replays_total"]
     with python.ask(*scenes.mixed_asks(9, 40), clients=40) as traffic:
         node = python.nodes["d0"]

@@ -71,6 +71,8 @@ class Node:
         kind: str,
         words: tuple[str, ...],
         env: dict[str, str] | None,
+        *,
+        is_direct: bool = False,
     ) -> None:
         self.fleet = fleet
         self.name = name
@@ -79,7 +81,8 @@ class Node:
         self.words = words
         self.env = env
         self.join = Proxy(fleet.router.workers)
-        self.data = Proxy() if kind == "python" else None
+        self.is_direct = is_direct
+        self.data = Proxy() if kind == "python" and not is_direct else None
         self._process: Process | None = None
         self._stack = contextlib.ExitStack()
         self._lives = itertools.count(1)
@@ -104,7 +107,8 @@ class Node:
         """Begin a life, without waiting for it."""
         fleet = self.fleet
         words = ["--mock", "--role", self.role, "--name", self.name, "--exit-on-stdin-eof"]
-        words += ["--join", self.join.address, "--join-token-file", str(fleet.token_file)]
+        join = fleet.router.workers if self.is_direct else self.join.address
+        words += ["--join", join, "--join-token-file", str(fleet.token_file)]
         if "--mock-timings" not in self.words and "--step-ms" not in self.words:
             words += ["--mock-timings", TIMINGS]
         if self.data is not None:
@@ -189,7 +193,7 @@ class Fleet:
         self._base: dict[int, int] = {}
 
     def _start_router(self, *ports: str) -> Server:
-        words = ("--mock", "--join-token-file", self.token_file, *self._router_words)
+        words = ("--mock", "--join-token-file", str(self.token_file), *self._router_words)
         server = serve(*words, command="router", env=self._env, ports=ports or ANY_PORTS)
         return self._stack.enter_context(server)
 
@@ -224,9 +228,13 @@ class Fleet:
         *words: str,
         kind: str = "python",
         env: dict[str, str] | None = None,
+        is_direct: bool = False,
     ) -> Node:
-        """A new worker, started and not waited for; see `begin`."""
-        node = self.nodes[name] = Node(self, name, role, kind, words, env)
+        """A new worker, started and not waited for; see `begin`.
+
+        is_direct: no proxy stands anywhere; Python workers take shm for pages.
+        """
+        node = self.nodes[name] = Node(self, name, role, kind, words, env, is_direct=is_direct)
         node.start()
         return node
 
@@ -298,14 +306,19 @@ class Fleet:
 
 @contextlib.contextmanager
 def fleet(
-    folder: Path, *router_words: str, prefill: int = 2, decode: int = 2, kind: str = "python"
+    folder: Path,
+    *router_words: str,
+    prefill: int = 2,
+    decode: int = 2,
+    kind: str = "python",
+    is_direct: bool = False,
 ) -> Iterator[Fleet]:
     """A running fleet of workers `p0`, `p1`, ... and `d0`, `d1`, ..."""
     one = Fleet(folder, *router_words)
     try:
         for role, count in (("prefill", prefill), ("decode", decode)):
             for k in range(count):
-                one.add(f"{role[0]}{k}", role, kind=kind)
+                one.add(f"{role[0]}{k}", role, kind=kind, is_direct=is_direct)
         one.begin()
         yield one
     finally:

@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, cast
 
 import grpc
 import grpc.aio
@@ -30,6 +31,11 @@ from dopd._gen.dopd.v1 import inference_pb2, inference_pb2_grpc, types_pb2
 from tests.support import mock_model
 from tests.support.faults.load import read_events, read_head
 
+CHANNEL_OPTIONS = (
+    ("grpc.enable_retries", 0),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.max_reconnect_backoff_ms", 100),
+)
 # A client's patience: no request of a fault test is meant to take so long. Beyond it is a hang.
 HANG_S = 30.0
 # After an error a client that is not paced would ask a dead server a thousand times a second.
@@ -262,7 +268,7 @@ async def over_grpc(stub: inference_pb2_grpc.InferenceServiceStub, outcome: Outc
 
 def reason_of(error: grpc.aio.AioRpcError) -> str:
     """The stable code of an error; "connection" where no server said one."""
-    status = rpc_status.from_call(error)
+    status = rpc_status.from_call(cast(grpc.Call, error))
     for detail in () if status is None else status.details:
         if detail.Is(error_details_pb2.ErrorInfo.DESCRIPTOR):
             info = error_details_pb2.ErrorInfo()
@@ -371,11 +377,10 @@ class Traffic:
         async with contextlib.AsyncExitStack() as stack:
             stubs = []
             for _ in range(max(self._clients // 4, 1) if self._grpc else 0):
-                options = (("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1))
-                options += (("grpc.max_reconnect_backoff_ms", 100),)
-                channel = grpc.aio.insecure_channel(self._grpc, options=options)
+                channel = grpc.aio.insecure_channel(str(self._grpc), options=CHANNEL_OPTIONS)
                 await stack.enter_async_context(channel)
-                stubs.append(inference_pb2_grpc.InferenceServiceStub(channel))
+                stub: Any = inference_pb2_grpc.InferenceServiceStub
+                stubs.append(stub(channel))
             await asyncio.gather(*(self._client(k, stubs) for k in range(self._clients)))
 
     async def _client(self, k: int, stubs: list[inference_pb2_grpc.InferenceServiceStub]) -> None:
