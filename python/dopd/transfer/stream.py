@@ -110,6 +110,8 @@ class StreamTransport(abc.ABC):
         sock.settimeout(None)
         link = self._make_link(sock, f"{label} over {self.name}", descriptors)
         with self._lock:
+            if self._closed.is_set():
+                raise LinkError("worker ends")
             self._links.add(link)
         return link
 

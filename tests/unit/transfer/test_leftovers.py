@@ -10,9 +10,11 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from dopd.errors import LinkError
 from dopd.types import Endpoint, Peer
 from tests.support.link_peer import NONCE
 from tests.support.links import HELLO, NUM_PAGES, WAIT_S, Pair, shake, stranger, wait_for
@@ -45,6 +47,7 @@ def peer(*arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 @KINDS
 def test_two_hundred_links_leave_nothing_behind(kind: str) -> None:
+    threads_before = threading.active_count()
     with Pair(kind) as pair:
         files, threads = open_files(), threading.active_count()
         for number in range(CONNECTS):
@@ -61,6 +64,23 @@ def test_two_hundred_links_leave_nothing_behind(kind: str) -> None:
             lambda: open_files() <= files and threading.active_count() <= threads,
             lambda: (open_files() - files, threading.enumerate()),
         )
+    wait_for(lambda: threading.active_count() <= threads_before, threading.enumerate)
+
+
+@KINDS
+def test_a_link_that_comes_up_while_its_worker_ends_is_not_kept(kind: str) -> None:
+    with Pair(kind) as pair:
+        source = pair.streams[0]
+        make_link = source._make_link
+
+        def late(*arguments: Any) -> Any:
+            source.close()
+            return make_link(*arguments)
+
+        source._make_link = late
+        with pytest.raises(LinkError, match="worker ends"):
+            source.connect(pair.peer, pair.peer.endpoints[0].address)
+        pair.settle(lambda: "down" in pair.destination.names(), pair.destination)
 
 
 @KINDS

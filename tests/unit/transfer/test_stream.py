@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import socket
 import threading
 import time
 from typing import Any
@@ -10,11 +11,14 @@ from typing import Any
 import pytest
 
 from dopd import wire
+from dopd.kv.bytes_pool import BytesPool
 from dopd.transfer import frames, stream
 from dopd.transfer.base import PROTOCOL
+from dopd.transfer.shm import ShmLink
 from dopd.transfer.stream_link import StreamLink
+from dopd.transfer.tcp import TcpLink
 from dopd.types import LinkBegin, LinkEnd, LinkHello, LinkMessage, LinkWelcome, LinkWrite
-from tests.support.links import HELLO, LAYOUT, TOKEN, Pair, is_closed, shake, stranger
+from tests.support.links import HELLO, LAYOUT, TOKEN, Pair, Recorder, is_closed, shake, stranger
 
 KINDS = pytest.mark.parametrize("kind", ["tcp", "shm"])
 
@@ -209,3 +213,22 @@ def test_a_handshake_has_one_time_limit_however_it_is_cut(
                 sock.sendall(b"\0")
                 time.sleep(0.01)
         assert pair.destination.log == []
+
+
+@KINDS
+def test_abort_frees_a_writer_that_waits_for_a_peer_that_does_not_read(kind: str) -> None:
+    """A stopped process neither reads nor ends; its links must end without it (T4)."""
+    ours, theirs = socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    events = Recorder(BytesPool(8, 4096))
+    make = {"tcp": TcpLink, "shm": ShmLink}[kind]
+    link = make(ours, events.pool, events, lambda link: None, kind, [])
+    link.start()
+    with theirs:
+        for nonce in range(10_000):
+            link.write(nonce, 0, [nonce % 8])
+        # Bytes wait to be read, so the writer has begun; it cannot get rid of all of them.
+        assert theirs.recv(1, socket.MSG_PEEK)
+        assert not link.synchronise(0.05)
+        link.abort("test")
+        assert link.synchronise(10)
