@@ -82,6 +82,12 @@ settings! {
         worker_args: Vec<String> = Vec::new(), flag "worker-arg" "ARG";
         /// Time for all local workers to load and attach, in milliseconds.
         start_timeout_ms: u64 = 300_000, within 1_000..=DAY_MS;
+        /// Time for the requests of a local worker that is replaced to end, in milliseconds. Then they
+        /// go on elsewhere.
+        drain_timeout_ms: u64 = 30_000, within 0..=DAY_MS;
+        /// Time without progress, or without a stream to the router, after which a local worker is
+        /// killed and started again, in milliseconds; 0: never.
+        hang_timeout_ms: u64 = 30_000, within 0..=DAY_MS;
         /// Time for a local worker to end after it was told to, in milliseconds. Then it is killed.
         stop_timeout_ms: u64 = 5_000, within 100..=600_000;
     }

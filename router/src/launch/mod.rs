@@ -14,12 +14,14 @@ mod loading;
 mod model;
 mod outline;
 mod replay;
+mod roll;
 mod serve;
 mod settings;
 mod start_up;
 #[cfg(test)]
 mod tests;
 mod token;
+mod warden;
 mod watch;
 mod workers;
 

@@ -2,7 +2,7 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
     banner::{Addresses, Banner, ReadyFile},
@@ -10,6 +10,8 @@ use super::{
     fronts::Fronts,
     listeners::Listener,
     loading::Loading,
+    roll,
+    warden::{self, Limits},
     workers as local,
 };
 use crate::{
@@ -17,7 +19,7 @@ use crate::{
     cluster::embedded::{GivenUp, Supervisor, SupervisorConfig},
     config::{Scope, Settings},
     dispatch::Dispatch,
-    drain::{self, Drained, Signals, Stop},
+    drain::{self, Asked, Drained, Signals, Stop},
     metrics::Metrics,
     status::FleetStatus,
 };
@@ -64,6 +66,9 @@ pub(super) struct Watched<'a> {
     fronts: &'a mut Fronts,
     signals: Signals,
     supervisor: Option<Supervisor>,
+    limits: Limits,
+    /// The last rolling restart.
+    roll: Option<AbortOnDropHandle<()>>,
 }
 
 impl Watch<'_> {
@@ -93,10 +98,14 @@ impl Watch<'_> {
             fronts,
             signals,
             supervisor,
+            limits: limits(site.settings),
+            roll: None,
         };
+        let warden = watched.guard();
         let outcome = site.live(&mut watched).await;
         // Requests that still run get their error now, not when their worker has gone.
         site.dispatch.shutdown();
+        drop((watched.roll.take(), warden));
         let at_once = CancellationToken::new();
         if outcome == Ok(console::INTERRUPTED) {
             at_once.cancel();
@@ -194,6 +203,15 @@ impl Site<'_> {
     }
 }
 
+/// Time that local workers have.
+fn limits(settings: &Settings) -> Limits {
+    let cluster = &settings.config.cluster;
+    Limits {
+        start: Duration::from_millis(cluster.start_timeout_ms),
+        hang: Duration::from_millis(cluster.hang_timeout_ms),
+    }
+}
+
 /// What a worker that is given up means.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
@@ -204,6 +222,31 @@ pub(super) enum Phase {
 }
 
 impl Watched<'_> {
+    /// Looks after local workers from now on, if there are any and that is wanted.
+    fn guard(&self) -> Option<AbortOnDropHandle<()>> {
+        let supervisor = self.supervisor.as_ref()?;
+        let is_wanted = !self.limits.hang.is_zero();
+        let guard = warden::guard(self.dispatch.clone(), supervisor.places(), self.limits);
+        is_wanted.then(|| AbortOnDropHandle::new(tokio::spawn(guard)))
+    }
+
+    /// Begins to restart the local workers, unless that goes on already.
+    fn restart(&mut self, phase: Phase) {
+        let Some(supervisor) = &self.supervisor else {
+            return tracing::warn!("SIGHUP: there are no local workers to restart");
+        };
+        let is_rolling = (self.roll.as_ref()).is_some_and(|roll| !roll.is_finished());
+        if phase == Phase::StartUp || is_rolling {
+            return tracing::warn!("SIGHUP: the workers are being started, nothing to restart");
+        }
+        let roll = roll::roll(
+            self.dispatch.clone(),
+            supervisor.places(),
+            self.limits.start,
+        );
+        self.roll = Some(AbortOnDropHandle::new(tokio::spawn(roll)));
+    }
+
     /// The next thing that ends `phase`. Cancel-safe.
     pub(super) async fn next_end(&mut self, phase: Phase) -> End {
         loop {
@@ -214,7 +257,10 @@ impl Watched<'_> {
                 }
             };
             tokio::select! {
-                name = self.signals.end() => return End::Signal(name),
+                asked = self.signals.next() => match asked {
+                    Asked::End(name) => return End::Signal(name),
+                    Asked::Restart => self.restart(phase),
+                },
                 () = self.dispatch.stopped() => {
                     return End::Failure(Failure::new("the scheduler has stopped"));
                 }

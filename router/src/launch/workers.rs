@@ -46,6 +46,7 @@ pub(super) fn supervisor(
         command,
         variables,
         restart: RestartPolicy::default(),
+        drain_timeout: Duration::from_millis(cluster.drain_timeout_ms),
         stop_timeout: Duration::from_millis(cluster.stop_timeout_ms),
         output: output(&settings.config.log.format, Arc::clone(loading)),
     })
@@ -93,7 +94,7 @@ fn printable(line: &str) -> Cow<'_, str> {
 pub(super) fn specs(settings: &Settings, join: SocketAddr, model: &str) -> Vec<WorkerSpec> {
     roles(&settings.config)
         .map(|(role, name)| {
-            let args = args(settings, role, &name, join, model);
+            let args = args(settings, role, join, model);
             WorkerSpec { name, args }
         })
         .collect()
@@ -116,7 +117,7 @@ fn roles(config: &Config) -> impl Iterator<Item = (&'static str, String)> {
     .flat_map(|(role, count)| (0..count).map(move |index| (role, format!("{role}-{index}"))))
 }
 
-fn args(settings: &Settings, role: &str, name: &str, join: SocketAddr, model: &str) -> Vec<String> {
+fn args(settings: &Settings, role: &str, join: SocketAddr, model: &str) -> Vec<String> {
     let Config {
         cluster,
         model: model_config,
@@ -139,7 +140,6 @@ fn args(settings: &Settings, role: &str, name: &str, join: SocketAddr, model: &s
     );
     add("role", Some(role.to_owned()));
     add("join", Some(join.to_string()));
-    add("name", Some(name.to_owned()));
     add("served-model-name", Some(model.to_owned()));
     add(
         "mock-timings",

@@ -6,7 +6,9 @@
 //! worker ends when that closes. It has a process group of its own, so that a Ctrl-C in the
 //! terminal reaches the router alone, which then stops workers in order.
 
+mod life;
 mod output;
+mod place;
 mod process;
 mod restart;
 #[cfg(test)]
@@ -18,6 +20,7 @@ use tokio::{sync::mpsc, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
 pub use output::LineSink;
+pub use place::{Alive, Place, Replace};
 pub use restart::RestartPolicy;
 
 use crate::metrics::Metrics;
@@ -27,7 +30,7 @@ use crate::metrics::Metrics;
 pub struct WorkerSpec {
     /// Its name, unique.
     pub name: String,
-    /// Arguments after the command.
+    /// Arguments after the command and `--name NAME`.
     pub args: Vec<String>,
 }
 
@@ -40,6 +43,8 @@ pub struct SupervisorConfig {
     pub variables: Vec<(String, String)>,
     /// When to restart.
     pub restart: RestartPolicy,
+    /// Time for the requests of a worker that is replaced to end.
+    pub drain_timeout: Duration,
     /// Time from SIGTERM to SIGKILL.
     pub stop_timeout: Duration,
     /// Where output goes.
@@ -80,8 +85,7 @@ pub struct Supervisor {
     tasks: JoinSet<()>,
     stop: Stop,
     given_up: mpsc::Receiver<GivenUp>,
-    /// Workers that are still started again.
-    alive: usize,
+    places: Vec<Place>,
 }
 
 /// How workers are told to end; shared by all tasks.
@@ -97,47 +101,47 @@ impl Supervisor {
     /// Starts one task per worker. Must be called inside a tokio runtime.
     pub fn start(config: &SupervisorConfig, workers: Vec<WorkerSpec>, metrics: &Metrics) -> Self {
         let stop = Stop::default();
-        let alive = workers.len();
-        // Each worker is given up at most once, so a send never waits.
-        let (report, given_up) = mpsc::channel(alive.max(1));
+        let (report, given_up) = mpsc::channel(workers.len().max(1));
         let mut tasks = JoinSet::new();
+        let mut places = Vec::with_capacity(workers.len());
         for spec in workers {
+            let (place, desk) = Place::new(spec.name.clone());
             let keeper = process::Keeper {
                 config: config.clone(),
                 metrics: metrics.clone(),
                 stop: stop.clone(),
                 spec,
+                desk,
+                report: report.clone(),
             };
-            let report = report.clone();
-            tasks.spawn(async move {
-                if let Some(given_up) = keeper.run().await {
-                    // Nobody listens any more: the router is stopping, and the task has logged it.
-                    let _ = report.send(given_up).await;
-                }
-            });
+            places.push(place);
+            tasks.spawn(keeper.run());
         }
         Self {
             tasks,
             stop,
             given_up,
-            alive,
+            places,
         }
     }
 
     /// The next worker that is given up; waits forever if that never happens. Cancel-safe.
     pub async fn next_given_up(&mut self) -> GivenUp {
         match self.given_up.recv().await {
-            Some(given_up) => {
-                self.alive -= 1;
-                given_up
-            }
+            Some(given_up) => given_up,
             None => std::future::pending().await,
         }
     }
 
     /// Workers that have not been given up.
     pub fn alive(&self) -> usize {
-        self.alive
+        let alive = |place: &&Place| !place.is_given_up();
+        self.places.iter().filter(alive).count()
+    }
+
+    /// All workers' places, in their order.
+    pub fn places(&self) -> Vec<Place> {
+        self.places.clone()
     }
 
     /// Tells all workers to end and waits until the last has; kills those that take longer than the

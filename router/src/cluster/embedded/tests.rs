@@ -4,7 +4,7 @@ use parking_lot::Mutex;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::{GivenUp, RestartPolicy, Supervisor, SupervisorConfig, WorkerSpec};
+use super::{GivenUp, Place, Replace, RestartPolicy, Supervisor, SupervisorConfig, WorkerSpec};
 use crate::metrics::{Format, Metrics};
 
 /// Far longer than any of these tests needs; only a hang reaches it.
@@ -37,9 +37,11 @@ fn config(script: &str, lines: &Lines) -> SupervisorConfig {
         command: ["sh", "-c", script, "worker"].map(str::to_owned).to_vec(),
         variables: vec![("DOPD_JOIN_TOKEN".to_owned(), "secret".to_owned())],
         restart: RestartPolicy {
+            first: Duration::from_millis(1),
             backoff_min: Duration::from_millis(1),
             ..RestartPolicy::default()
         },
+        drain_timeout: PATIENCE,
         stop_timeout: PATIENCE,
         output: Arc::new(move |name, line| lines.0.lock().push(format!("{name}: {line}"))),
     }
@@ -48,7 +50,7 @@ fn config(script: &str, lines: &Lines) -> SupervisorConfig {
 fn spec(name: &str) -> WorkerSpec {
     WorkerSpec {
         name: name.to_owned(),
-        args: vec!["--name".to_owned(), name.to_owned()],
+        args: Vec::new(),
     }
 }
 
@@ -67,7 +69,7 @@ async fn crash_loop_ends_with_the_cause_named() {
     let given_up = given_up(&mut supervisor).await;
     assert_eq!(
         given_up.to_string(),
-        "worker decode-0 died 5 times in 60 s, last with exit code 7; it is not started again"
+        "worker decode-0 died 5 times in 600 s, last with exit code 7; it is not started again"
     );
     assert_eq!(given_up.last_lines, ["bad weights"]);
     assert!(!given_up.is_for_good);
@@ -98,7 +100,12 @@ async fn a_signal_is_named() {
     let lines = Lines::default();
     let config = config("kill -9 $$", &lines);
     let mut supervisor = Supervisor::start(&config, vec![spec("a")], &Metrics::new("mock"));
-    assert!(given_up(&mut supervisor).await.cause.contains("signal 9"));
+    assert!(
+        given_up(&mut supervisor)
+            .await
+            .cause
+            .contains("signal 9: killed from outside")
+    );
 }
 
 #[tokio::test]
@@ -212,4 +219,117 @@ async fn long_lines_are_cut_and_odd_bytes_replaced() {
         .map(|line| line.len() - "a: ".len())
         .collect();
     assert_eq!(lengths, [8192, 8192, 3616, 3]);
+}
+
+/// Says its name and waits to be told to end.
+const PATIENT: &str = "trap 'exit 0' TERM; echo $2; read x";
+
+fn one(script: &str, lines: &Lines, metrics: &Metrics) -> (Supervisor, Place) {
+    let supervisor = Supervisor::start(&config(script, lines), vec![spec("a")], metrics);
+    let place = supervisor.places().remove(0);
+    (supervisor, place)
+}
+
+#[tokio::test]
+async fn a_worker_is_replaced_without_having_died() {
+    let (lines, metrics) = (Lines::default(), Metrics::new("mock"));
+    let (supervisor, place) = one(PATIENT, &lines, &metrics);
+    lines.wait_for(1).await;
+    let old = place.now().unwrap();
+    let new = place.replace(Replace::OldFirst).await.unwrap();
+    assert_eq!(lines.wait_for(2).await, ["a: a", "a: a"]);
+    assert_ne!(old.pid, new.pid);
+    assert_eq!(place.now(), Some(new));
+    assert!(!metrics.render(Format::Text).contains("worker=\"a\""));
+    supervisor.stop(&CancellationToken::new()).await;
+}
+
+#[tokio::test]
+async fn a_successor_started_first_takes_over_or_goes() {
+    let (lines, metrics) = (Lines::default(), Metrics::new("mock"));
+    let (supervisor, place) = one(PATIENT, &lines, &metrics);
+    lines.wait_for(1).await;
+    let mut stays = place.now().unwrap();
+    for (count, is_attached, name) in [(2, true, "a.next"), (3, false, "a"), (4, true, "a")] {
+        let new = place.replace(Replace::NewFirst).await.unwrap();
+        let all = lines.wait_for(count).await;
+        assert_eq!(all[count - 1], format!("{name}: {name}"));
+        assert!(place.holds(stays.pid) && place.holds(new.pid));
+        place.settle(is_attached).await;
+        let goes = if is_attached {
+            std::mem::replace(&mut stays, new).pid
+        } else {
+            new.pid
+        };
+        assert_eq!(place.now().as_ref(), Some(&stays));
+        assert!(!std::path::Path::new(&format!("/proc/{goes}")).exists());
+    }
+    supervisor.stop(&CancellationToken::new()).await;
+}
+
+#[tokio::test]
+async fn a_successor_that_fails_leaves_the_old_one() {
+    let lines = Lines::default();
+    let script = format!("test $2 = a || exit 3; {PATIENT}");
+    let (supervisor, place) = one(&script, &lines, &Metrics::new("mock"));
+    lines.wait_for(1).await;
+    let old = place.now();
+    let new = place.replace(Replace::NewFirst).await.unwrap();
+    let gone = async {
+        while place.holds(new.pid) {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    timeout(PATIENCE, gone).await.expect("its end is seen");
+    place.settle(true).await;
+    assert_eq!(place.now(), old);
+    timeout(PATIENCE, supervisor.stop(&CancellationToken::new()))
+        .await
+        .expect("stop ends");
+}
+
+#[tokio::test]
+async fn a_worker_that_hangs_is_killed_with_the_cause_named() {
+    let lines = Lines::default();
+    let script = "trap '' TERM; echo up; read x; read y";
+    let (mut supervisor, place) = one(script, &lines, &Metrics::new("mock"));
+    for life in 1..=5 {
+        lines.wait_for(life).await;
+        let pid = place.now().unwrap().pid;
+        place.kill(pid + 1, "somebody else".to_owned()).await;
+        place.kill(pid, "no progress for 30 s".to_owned()).await;
+    }
+    let given_up = given_up(&mut supervisor).await;
+    assert!(given_up.cause.contains("last with no progress for 30 s"));
+}
+
+#[tokio::test]
+async fn a_worker_that_was_given_up_can_be_replaced() {
+    let lines = Lines::default();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("mended");
+    let script = format!("test -e {} || exit 2; {PATIENT}", file.display());
+    let (mut supervisor, place) = one(&script, &lines, &Metrics::new("mock"));
+    given_up(&mut supervisor).await;
+    assert_eq!((supervisor.alive(), place.is_given_up()), (0, true));
+    std::fs::write(&file, "").unwrap();
+    place.replace(Replace::OldFirst).await.unwrap();
+    lines.wait_for(1).await;
+    assert_eq!((supervisor.alive(), place.is_given_up()), (1, false));
+    supervisor.stop(&CancellationToken::new()).await;
+}
+
+#[tokio::test]
+async fn the_stop_does_not_wait_for_a_drain() {
+    let lines = Lines::default();
+    let script = "trap 'test $n && exit 0; n=1; echo told' TERM; echo up; \
+                  while :; do sleep 0.02; done";
+    let (supervisor, place) = one(script, &lines, &Metrics::new("mock"));
+    lines.wait_for(1).await;
+    let replaced = tokio::spawn(async move { place.replace(Replace::OldFirst).await });
+    lines.wait_for(2).await;
+    timeout(PATIENCE / 2, supervisor.stop(&CancellationToken::new()))
+        .await
+        .expect("long before the drain time");
+    assert!(replaced.await.unwrap().is_err());
 }
