@@ -4,7 +4,6 @@
 use super::{
     Brain,
     breaker::Outcome,
-    queue::Lane,
     sequences::{Phase, Seat},
     table::{Cell, Input, PhaseKind, cell},
     timers::Timer,
@@ -62,7 +61,7 @@ impl Brain {
 
     fn open_current(&mut self, key: usize, worker: usize) -> Option<Violation> {
         let cur = self.plan(key, worker, OpenKind::Compute)?;
-        self.placed(key);
+        self.placed(key, worker);
         self.open(key, cur, OpenKind::Compute);
         self.set_phase(key, Phase::Run { cur });
         None
@@ -72,7 +71,7 @@ impl Brain {
         let cur = self.plan(key, prefill, OpenKind::Compute)?;
         let nxt = self.plan(key, decode, OpenKind::Import)?;
         self.judge_pair((prefill, decode), Outcome::Placed);
-        self.placed(key);
+        self.placed(key, prefill);
         self.open(key, nxt, OpenKind::Import);
         self.set_phase(key, Phase::Placing { cur, nxt });
         None
@@ -110,8 +109,8 @@ impl Brain {
             return None;
         }
         sequence.answer = sequence.answer.plus(tokens);
-        self.retries_running -= usize::from(std::mem::take(&mut sequence.is_retry));
         let is_shipping = sequence.phase.kind() == PhaseKind::Shipping;
+        self.trial_over(key);
         let worker = self.workers.get(cur.worker)?;
         let is_probe = worker.probe == Some(cur.slot);
         if worker.slots.is_prefilling(cur.slot) {
@@ -133,8 +132,8 @@ impl Brain {
             return Some(Violation::WrongPosition);
         }
         sequence.answer = pos;
-        self.retries_running -= usize::from(std::mem::take(&mut sequence.is_retry));
         let id = sequence.id;
+        self.trial_over(key);
         self.judge_handoff(key, Outcome::Succeeded);
         self.set_phase(key, Phase::Run { cur: nxt });
         self.handoffs_total += 1;
@@ -165,9 +164,8 @@ impl Brain {
         } else {
             self.close_seats(key);
         }
-        let sequence = self.sequences.get_mut(key)?;
-        self.retries_running -= usize::from(std::mem::take(&mut sequence.is_retry));
-        let sequence = sequence.id;
+        self.trial_over(key);
+        let sequence = self.sequences.get(key)?.id;
         if let Some((why, retry_after)) = why {
             self.actions.push(Action::Reject {
                 sequence,
@@ -184,10 +182,10 @@ impl Brain {
 
     /// WAIT: into the queue. Every seat is closed.
     pub(super) fn wait(&mut self, key: usize) {
+        self.trial_over(key);
         let Some(sequence) = self.sequences.get_mut(key) else {
             return;
         };
-        self.retries_running -= usize::from(std::mem::take(&mut sequence.is_retry));
         let timer =
             (!self.workers.is_any_usable()).then(|| self.now.plus(self.config.no_worker_wait));
         sequence.phase = Phase::Wait { timer };
@@ -212,14 +210,13 @@ impl Brain {
         self.sequences.waits_no_longer(request);
     }
 
-    /// WAIT ends with a place.
-    fn placed(&mut self, key: usize) {
+    /// WAIT ends with a place at that worker.
+    fn placed(&mut self, key: usize, worker: usize) {
         self.leave_wait(key);
         if let Some(sequence) = self.sequences.get_mut(key) {
             sequence.placed_at = sequence.answer;
-            sequence.is_retry = sequence.queue_key.lane == Lane::Retry;
-            self.retries_running += usize::from(sequence.is_retry);
         }
+        self.begin_trial(key, worker);
     }
 
     /// Changes the phase; a hand-off timer ends with its phase.

@@ -3,9 +3,9 @@
 use super::{
     Brain,
     breaker::Outcome,
-    place::{Need, choose},
+    place::{Need, Place, choose},
     queue::{Lane, QueueKey},
-    sequences::{Phase, Sequence},
+    sequences::{Phase, Risk, Sequence},
     table::{Input, PhaseKind},
     timers::Timer,
 };
@@ -53,7 +53,7 @@ impl Brain {
                 replays: 0,
                 replay_tokens: 0,
                 placed_at: Tokens(0),
-                is_retry: false,
+                trial: None,
                 moves: 0,
                 deadline: facts.deadline,
             });
@@ -127,7 +127,8 @@ impl Brain {
     /// Places from the front of the queue until one does not fit: the order is kept, so nothing
     /// starves.
     pub(super) fn place_waiting(&mut self) {
-        while let Some(key) = self.queue.first(|lane| self.is_open(lane)) {
+        let mut quarantined = Vec::new();
+        while let Some(key) = self.next_to_place(&quarantined) {
             let Some(sequence) = self.sequences.get(key) else {
                 return;
             };
@@ -136,27 +137,47 @@ impl Brain {
                 self.end(key, Some((RejectReason::DeadlineExceeded, Micros(0))));
                 continue;
             }
+            let (lane, risk) = (sequence.queue_key.lane, self.sequences.risk(sequence));
             let need = Need {
                 len: sequence.len(),
                 answer_left: sequence.max_tokens.minus(sequence.answer),
+                risk,
             };
             let staying = self.workers.staying();
             if staying.workers > 0 && staying.len_max < need.len {
                 self.end(key, Some((RejectReason::TooLarge, Micros(0))));
                 continue;
             }
-            let sibling = self.siblings(key).next();
-            match choose(
-                &self.workers,
-                &self.pairs,
-                need,
-                sibling,
-                self.config.keep_pool_percent,
-            ) {
-                Some(place) => self.apply(key, Input::Place(place)),
-                None => return,
-            };
+            if let Some(place) = self.choose(key, need) {
+                self.apply(key, Input::Place(place));
+            } else if risk != Risk::None
+                && self
+                    .choose(
+                        key,
+                        Need {
+                            risk: Risk::None,
+                            ..need
+                        },
+                    )
+                    .is_some()
+            {
+                // There is room, but not in its company.
+                quarantined.push(lane);
+            } else {
+                return;
+            }
         }
+    }
+
+    fn next_to_place(&self, quarantined: &[Lane]) -> Option<usize> {
+        let is_open = |lane| self.is_open(lane) && !quarantined.contains(&lane);
+        self.queue.first(is_open)
+    }
+
+    fn choose(&self, key: usize, need: Need) -> Option<Place> {
+        let sibling = self.siblings(key).next();
+        let percent = self.config.keep_pool_percent;
+        choose(&self.workers, &self.pairs, need, sibling, percent)
     }
 
     /// Notices when the last usable worker goes, and when one is back.

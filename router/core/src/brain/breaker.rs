@@ -2,8 +2,8 @@
 //!
 //! | state | new work | leaves it |
 //! |---|---|---|
-//! | closed | yes | 5 failures in a row, or half of at least 20 outcomes within 10 s: open |
-//! | open | no | after 1 s, doubled each time up to 30 s, up to a quarter less at random: half-open |
+//! | closed | yes | 5 failures in a row, or half of 20 in 10 s: open |
+//! | open | no | after 1 s, doubled up to 30 s, up to a quarter less: half-open |
 //! | half-open | one sequence | given it: probing |
 //! | probing | no | a success: closed; a failure: open; neither in time: half-open |
 //!

@@ -3,11 +3,12 @@
 //! A place for all of its pages is found before anything starts, so no finished prompt ever holds
 //! pages for a place that is not there. A prompt goes to the least loaded worker labelled prefill
 //! or mixed. Mixed ones keep it; a prefill worker hands it to the decode worker with most free
-//! pages, and keeps it if there is none, or none to which the way is open. Roles are labels: where none labelled for prompts could
-//! hold the sequence, a decode worker takes it whole.
+//! pages, and keeps it if there is none, or none to which the way is open. Roles are labels: where
+//! none labelled for prompts could hold the sequence, a decode worker takes it whole.
 
 use super::{
     pairs::Pairs,
+    sequences::Risk,
     workers::{Group, Worker, Workers},
 };
 use crate::{fleet::Role, units::Tokens};
@@ -28,6 +29,7 @@ pub(super) struct Need {
     pub(super) len: Tokens,
     /// Answer tokens that may still be made.
     pub(super) answer_left: Tokens,
+    pub(super) risk: Risk,
 }
 
 /// Chooses. `None`: nobody has room for it now.
@@ -55,7 +57,7 @@ pub(super) fn choose(
         .filter(|(_, worker)| worker.can_take(need.len));
     let candidates = sibling.into_iter().chain(workers.ready_for_prompts(group));
     for (key, worker) in candidates {
-        if !worker.has_room(need.len) {
+        if !worker.has_room(need.len) || !may_meet(worker, need.risk) {
             continue;
         }
         if worker.role != Role::Prefill || !wants_pair {
@@ -92,6 +94,18 @@ fn most_room(workers: &Workers, len: Tokens, is_reached: impl Fn(usize) -> bool)
         .take_while(|(_, worker)| u64::from(worker.pages_of(len).0) <= worker.pages_room())
         .find(|&(key, worker)| worker.has_room(len) && is_reached(key))
         .map(|(key, _)| key)
+}
+
+/// Who may bring a worker down is computed alone among those under whom one died already, so that
+/// it takes none of them with it.
+fn may_meet(worker: &Worker, risk: Risk) -> bool {
+    match risk {
+        Risk::None => true,
+        Risk::Bystander => worker.suspects.is_none(),
+        Risk::Suspect(request) => {
+            worker.bystanders == 0 && worker.suspects.is_none_or(|(of, _)| of == request)
+        }
+    }
 }
 
 /// All decode workers are full: a prefill worker may keep a sequence while enough of its pool stays

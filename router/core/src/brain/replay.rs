@@ -3,21 +3,27 @@
 //! A fault of a worker costs its sequences time, not their answers: each is computed again from its
 //! prompt and the tokens that its client has. Four bounds keep that from doing harm.
 //!
-//! | bound | for | what happens beyond it |
+//! | bound | against | beyond it |
 //! |---|---|---|
-//! | `deaths_max` workers that died or got stuck under a request | a request that kills workers | rejected: `PoisonSuspect`, never a third |
-//! | `replays_max` times, `replay_tokens_max` tokens per sequence | a sequence that is unlucky for ever | rejected: `WorkerFailed` |
-//! | `retries_percent` of what runs, at least `retries_min` | a fleet that fails whatever it is given | waits |
+//! | `deaths_max` workers that died or got stuck under it | requests that kill | rejected |
+//! | `replays_max` times, `replay_tokens_max` tokens | bad luck | rejected |
+//! | `retries_percent` of what runs, at least `retries_min` | a fleet that fails at all | waits |
 //! | `death_settle` after a death | a host that takes all its workers with it | waits |
 //!
-//! The first two are of one request. Its first replay is always allowed, however long it is: one
-//! death must cost no answer. What is nobody's fault is free: a refusal, a worker that left as it
-//! was told to. A worker that died counts for those whose current seat it held, once for all
-//! choices of a request; not for those that were on their way to it. A silent worker may be behind
-//! a broken network, so it is blamed on nobody; and if the same process is back after its stream
-//! broke, the death is forgiven.
+//! **Poison.** A worker that died counts for the requests whose current seat it held, once for all
+//! choices, not for those that were on their way to it. The first always counts; another one only
+//! if the sequence had made no token there, as whoever computes prompt and answer so far and goes
+//! on is not what killed the one before. At `deaths_max` the request is rejected with all its
+//! choices: `PoisonSuspect`, never a third. Who had made no token at the dead worker is a suspect:
+//! it comes after the others and is computed where no other of them is (prompts are not computed
+//! sooner for being computed together), so the next death is its own. A silent worker may be behind
+//! a broken network, so it is blamed on nobody; if the same process is back after its stream broke,
+//! the death is forgiven.
 //!
-//! The other two are of the fleet. They delay and never reject, so no number of residents makes one
+//! **One sequence.** Its first replay is always allowed, however long it is: one death must cost no
+//! answer. What is nobody's fault is free: a refusal, a worker that left as it was told to.
+//!
+//! **The fleet.** The other two bounds delay and never reject, so no number of residents makes one
 //! death dear: who has made a token since it was placed is replayed at once. Only those whose last
 //! place gave them nothing share the budget, as it is they that multiply the work when everything
 //! fails: in a total outage a fifth is sent again, not four times as much. A place in the budget is
@@ -26,6 +32,7 @@
 use super::{
     Brain,
     queue::Lane,
+    sequences::{Risk, Trial},
     table::{Fault, Loss},
     timers::Timer,
 };
@@ -72,7 +79,8 @@ impl Brain {
         }
         let request = sequence.id.request;
         let deaths = if fault.is_death() {
-            self.sequences.died_under(request, self.incidents)
+            self.sequences
+                .died_under(request, self.incidents, has_progress)
         } else {
             0
         };
@@ -117,6 +125,49 @@ impl Brain {
         } else {
             None
         }
+    }
+
+    /// A sequence was placed; if not for the first time, it is in trial until its next token.
+    pub(super) fn begin_trial(&mut self, key: usize, worker: usize) {
+        let Some(sequence) = self.sequences.get(key) else {
+            return;
+        };
+        let trial = Trial {
+            worker,
+            is_retry: sequence.queue_key.lane == Lane::Retry,
+            risk: self.sequences.risk(sequence),
+        };
+        if sequence.queue_key.lane != Lane::Fresh {
+            self.count_trial(trial, true);
+            if let Some(sequence) = self.sequences.get_mut(key) {
+                sequence.trial = Some(trial);
+            }
+        }
+    }
+
+    /// It made a token, ended, or waits again.
+    pub(super) fn trial_over(&mut self, key: usize) {
+        let sequence = self.sequences.get_mut(key);
+        if let Some(trial) = sequence.and_then(|sequence| sequence.trial.take()) {
+            self.count_trial(trial, false);
+        }
+    }
+
+    fn count_trial(&mut self, trial: Trial, begins: bool) {
+        if trial.is_retry {
+            let after = self.retries_running + usize::from(begins);
+            self.retries_running = after.saturating_sub(usize::from(!begins));
+        }
+        let change = |count: u32| (count + u32::from(begins)).saturating_sub(u32::from(!begins));
+        self.workers
+            .update(trial.worker, |worker| match trial.risk {
+                Risk::None => {}
+                Risk::Bystander => worker.bystanders = change(worker.bystanders),
+                Risk::Suspect(request) => {
+                    let count = change(worker.suspects.map_or(0, |(_, count)| count));
+                    worker.suspects = (count > 0).then_some((request, count));
+                }
+            });
     }
 
     /// A worker died: replays wait for those that die with it.

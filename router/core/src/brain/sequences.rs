@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use slab::Slab;
 
-use super::{queue::QueueKey, table::PhaseKind};
+use super::{
+    queue::{Lane, QueueKey},
+    table::PhaseKind,
+};
 use crate::{
     ids::{RequestId, SequenceId, SlotId},
     units::{Micros, Tokens},
@@ -73,6 +76,27 @@ impl Phase {
     }
 }
 
+/// A sequence that was placed again and has made no token since.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Trial {
+    /// Key of the worker that computes it.
+    pub(super) worker: usize,
+    /// It takes a part of the budget.
+    pub(super) is_retry: bool,
+    pub(super) risk: Risk,
+}
+
+/// How likely it is that a sequence brings down the worker that computes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Risk {
+    /// Nothing is known against it.
+    None,
+    /// A worker died under it, after it had made tokens there.
+    Bystander,
+    /// A worker died under it before it had made a token there. Its choices may meet.
+    Suspect(RequestId),
+}
+
 /// One choice of a request.
 #[derive(Debug)]
 pub(super) struct Sequence {
@@ -89,8 +113,8 @@ pub(super) struct Sequence {
     pub(super) replay_tokens: u64,
     /// `answer` when it was last placed.
     pub(super) placed_at: Tokens,
-    /// It was placed again and has made no token since: it takes a part of the budget.
-    pub(super) is_retry: bool,
+    /// What it is watched for since it was placed again, until its next token.
+    pub(super) trial: Option<Trial>,
     pub(super) moves: u32,
     pub(super) deadline: Micros,
 }
@@ -154,12 +178,14 @@ impl Sequences {
     }
 
     /// A worker died under a sequence of the request; `incident` numbers such workers from 1.
-    /// Returns how many did: one worker counts once, however many choices it held.
-    pub(super) fn died_under(&mut self, id: RequestId, incident: u64) -> u32 {
+    /// Returns how many did: one worker counts once, however many choices it held, and only the
+    /// first one counts if the sequence `has_progress`.
+    pub(super) fn died_under(&mut self, id: RequestId, incident: u64, has_progress: bool) -> u32 {
         let Some(request) = self.requests.get_mut(&id) else {
             return 0;
         };
-        if request.last_death != incident {
+        let is_counted = request.last_death == incident || (has_progress && request.deaths > 0);
+        if !is_counted {
             request.last_death = incident;
             request.deaths += 1;
         }
@@ -168,6 +194,17 @@ impl Sequences {
 
     pub(super) fn has_request(&self, id: RequestId) -> bool {
         self.requests.contains_key(&id)
+    }
+
+    /// How likely it is that the sequence brings down who computes it.
+    pub(super) fn risk(&self, sequence: &Sequence) -> Risk {
+        let is_dead = |request: &Request| request.deaths > 0;
+        match sequence.queue_key.lane {
+            Lane::Fresh => Risk::None,
+            _ if !self.requests.get(&sequence.id.request).is_some_and(is_dead) => Risk::None,
+            Lane::Replay => Risk::Bystander,
+            Lane::Retry => Risk::Suspect(sequence.id.request),
+        }
     }
 
     /// That was no death. O(requests); a worker whose stream broke is back.

@@ -20,7 +20,7 @@ use super::{breaker::Breaker, slots::Slots, status::BreakerState};
 use crate::{
     event::Suspicion,
     fleet::{Role, WorkerFacts, WorkerLoad},
-    ids::{SessionId, SlotId},
+    ids::{RequestId, SessionId, SlotId},
     units::{Micros, Pages, Tokens},
 };
 
@@ -40,6 +40,10 @@ pub(super) struct Worker {
     is_limited: bool,
     /// The seat that shows whether it works again.
     pub(super) probe: Option<SlotId>,
+    /// The request and the number of the suspects in trial that it computes.
+    pub(super) suspects: Option<(RequestId, u32)>,
+    /// Bystanders in trial that it computes.
+    pub(super) bystanders: u32,
     /// It refused: nothing new until then.
     pub(super) backoff: Option<Micros>,
     /// Refusals in a row.
@@ -81,6 +85,8 @@ impl Worker {
             breaker,
             is_limited: false,
             probe: None,
+            suspects: None,
+            bystanders: 0,
             session,
             role: facts.role,
             facts,

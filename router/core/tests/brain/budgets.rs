@@ -69,6 +69,13 @@ fn lost(session: u64) -> Event {
     }
 }
 
+fn silent(session: u64) -> Event {
+    Event::WorkerSuspected {
+        session: SessionId(session),
+        why: Suspicion::Silent,
+    }
+}
+
 const SETTLED: Micros = Micros::from_millis(50);
 
 #[test]
@@ -93,9 +100,8 @@ fn who_made_no_token_shares_the_budget_and_waits() {
     let held: Vec<&SeatId> = seats.values().filter(|seat| seat.session.0 == 1).collect();
     let staying: Vec<&SeatId> = seats.values().filter(|seat| seat.session.0 == 2).collect();
     assert_eq!((held.len(), staying.len()), (100, 100));
-    brain.handle(Micros(1), lost(1));
     // A fifth of what runs, which grows as they come: 24 of 124.
-    let first = opens(&brain.handle(SETTLED, Event::Woke));
+    let first = opens(&brain.handle(Micros(1), silent(1)));
     assert_eq!(first.len(), 24);
     assert_eq!(brain.status().retries_running, 24);
     // A token gives the place in the budget to the next; now it is 25 of 126.
@@ -138,8 +144,7 @@ fn who_made_no_token_shares_the_budget_and_waits() {
 fn some_may_be_tried_again_however_little_runs() {
     let mut brain = fleet(BrainConfig::default(), 1);
     arrive(&mut brain, 1..=10);
-    brain.handle(Micros(1), lost(1));
-    brain.handle(SETTLED, Event::Woke);
+    brain.handle(Micros(1), silent(1));
     let again = brain.handle(SETTLED, joined(2, large()));
     assert_eq!(opens(&again).len(), 3);
 }
@@ -293,10 +298,7 @@ fn queue_outlives_an_outage_and_goes_on_with_the_first_worker() {
             let gone = if is_dead {
                 lost(session)
             } else {
-                Event::WorkerSuspected {
-                    session: SessionId(session),
-                    why: Suspicion::Silent,
-                }
+                silent(session)
             };
             brain.handle(Micros(2), gone);
         }

@@ -144,18 +144,13 @@ fn holder(brain: &Brain) -> Option<SessionId> {
     held.map(|one| one.session)
 }
 
-/// In round `at`: who has the request makes a token, then `event` comes of it, then its session
-/// ends. Reasons of what is rejected.
+/// In round `at`: `event` comes of who has the request, then its session ends. Reasons of what is
+/// rejected.
 fn strike(brain: &mut Brain, at: u64, event: &dyn Fn(SessionId) -> Event) -> Vec<RejectReason> {
     let now = Micros::from_millis(100 * at);
     let Some(session) = holder(brain) else {
         return Vec::new();
     };
-    let made = StepReport {
-        tokens: vec![(SlotId(0), Tokens(1))],
-        ..report(session.0, Role::Mixed)
-    };
-    brain.handle(now, said(made));
     let mut actions = brain.handle(now, event(session));
     actions.extend(brain.handle(now, Event::SessionLost { session }));
     actions.extend(brain.handle(now.plus(Micros::from_millis(50)), Event::Woke));
@@ -220,7 +215,7 @@ fn worker_that_left_as_it_was_told_to_is_on_nobodys_account() {
     assert_eq!(status.replays_by.get("worker_left"), Some(&8));
 }
 
-/// The stream of who has the request breaks and, if `incarnation` says so, the same process is back.
+/// The stream of who has the request breaks; if `incarnation` is the same, its process is back.
 fn break_stream(brain: &mut Brain, at: u64, incarnation: u64) -> Vec<RejectReason> {
     let Some(SessionId(session)) = holder(brain) else {
         return Vec::new();
@@ -345,4 +340,82 @@ fn worker_that_broke_the_protocol_and_is_back_forgives_no_other_death() {
     brain.handle(Micros::from_millis(160), said(lie));
     brain.handle(Micros::from_millis(160), joined(100, process(idle)));
     assert_eq!(strike(&mut brain, 2, &lose), [RejectReason::PoisonSuspect]);
+}
+
+#[test]
+fn who_makes_tokens_before_the_next_death_is_no_suspect_but_has_a_budget() {
+    let lose = |session| Event::SessionLost { session };
+    let mut brain = five();
+    for at in 1..=4 {
+        let Some(session) = holder(&brain) else {
+            break;
+        };
+        let made = StepReport {
+            tokens: vec![(SlotId(0), Tokens(1))],
+            ..report(session.0, Role::Mixed)
+        };
+        brain.handle(Micros::from_millis(100 * at), said(made));
+        let expected = if at < 4 {
+            vec![]
+        } else {
+            vec![RejectReason::WorkerFailed]
+        };
+        assert_eq!(strike(&mut brain, at, &lose), expected);
+    }
+    assert_eq!(brain.status().poison_total, 0);
+}
+
+/// Sequences of requests that are opened, with their sessions.
+fn placed(actions: &[Action]) -> Vec<(u64, u64)> {
+    let open = |action: &Action| match *action {
+        Action::Open { seat, sequence, .. } => Some((sequence.request.0, seat.session.0)),
+        _ => None,
+    };
+    actions.iter().filter_map(open).collect()
+}
+
+#[test]
+fn suspects_are_computed_one_by_one_after_the_others() {
+    let mut brain = Brain::new(BrainConfig::default());
+    for session in 1..=2 {
+        let mut facts = worker(Role::Mixed, 400);
+        facts.batch_tokens_max = Tokens(1_000);
+        brain.handle(Micros(0), joined(session, facts));
+        if session == 1 {
+            for id in 1..=4 {
+                brain.handle(Micros(0), Event::RequestArrived(request(id, 8, 8)));
+            }
+        }
+    }
+    // Of four at the first worker the first has made a token.
+    let token = |session, slot| {
+        said(StepReport {
+            tokens: vec![(SlotId(slot), Tokens(1))],
+            ..report(session, Role::Mixed)
+        })
+    };
+    brain.handle(Micros(1), token(1, 0));
+    brain.handle(Micros(2), lost(1));
+    let now = Micros::from_millis(50);
+    assert_eq!(placed(&brain.handle(now, Event::Woke)), [(1, 2)]);
+    // New ones do not wait for them.
+    let new = brain.handle(now, Event::RequestArrived(request(5, 8, 8)));
+    assert_eq!(placed(&new), [(5, 2)]);
+    assert_eq!(placed(&brain.handle(now, token(2, 0))), [(2, 2)]);
+    // The second kills this one as well, and dies alone of it: it was the only one in trial.
+    let struck = brain.handle(now, lost(2));
+    brain.handle(now, joined(3, worker(Role::Mixed, 400)));
+    let reject = |action: &Action| matches!(action, Action::Reject { .. });
+    assert_eq!(struck.iter().filter(|action| reject(action)).count(), 1);
+    assert_eq!(brain.status().poison_total, 1);
+    let later = now.plus(now);
+    let again: Vec<u64> = placed(&brain.handle(later, Event::Woke))
+        .iter()
+        .map(|one| one.0)
+        .collect();
+    // The first had made a token; who was with the second for the first time is a suspect now.
+    assert_eq!(again, [1]);
+    assert_eq!(placed(&brain.handle(later, token(3, 0))), [(3, 3)]);
+    assert_eq!(placed(&brain.handle(later, token(3, 1))), [(4, 3)]);
+    assert_eq!(placed(&brain.handle(later, token(3, 2))), [(5, 3)]);
 }

@@ -1,5 +1,5 @@
-//! A link that is there for 200 ms and gone for 200 ms, for a minute (row C12): sequences move a few
-//! times at most, all are answered, and the worker behind it is held down instead of being given
+//! A link that is there for 200 ms and gone for 200 ms, for a minute (row C12): sequences move few
+//! times, all are answered, and the worker behind it is held down instead of being given
 //! the same work again and again.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -238,3 +238,44 @@ fn a_position_behind_the_client_breaks_the_session() {
         panic!("{broken:?}");
     };
 }
+
+/// A hand-off of a request of at most three tokens, up to its Send: P (1) to D (2), slots 0.
+fn shipping() -> Brain {
+    let mut brain = Brain::new(BrainConfig::default());
+    brain.handle(Micros(0), joined(1, worker(Role::Prefill, 60)));
+    brain.handle(Micros(0), joined(2, worker(Role::Decode, 40)));
+    brain.handle(Micros(0), Event::RequestArrived(request(1, 8, 3)));
+    let opened = vec![SlotId(0)];
+    let decode = report(2, Role::Decode);
+    brain.handle(Micros(1), said(StepReport { opened, ..decode }));
+    brain
+}
+
+fn made(session: u64, role: Role, tokens: u32) -> StepReport {
+    StepReport {
+        tokens: vec![(SlotId(0), Tokens(tokens))],
+        ..report(session, role)
+    }
+}
+
+#[test]
+fn tokens_of_another_seat_are_not_counted() {
+    let mut brain = shipping();
+    assert_eq!(brain.handle(Micros(2), said(made(2, Role::Decode, 3))), []);
+    assert_eq!(brain.handle(Micros(3), said(made(1, Role::Prefill, 3))), []);
+}
+
+#[test]
+fn tokens_in_the_report_of_their_arrival_are_counted() {
+    let mut brain = shipping();
+    let arrived = StepReport {
+        arrived: vec![(SlotId(0), Tokens(1))],
+        ..made(2, Role::Decode, 2)
+    };
+    assert_eq!(brain.handle(Micros(2), said(arrived)).len(), 2);
+    let fourth = brain.handle(Micros(3), said(made(2, Role::Decode, 1)));
+    assert!(
+        matches!(fourth[..], [Action::Break { .. }, ..]),
+        "{fourth:?}"
+    );
+}

@@ -294,3 +294,14 @@ fn seats_are_limited_as_well_as_pages() {
     }
     assert_eq!(opens(&mut brain, 9, 1, 2), []);
 }
+
+#[test]
+fn decode_worker_that_holds_no_sequence_so_long_is_passed_over() {
+    let mut brain = fleet(&[(Prefill, 60)]);
+    let mut short = worker(Decode, 90);
+    short.model_len_max = Tokens(12);
+    brain.handle(Micros(0), joined(2, short));
+    brain.handle(Micros(0), joined(3, worker(Decode, 40)));
+    assert_eq!(opens(&mut brain, 1, 8, 8), [(3, IMPORT)]);
+    assert_eq!(opens(&mut brain, 2, 4, 8), [(2, IMPORT)]);
+}

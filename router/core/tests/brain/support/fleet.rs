@@ -35,6 +35,8 @@ pub(crate) struct Stream {
     /// Answer tokens that the client has.
     pub(crate) have: u32,
     cur: Option<SeatId>,
+    /// `have` when it was last placed.
+    placed_at: u32,
     /// Where cur was told to send to.
     sending: Option<SeatId>,
     pub(crate) outcome: Option<Outcome>,
@@ -125,6 +127,7 @@ impl Fleet {
                 max: facts.max_tokens.0,
                 have: 0,
                 cur: None,
+                placed_at: 0,
                 sending: None,
                 outcome: None,
             };
@@ -190,12 +193,16 @@ impl Fleet {
         self.tell(Event::WorkerSuspected { session, why });
     }
 
-    /// A worker died: so every request whose current seat it holds has one more on its account.
+    /// A worker died: every request whose current seat it holds has one more on its account, unless
+    /// it is not the first and the sequence had made a token there.
     fn blame(&mut self, session: SessionId) {
         for (id, stream) in &self.streams {
             let is_here = stream.cur.is_some_and(|seat| seat.session == session);
             if is_here && stream.outcome.is_none() {
-                self.killers.entry(id.request).or_default().insert(session);
+                let dead = self.killers.entry(id.request).or_default();
+                if dead.is_empty() || stream.have == stream.placed_at {
+                    dead.insert(session);
+                }
             }
         }
     }

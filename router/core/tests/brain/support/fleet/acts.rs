@@ -78,6 +78,9 @@ impl Fleet {
         );
         let stream = self.streams.get_mut(&sequence).expect("known");
         assert_eq!(stream.outcome, None, "open after the end");
+        if stream.cur.is_none() {
+            stream.placed_at = stream.have;
+        }
         assert_eq!(
             pages,
             (stream.prompt + stream.max).div_ceil(session.facts.page_size)
