@@ -29,6 +29,7 @@ class FakeSession:
 
     def __init__(self, session: int, node: Node) -> None:
         self.id = session
+        self.is_alive = True
         self._node = node
 
     @property
@@ -39,7 +40,7 @@ class FakeSession:
         self._node.reports.append(message.report)
 
     def check_lease(self) -> bool:
-        return True
+        return self.is_alive
 
     def fail(self, reason: str) -> None:
         raise AssertionError(f"protocol error: {reason}")

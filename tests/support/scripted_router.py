@@ -75,7 +75,12 @@ class Attached:
 class ScriptedRouter(pb_grpc.WorkerServiceServicer):
     """Takes workers in and notes what they report; tests wait on conditions, never on time."""
 
-    def __init__(self, lease_ms: int = 3000, refusal: pb.Refusal | None = None) -> None:
+    def __init__(
+        self,
+        lease_ms: int = 3000,
+        refusal: pb.Refusal | None = None,
+        address: str = "127.0.0.1:0",
+    ) -> None:
         self.attached: list[Attached] = []
         self.lease_ms = lease_ms
         self.refusal = refusal
@@ -87,7 +92,7 @@ class ScriptedRouter(pb_grpc.WorkerServiceServicer):
         self._changed = threading.Condition()
         self._server = grpc.server(futures.ThreadPoolExecutor(16))
         pb_grpc.add_WorkerServiceServicer_to_server(self, self._server)
-        self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        self.address = f"127.0.0.1:{self._server.add_insecure_port(address)}"
 
     def __enter__(self) -> ScriptedRouter:
         self._server.start()

@@ -14,7 +14,7 @@ from dopd.errors import ConfigError
 from dopd.worker import args, lifecycle, logs
 from dopd.worker.build import make_engine, make_spans, make_worker
 
-EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, lifecycle.EXIT_FAILED, 2
 
 log = logging.getLogger("dopd.worker")
 
@@ -35,7 +35,8 @@ def main(argv: Sequence[str]) -> int:
         return EXIT_USAGE
     if spans is not None:
         worker.desk.observer = spans
-    lifecycle.drain_on_terminate(worker.desk)
+    lifecycle.drain_on_terminate(worker.desk, config.drain_timeout)
+    lifecycle.end_if_stuck(worker.desk)
     if config.exit_on_stdin_eof:
         lifecycle.stop_on_stdin_eof(worker.desk)
     log.info("%d KV pages, attaching to %s", engine.pool.num_pages, config.join)

@@ -133,6 +133,7 @@ def parser() -> argparse.ArgumentParser:
     add("--mock-timings", metavar="NAME", help="instant, h100-8b, h100-70b or a file")
     add("--threads", type=int, metavar="N", help="compute threads on a CPU (default: 1)")
     add("--join-token-file", metavar="FILE", help="join token (default: $DOPD_JOIN_TOKEN)")
+    add("--drain-timeout", type=int, metavar="S", help="leave so long after SIGTERM (default: 120)")
     add("--exit-on-stdin-eof", action="store_true", help="end when stdin is closed")
     add("--log-level", choices=LOG_LEVELS, help="least level to show (default: info)")
     add("--log-format", choices=LOG_FORMATS, help="text or json (default: text)")

@@ -24,7 +24,9 @@ from dopd.worker.session import Lost, Started
 
 log = logging.getLogger(__name__)
 
-BACKOFF_MIN_S, BACKOFF_MAX_S = 0.05, 2.0
+# A router that is there again, or a network, is found within CONNECT_S + BACKOFF_MAX_S.
+BACKOFF_MIN_S, BACKOFF_MAX_S = 0.05, 0.8
+CONNECT_S = 1.0
 # From dialling to the router's welcome.
 WELCOME_S = 5.0
 # Until the welcome says how often.
@@ -40,6 +42,9 @@ CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
     # We dial again ourselves, with a new hello.
     ("grpc.enable_retries", 0),
+    # That long a connection may take to come up; gRPC's own measure is 20 s. The lease does what
+    # keepalive pings would do later: heartbeats flow both ways, and half-open is silence.
+    ("grpc.min_reconnect_backoff_ms", int(CONNECT_S * 1e3)),
     # Channels to one address must not share a connection that is in back-off.
     ("grpc.use_local_subchannel_pool", 1),
 )
@@ -81,9 +86,13 @@ class Stream:
         self._interval_s = welcome.report_interval_s
         self._lease_s = welcome.lease_s
 
-    def heard(self) -> None:
-        """Something came from the router: the lease begins anew."""
-        self._heard_at = time.monotonic()
+    def heard(self) -> bool:
+        """Something came from the router: the lease begins anew, unless it was over before. So a
+        process that was stopped for too long drops its session whatever waited for it."""
+        is_alive = self.check_lease()
+        if is_alive:
+            self._heard_at = time.monotonic()
+        return is_alive
 
     @property
     def num_waiting(self) -> int:
@@ -175,6 +184,9 @@ class Attach:
                 self.refusal = str(refused)
                 self._desk.stop()
                 return
+            except Exception:
+                # Nobody foresaw it; a worker that is attached again serves, one that gave up never.
+                log.exception("the stream to the router at %s failed", self._join)
             self._closed.wait(backoff_s * random.uniform(0.5, 1.0))
             backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
 
@@ -185,7 +197,8 @@ class Attach:
         with grpc.insecure_channel(self._join, options=CHANNEL_OPTIONS) as channel:
             try:
                 for message in stream.open(channel, self._token):
-                    stream.heard()
+                    if not stream.heard():
+                        break
                     self._take(stream, wire.response(message))
                 log.info("router at %s ended the stream", self._join)
             except ProtocolError as error:

@@ -40,6 +40,7 @@ class WorkerConfig:
     page_size: int = 16
     mock_timings: str = "instant"
     threads: int = 1
+    drain_timeout: int = 120
     exit_on_stdin_eof: bool = False
     log_level: str = "info"
     log_format: str = "text"
@@ -88,6 +89,8 @@ class WorkerConfig:
         for setting in ("max_num_seqs", "page_size", "threads"):
             if getattr(self, setting) < 1:
                 raise ConfigError(f"{setting} is {getattr(self, setting)}, at least 1 is needed")
+        if self.drain_timeout < 0:
+            raise ConfigError(f"drain_timeout is {self.drain_timeout}, at least 0 s are needed")
         if self.max_model_len is not None and self.max_model_len < 2:
             raise ConfigError(f"max_model_len is {self.max_model_len}, at least 2 is needed")
         if self.max_batch_tokens is not None and self.max_batch_tokens < self.max_num_seqs:

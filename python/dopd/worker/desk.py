@@ -52,6 +52,8 @@ REPORTS_WAIT_S = 0.002
 START_DECODE_STEP_S = 0.01
 STEP_WEIGHT = 0.2
 AUDIT_S = 1.0
+# A heartbeat, due every 200 ms, waits no longer for the lock.
+HEARTBEAT_LOCK_S = 0.05
 
 
 @dataclass(slots=True)
@@ -86,7 +88,8 @@ class Desk:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         # Guards every field below, and the seats and the batcher.
-        self.changed = threading.Condition(FairLock())  # type: ignore[arg-type]
+        self._lock = FairLock()
+        self.changed = threading.Condition(self._lock)  # type: ignore[arg-type]
         self.seats = seats
         self.memory = memory
         self.links = Links(self.changed, seats, self._handle)
@@ -95,6 +98,10 @@ class Desk:
         self.session: Session | None = None
         self.observer = Observer()
         self.is_stopped = False
+        # The step loop has ended. Read without the lock, as `num_turns`.
+        self.is_left = False
+        # Of the step loop, idle ones too; see `lifecycle.watch`.
+        self.num_turns = 0
         # Ask whether the books are right, every AUDIT_S (--debug-checks).
         self.is_audited = False
         self._audited_at = 0.0
@@ -103,6 +110,8 @@ class Desk:
         self._outbox = Outbox()
         self._inbox: deque[Started | Lost | Commands] = deque()
         self._facts = StepFacts()
+        # The newest that was made for a report; read by the sender thread without the lock.
+        self._last_head: ReportHead | None = None
         self._decode_step_s = START_DECODE_STEP_S
 
     # From the attach thread
@@ -116,10 +125,21 @@ class Desk:
             self.changed.notify_all()
 
     def heartbeat(self, session: int) -> wire.AttachRequest:
-        """A report without columns: those leave through the step loop alone, and so in order."""
-        with self.changed:
-            self._overdue()
-            return wire.report(self._head(session), ReportColumns())
+        """A report without columns: those leave through the step loop alone, and so in order.
+
+        Does not wait for a lock that a starved thread holds: silence would be taken for our
+        death, and the last head once more is no lie.
+        """
+        last = self._last_head
+        is_needed = last is None or last.session != session
+        if self._lock.acquire(timeout=-1 if is_needed else HEARTBEAT_LOCK_S):
+            try:
+                self._overdue()
+                last = self._head(session)
+            finally:
+                self._lock.release()
+        assert last is not None
+        return wire.report(last, ReportColumns())
 
     def stop(self) -> None:
         """End the step loop after the step under way."""
@@ -147,10 +167,10 @@ class Desk:
     def take_commands(self) -> None:
         """Carry out what the router asked for since the last step, in order."""
         with self.changed:
+            self.num_turns += 1
+            self._check_lease()
             while self._inbox:
                 self._take(self._inbox.popleft())
-            if self.session is not None:
-                self.session.check_lease()
             self.changed.notify_all()
             self._overdue()
             self._audit()
@@ -164,12 +184,17 @@ class Desk:
         with self.changed:
             for slot in self.seats.shipping():
                 self._handle(ev.Boundary(slot, self._budget_bytes(slot)))
-            self._report()
             batch = self.batcher.plan()
             if batch is None:
                 # No step is under way: the router's watchdog must not wait for one.
                 self._facts.next_step_us = 0
+            self._report()
             return batch
+
+    @property
+    def next_step_s(self) -> float:
+        """What the step under way was expected to take; read without the lock."""
+        return self._facts.next_step_us / 1e6
 
     def announce(self, expected_us: int) -> None:
         """What the step that begins now is expected to take; heartbeats tell the router."""
@@ -226,6 +251,11 @@ class Desk:
                     log.error("session %#x is broken off: %s", session_id, error)
                     self.session.fail(str(error))
                     self._lose_session()
+
+    def _check_lease(self) -> None:
+        """A session whose lease is over gets no step and no word more; its end follows."""
+        if self.session is not None and not self.session.check_lease():
+            self._lose_session()
 
     def _lose_session(self) -> None:
         self._handle(ev.SessionLost())
@@ -329,13 +359,14 @@ class Desk:
         facts.prefill_tokens = batch.num_prefill_tokens
         facts.decode_seqs = batch.num_decode
         if not self.batcher:
+            # The report of this step is the last one for a while.
             facts.next_step_us = 0
         if batch.num_decode and not batch.num_prefill_tokens:
             self._decode_step_s += STEP_WEIGHT * (step_us / 1e6 - self._decode_step_s)
 
     def _head(self, session: int, step_us: int = 0) -> ReportHead:
         pages, facts = self.seats.pages, self._facts
-        return ReportHead(
+        head = self._last_head = ReportHead(
             session=session,
             role=self.label.role,
             role_epoch=self.label.epoch,
@@ -352,6 +383,7 @@ class Desk:
             step_prefill_tokens=facts.prefill_tokens if step_us else 0,
             step_decode_seqs=facts.decode_seqs if step_us else 0,
         )
+        return head
 
 
 def said(error: Exception) -> str:

@@ -18,12 +18,19 @@ class FairLock:
         # Held while waiting for the lock: who comes later waits here.
         self._gate = threading.Lock()
 
-    def acquire(self, blocking: bool = True) -> bool:
-        """Take the lock; without `blocking` only if it is free."""
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        """Take the lock; without `blocking` only if it is free.
+
+        timeout: seconds to wait for those before us, and as many for who holds it; -1: no limit.
+        """
         if not blocking:
             return self._lock.acquire(blocking=False)
-        with self._gate:
-            return self._lock.acquire()
+        if not self._gate.acquire(timeout=timeout):
+            return False
+        try:
+            return self._lock.acquire(timeout=timeout)
+        finally:
+            self._gate.release()
 
     def release(self) -> None:
         """Give the lock to who waits."""

@@ -26,9 +26,12 @@ class StepLoop:
 
     def run(self) -> None:
         """Step until the desk is stopped, or drained and empty. Raises what the device raises."""
-        while not self._desk.is_over:
-            self._desk.wait(IDLE_S)
-            self.turn()
+        try:
+            while not self._desk.is_over:
+                self._desk.wait(IDLE_S)
+                self.turn()
+        finally:
+            self._desk.is_left = True
 
     def turn(self) -> None:
         """One turn; without anything to compute it still takes commands and reports."""

@@ -4,12 +4,42 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import threading
+from collections.abc import Callable, Sequence
 
 import pytest
 
 from dopd._gen.dopd.worker.v1 import worker_pb2 as pb
-from dopd.types import Close, Commands, Compute, Import, Limits, Open, Role, SetRole
+from dopd.engine.mock import MockEngine
+from dopd.types import (
+    Close,
+    Commands,
+    Compute,
+    Import,
+    Limits,
+    Open,
+    Result,
+    Role,
+    Row,
+    SetRole,
+)
+from dopd.worker.loop import StepLoop
 from tests.support.fleet import Fleet, Node
+
+
+class Announcing(MockEngine):
+    """Says what a step will take; `during` is called inside of it."""
+
+    def __init__(self) -> None:
+        super().__init__(8)
+        self.during: Callable[[], None] = lambda: None
+
+    def expected_step_us(self, rows: object) -> int:
+        return 1000
+
+    def step(self, rows: Sequence[Row]) -> list[Result]:
+        self.during()
+        return super().step(rows)
 
 
 def attached() -> Node:
@@ -80,3 +110,55 @@ def test_no_step_is_announced_once_nobody_steps() -> None:
     node.desk.post(Commands(1, [Close(1)]))
     node.loop.turn()
     assert node.desk.heartbeat(1).report.next_step_us == 0
+
+
+def test_heartbeats_tell_what_a_step_will_take_and_nothing_of_a_step_that_never_comes() -> None:
+    node, beats = attached(), []
+    engine = Announcing()
+    engine.during = lambda: beats.append(node.desk.heartbeat(1).report.next_step_us)
+    loop = StepLoop(node.desk, engine)
+    node.desk.post(Commands(1, [opened(1, Compute([1, 2, 3]))]))
+    loop.turn()
+    assert beats == [1000]
+    # The seat leaves between two steps: none follows the one that was announced last.
+    node.desk.post(Commands(1, [Close(1)]))
+    loop.turn()
+    assert [report.next_step_us for report in node.reports][-1] == 0
+    assert node.desk.heartbeat(1).report.next_step_us == 0
+
+
+def test_a_heartbeat_does_not_wait_for_a_lock_that_is_not_given_back() -> None:
+    node = attached()
+    node.desk.post(Commands(1, [opened(2, Import())]))
+    node.loop.turn()
+    before = node.desk.heartbeat(1).report
+    is_held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with node.desk.changed:
+            is_held.set()
+            done.wait(30)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert is_held.wait(30)
+    assert node.desk.heartbeat(1).report == before
+    assert holder.is_alive()
+    done.set()
+    holder.join()
+
+
+def test_a_session_whose_lease_is_over_is_closed_before_anything_else_is_done() -> None:
+    """As after a long freeze: what waited in the inbox is of the past."""
+    node = attached()
+    node.desk.post(Commands(1, [opened(1, Compute([1, 2, 3])), opened(2, Import())]))
+    node.loop.turn()
+    assert node.session is not None
+    node.session.is_alive = False
+    num_reports = len(node.reports)
+    node.desk.post(Commands(1, [opened(3, Compute([1, 2, 3]))]))
+    node.loop.turn()
+    assert not node.desk.seats.by_slot
+    assert node.desk.session is None
+    assert len(node.reports) == num_reports
+    assert node.desk.seats.pages.num_free == 8

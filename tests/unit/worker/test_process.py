@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -60,6 +61,81 @@ def test_sigterm_lets_residents_finish_and_a_second_one_does_not() -> None:
         assert worker.poll() is None
         worker.send_signal(signal.SIGTERM)
         assert worker.wait(WAIT_S) == 0
+
+
+def test_sigterm_waits_no_longer_than_the_drain_timeout() -> None:
+    with ScriptedRouter() as router, process(router.address, "--drain-timeout", "1") as worker:
+        w = router.worker("w")
+        w.send(open_compute(1, [1, 2, 3], 100_000, ignore_eos=True))
+        router.wait_for(lambda: 1 in w.tokens, "a token")
+        worker.send_signal(signal.SIGTERM)
+        router.wait_for(lambda: w.last.draining, "draining")
+        # The stream ends as a worker's does that leaves: the router replays what it had.
+        router.wait_for(lambda: w.is_gone, "the end of the stream")
+        assert 1 not in w.closed
+        assert worker.wait(WAIT_S) == 0
+
+
+@pytest.mark.parametrize("how", ["signals", "stdin"])
+def test_a_step_that_never_ends_does_not_keep_the_process(how: str) -> None:
+    hang = ("--mock-fault", "hang=bad", "--exit-on-stdin-eof")
+    with ScriptedRouter() as router, process(router.address, *hang) as worker:
+        w = router.worker("w")
+        w.send(open_compute(1, list(b"bad"), 5))
+        router.wait_for(lambda: w.reports and w.last.running == 1, "the step")
+        if how == "signals":
+            worker.send_signal(signal.SIGTERM)
+            router.wait_for(lambda: w.last.draining, "draining")
+            worker.send_signal(signal.SIGTERM)
+        else:
+            assert worker.stdin is not None
+            worker.stdin.close()
+            worker.stdin = None
+        assert worker.wait(WAIT_S) == 1
+
+
+def test_a_process_that_was_frozen_beyond_its_lease_says_nothing_more_in_its_old_session() -> None:
+    """Row A5. The router's heartbeats wait in its socket and must not bring the session back."""
+    with ScriptedRouter(lease_ms=700) as router, process(router.address) as worker:
+        first = router.worker("w")
+        first.send(open_compute(1, [1, 2, 3], 100_000, ignore_eos=True))
+        router.wait_for(lambda: 1 in first.tokens, "a token")
+        worker.send_signal(signal.SIGSTOP)
+        time.sleep(1.5)
+        num_reports = len(first.reports)
+        worker.send_signal(signal.SIGCONT)
+        router.wait_for(lambda: first.is_gone, "the end of the stream")
+        second = router.worker("w")
+        assert second.session != first.session
+        assert len(first.reports) == num_reports
+        second.send(open_compute(1, [1, 2, 3], 5))
+        router.wait_for(lambda: 1 in second.closed, "closed")
+        assert second.tokens[1] == first.tokens[1][:5]
+
+
+class Turning:
+    """What the watchdog looks at. Its loop turns until it is stuck."""
+
+    is_stopped = False
+    next_step_s = 0.0
+
+    def __init__(self, num_looks: int) -> None:
+        self._looks_left = num_looks
+        self._turns = 0
+
+    @property
+    def num_turns(self) -> int:
+        self._turns += self._looks_left > 0
+        self._looks_left -= 1
+        return self._turns
+
+
+@pytest.mark.parametrize(("next_step_s", "ticks"), [(0.0, 16), (0.001, 21)])
+def test_the_watchdog_acts_on_a_loop_that_turns_no_more(next_step_s: float, ticks: int) -> None:
+    turning, acted = Turning(100), []
+    turning.next_step_s = next_step_s
+    lifecycle.watch(turning, lambda: acted.append(turning._looks_left), tick_s=0.001)  # type: ignore[arg-type]
+    assert acted == [-2 * ticks], "two looks a tick"
 
 
 def test_it_ends_with_its_stdin() -> None:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 import time
+from typing import Any
 
+import pytest
+
+from dopd import wire
 from dopd._gen.dopd.worker.v1 import worker_pb2 as pb
+from dopd.worker import attach
 from tests.support.scripted_router import ScriptedRouter, close, open_compute, open_import
 from tests.support.workers import POLL_S, expected_answer, running
 
@@ -153,3 +159,58 @@ def test_a_refusal_for_now_is_asked_again() -> None:
         router.wait_for(lambda: router.num_refused >= 2, "two refusals")
         router.refusal = None
         router.worker("w")
+
+
+def test_a_router_that_is_back_is_found_within_two_seconds() -> None:
+    assert attach.CONNECT_S + attach.BACKOFF_MAX_S < 2
+    with ScriptedRouter() as router:
+        address = router.address
+        with running("w", address):
+            router.worker("w")
+            router.__exit__()
+            with ScriptedRouter(address=address) as second:
+                second.worker("w")
+
+
+def test_a_router_that_does_not_answer_is_given_up_and_dialled_again() -> None:
+    """The listener accepts and says nothing, as behind a broken network: gRPC waits 20 s for it."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with running("w", address):
+            begun = time.monotonic()
+            tries = [silent.accept()[0] for _ in range(3)]
+            silent.close()
+            for one in tries:
+                one.close()
+            with ScriptedRouter(address=address) as router:
+                router.worker("w")
+            assert time.monotonic() - begun < 15
+
+
+def test_what_nobody_foresaw_costs_a_stream_and_not_the_worker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    response, failures = wire.response, iter([ZeroDivisionError("unforeseen")])
+
+    def failing(message: Any) -> Any:
+        for error in failures:
+            raise error
+        return response(message)
+
+    monkeypatch.setattr(wire, "response", failing)
+    with ScriptedRouter() as router, running("w", router.address):
+        router.wait_for(lambda: len(router.attached) == 2, "a second stream")
+        w = router.attached[1]
+        w.send(open_compute(1, PROMPT, 5))
+        router.wait_for(lambda: 1 in w.closed, "closed")
+        assert w.tokens[1] == expected_answer(PROMPT, 5)
+
+
+def test_a_word_that_comes_after_the_lease_does_not_renew_it() -> None:
+    """After a freeze, what the router said long ago is read first: the session is over all the
+    same, whichever thread looks first."""
+    stream = attach.Stream(None, None)  # type: ignore[arg-type]
+    assert stream.heard()
+    stream._heard_at -= attach.WELCOME_S + 1
+    assert not stream.heard()
+    assert not stream.check_lease()
