@@ -6,7 +6,7 @@ use clap::{Parser, ValueEnum};
 use dopd_router::wire::worker::Role;
 use tracing_subscriber::EnvFilter;
 
-use crate::{model, step::Pace, worker::WorkerConfig};
+use crate::{faults::Fault, model, step::Pace, worker::WorkerConfig};
 
 /// Pages without `--pages` or `--kv-memory`: a million tokens.
 const PAGES_DEFAULT: u32 = 65_536;
@@ -65,6 +65,10 @@ pub struct Cli {
     /// Every step takes this long, whatever is in it
     #[arg(long, conflicts_with = "mock_timings")]
     pub step_ms: Option<NonZeroU64>,
+    /// What goes wrong when tokens are computed that contain MARKER; may be repeated. exit, hang,
+    /// raise, slow, lie or wrong
+    #[arg(long, value_name = "KIND=MARKER")]
+    pub mock_fault: Vec<Fault>,
     /// File with the join token
     #[arg(long, value_name = "FILE")]
     pub join_token_file: Option<PathBuf>,
@@ -183,6 +187,7 @@ impl Cli {
             batch_tokens_max: self.max_batch_tokens,
             model_len_max: self.max_model_len.unwrap_or(model::MAX_MODEL_LEN),
             pace: self.pace()?,
+            faults: self.mock_fault.clone(),
         })
     }
 

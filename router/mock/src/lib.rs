@@ -7,6 +7,7 @@
 mod attach;
 pub mod backoff;
 pub mod cli;
+pub mod faults;
 mod link;
 pub mod model;
 pub mod pages;

@@ -47,6 +47,7 @@ impl Mock {
             batch_tokens_max: 128,
             model_len_max: 4_096,
             pace: Pace::fixed(Duration::from_micros(200)),
+            faults: Vec::new(),
         };
         let (wish, wished) = watch::channel(Wish::Run);
         Self {

@@ -5,15 +5,20 @@ use dopd_core::units::Micros;
 use dopd_router::wire::worker::{CloseReason, PromptLogprobs};
 
 use super::{Seats, types::Phase};
-use crate::model;
+use crate::{
+    faults::{FaultKind, LIE_TOKEN},
+    model,
+};
 
 /// One seat's part in a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Row {
-    slot: u32,
+    pub(super) slot: u32,
     life: u64,
     /// Positions to compute.
-    tokens: u32,
+    pub(super) tokens: u32,
+    /// What a test wants to go wrong with it.
+    pub(super) spoil: Option<FaultKind>,
 }
 
 impl Row {
@@ -106,6 +111,7 @@ impl Seats {
                 slot,
                 life: seat.life,
                 tokens: 1,
+                spoil: None,
             });
         }
     }
@@ -124,6 +130,7 @@ impl Seats {
             slot,
             life: seat.life,
             tokens,
+            spoil: None,
         });
         tokens
     }
@@ -157,13 +164,15 @@ impl Seats {
         if end.div_ceil(model::PAGE_SIZE) as usize > seat.pages.len() {
             return self.close(now, row.slot, CloseReason::Preempted, "its pages are full");
         }
+        if row.spoil == Some(FaultKind::Raise) {
+            let why = "mock fault: this row was told to fail";
+            return self.close(now, row.slot, CloseReason::Error, why);
+        }
         // Read from the page, not remembered: a hand-off that moved wrong bytes draws wrong tokens.
         let mut entry = self.pool.entry_before(&seat.pages, start);
         for position in start..end {
-            let token = match seat.todo.get(position as usize) {
-                Some(&token) => token,
-                None => seat.answer[(position - seat.prompt_tokens) as usize],
-            };
+            // A prompt that is not in `todo` any more is computed.
+            let token = seat.token(position).unwrap_or_default();
             entry = model::next_entry(entry, token);
             if let Some(top) = seat.prompt_logprobs
                 && (1..seat.prompt_tokens).contains(&position)
@@ -181,6 +190,11 @@ impl Seats {
         let mut drawn = model::draw(entry, &seat.sampling, seat.pos());
         if let Some(adjustments) = &seat.adjustments {
             drawn = drawn.biased(adjustments);
+        }
+        match row.spoil {
+            Some(FaultKind::Lie) => drawn.token = LIE_TOKEN,
+            Some(FaultKind::Wrong) => drawn.token ^= 1,
+            _ => {}
         }
         seat.answer.push(drawn.token);
         let top = seat.sampling.top_logprobs;

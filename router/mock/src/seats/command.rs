@@ -103,6 +103,7 @@ impl Seats {
             pages,
             todo: Vec::new(),
             answer: Vec::new(),
+            is_slow: false,
             computed: 0,
             phase: Phase::Run,
         });

@@ -191,6 +191,8 @@ pub struct Seat {
     pub todo: Vec<u32>,
     /// Answer tokens made.
     pub answer: Vec<u32>,
+    /// A test wants its steps to be slow.
+    pub is_slow: bool,
     /// Positions whose KV is in the pages.
     pub computed: u32,
     /// Where it stands.
@@ -270,6 +272,16 @@ impl Seat {
     /// KV of everything but the last answer token is there: the seat decodes.
     pub fn is_prefilled(&self) -> bool {
         self.todo.is_empty() && self.pos() > 0
+    }
+
+    /// Token of a position, as far as it is kept: of the prompt until that is computed.
+    pub fn token(&self, position: u32) -> Option<u32> {
+        let told = self.todo.get(position as usize).copied();
+        let made = || {
+            let place = position.checked_sub(self.prompt_tokens)?;
+            self.answer.get(place as usize).copied()
+        };
+        told.or_else(made)
     }
 
     /// Pages that hold computed positions.

@@ -2,7 +2,7 @@
 
 use dopd_router::wire::worker::{Hello, Role};
 
-use crate::{link::Identity, model, seats::SeatsConfig, step::Pace};
+use crate::{faults::Fault, link::Identity, model, seats::SeatsConfig, step::Pace};
 
 /// Payload that may wait for a peer: a long prompt's pages of this small model.
 pub(crate) const IN_FLIGHT_BYTES_MAX: u32 = 1 << 20;
@@ -32,6 +32,8 @@ pub struct WorkerConfig {
     pub model_len_max: u32,
     /// Step times.
     pub pace: Pace,
+    /// What is to go wrong; for tests.
+    pub faults: Vec<Fault>,
 }
 
 /// Why a worker ended other than by wish.

@@ -25,6 +25,7 @@ pub use input::{Input, LinkSender, Session};
 
 use crate::{
     attach::{self, Target},
+    faults::{self, FaultKind},
     link::{self, Identity},
     model,
     seats::{Batch, Event, LinkId, Seats},
@@ -58,6 +59,8 @@ pub enum Wish {
 #[derive(Debug)]
 struct Step {
     batch: Batch,
+    /// What the router is told to expect.
+    announced: Duration,
     begun: Instant,
     ends: Instant,
 }
@@ -316,15 +319,44 @@ impl Worker {
     fn begin_step(&mut self) {
         let last_end = self.last_end.take();
         let pages_left_max = self.config.pace.pages_per_step();
-        let Some(batch) = self.seats.begin_step(pages_left_max) else {
+        let Some(mut batch) = self.seats.begin_step(pages_left_max) else {
             return;
         };
         let now = Instant::now();
         // Timers are coarse: steps that follow each other are counted from end to end, so that they
         // do not stretch.
         let begun = last_end.map_or(now, |end| end.max(now - CATCH_UP));
-        let ends = begun + self.config.pace.step_time(&batch);
-        self.step = Some(Step { batch, begun, ends });
+        let announced = self.config.pace.step_time(&batch);
+        let ends = begun + self.strike(&mut batch, announced);
+        self.step = Some(Step {
+            batch,
+            announced,
+            begun,
+            ends,
+        });
+    }
+
+    /// What tests want to go wrong in this step; returns the time that it takes.
+    fn strike(&mut self, batch: &mut Batch, announced: Duration) -> Duration {
+        if self.config.faults.is_empty() {
+            return announced;
+        }
+        let struck = self.seats.strike(batch, &self.config.faults);
+        if struck.contains(&FaultKind::Exit) {
+            std::process::exit(faults::EXIT_CODE);
+        }
+        if struck.contains(&FaultKind::Hang) {
+            return faults::HANG;
+        }
+        if struck.contains(&FaultKind::Slow) {
+            let step = if announced.is_zero() {
+                faults::SLOW_STEP
+            } else {
+                announced
+            };
+            return step * faults::SLOW_FACTOR;
+        }
+        announced
     }
 
     fn finish_step(&mut self) {

@@ -72,10 +72,7 @@ impl Worker {
         if !self.seats.is_dirty() && self.reported.elapsed() < session.interval {
             return;
         }
-        let step_us = self
-            .step
-            .as_ref()
-            .map_or(0, |step| micros(step.ends - step.begun));
+        let step_us = self.step.as_ref().map_or(0, |step| micros(step.announced));
         if let Some(mut report) = self.seats.take_report(step_us) {
             let silent_ms = self.heard.elapsed().as_millis();
             report.heard_ms = u32::try_from(silent_ms).unwrap_or(u32::MAX);

@@ -51,6 +51,7 @@ impl Fleet {
             batch_tokens_max: 512,
             model_len_max: 65_536,
             pace,
+            faults: Vec::new(),
         }
     }
 

@@ -10,6 +10,7 @@
 mod bench;
 mod care;
 mod cells;
+mod faults;
 mod network;
 mod random;
 mod requests;
