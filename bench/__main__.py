@@ -9,7 +9,7 @@ from pathlib import Path
 
 # Minutes of load and nothing else: only by name.
 LONG = ("soak",)
-SHARED = ("__init__", "__main__", "common", "peers")
+SHARED = ("__init__", "__main__", "common", "faults_anchors", "faults_pages", "peers")
 
 
 def main(names: list[str]) -> int:

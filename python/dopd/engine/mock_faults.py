@@ -104,7 +104,8 @@ class FaultyEngine(MockEngine):
         past = self._past.get(row.slot)
         if past is None or past.pages is not row.pages or past.position != row.start:
             past = self._past[row.slot] = Past(row.pages, row.start)
-        text = past.tail + "".join(map(chr, row.tokens))
+        # What the lie left behind is no character.
+        text = past.tail + "".join(chr(token % LIE_TOKEN) for token in row.tokens)
         kinds = {fault.kind for fault in self._faults if fault.marker in text}
         past.position += len(row.tokens)
         past.tail = text[len(text) - self._tail_length :] if self._tail_length else ""

@@ -6,8 +6,10 @@ was seen; its caller judges. Times are seconds by the monotonic clock.
 
 from __future__ import annotations
 
+import json
 import random
 import signal
+import socket
 import time
 from dataclasses import dataclass
 from itertools import islice
@@ -119,3 +121,27 @@ def roll(fleet: Fleet) -> None:
             return states.get(name) == "ready"
 
         wait_for(is_back, f"{node.name} is back")
+
+
+def dial(address: str) -> socket.socket:
+    """A client's connection."""
+    host, _, port = address.rpartition(":")
+    return socket.create_connection((host, int(port)), timeout=30)
+
+
+def request_bytes(fleet: Fleet, ask: Ask) -> bytes:
+    """A streamed completion as bytes of HTTP."""
+    body = {"model": fleet.router.model, "prompt": ask.prompt, "max_tokens": ask.max_tokens}
+    body |= {"ignore_eos": True, "stream": True, "temperature": 0}
+    data = json.dumps(body).encode()
+    head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    return f"{head}content-length: {len(data)}\r\n\r\n".encode() + data
+
+
+def read_events(client: socket.socket, count: int) -> None:
+    """Until so many events of the answer have come."""
+    got = b""
+    while got.count(b"data: ") < count:
+        piece = client.recv(65_536)
+        assert piece, got[-200:]
+        got += piece
