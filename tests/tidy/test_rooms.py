@@ -99,9 +99,10 @@ def test_the_brain_has_no_clock_no_socket_no_thread() -> None:
 def test_crates_depend_only_on_those_below() -> None:
     below = {
         "router/core": set(),
-        "router": {"dopd-core"},
+        "router/sync": set(),
+        "router": {"dopd-core", "dopd-sync"},
         "router/mock": {"dopd-core", "dopd-router"},
-        "router/protocol": {"dopd-core", "dopd-mock", "dopd-router"},
+        "router/protocol": {"dopd-core", "dopd-mock", "dopd-router", "dopd-sync"},
         "router/python": {"dopd-core", "dopd-router"},
         "proto/codegen": set(),
     }

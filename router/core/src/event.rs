@@ -38,8 +38,8 @@ pub enum Event {
         /// Which.
         session: SessionId,
     },
-    /// The router ended a worker's session because the worker broke the protocol: every seat of it is
-    /// gone, but nobody died.
+    /// The router ended a session because its worker broke the protocol: every seat is gone, but
+    /// nobody died.
     SessionBroken {
         /// Which.
         session: SessionId,

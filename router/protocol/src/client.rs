@@ -22,11 +22,12 @@ use dopd_router::{
         front::Front,
         key::StreamKey,
         messages::BrainInput,
-        request::{ActiveGuard, RequestShared, prompt_hash},
+        request::{RequestShared, prompt_hash},
         sink::{FinishReason, Flow, Sink, TokenChunk},
     },
     wire::worker::{Limits, Sampling},
 };
+use dopd_sync::Count;
 
 use crate::plan::Ask;
 
@@ -67,7 +68,7 @@ pub(crate) struct Board {
     alarm: Mutex<Option<String>>,
     /// Answers that are not over.
     pub(crate) open: AtomicUsize,
-    pub(crate) active: Arc<AtomicUsize>,
+    pub(crate) active: Count,
 }
 
 impl Board {
@@ -138,7 +139,7 @@ impl Client {
             tenant: ask.tenant,
             choices: usize::from(ask.choices),
             priority: ask.priority,
-            active: ActiveGuard::new(Arc::clone(&board.active)),
+            active: board.active.enter(),
         });
         let keys = (0..ask.choices).map(|choice| {
             let sink = Told {

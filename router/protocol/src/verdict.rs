@@ -148,7 +148,7 @@ impl World {
             }
         }
         let streams: usize = self.router.fronts.iter().map(|f| f.streams.len()).sum();
-        let active = self.board.active.load(Ordering::Relaxed);
+        let active = self.board.active.get();
         let seats = self.router.sim.seats();
         (streams + seats + active > 0).then(|| {
             format!("{streams} streams, {active} requests and {seats} seats at the router")

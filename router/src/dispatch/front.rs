@@ -1,11 +1,11 @@
 //! The loop of a front thread: takes messages for its streams and links, sends what waits.
 
-use std::{future::Future, rc::Rc};
+use std::{future::Future, rc::Rc, sync::Arc};
 
 use tokio::sync::mpsc;
 
 use crate::{
-    dispatch::{Dispatch, draining},
+    dispatch::{Dispatch, Shared, draining},
     streams::{front::Front, messages::FrontMessage},
 };
 
@@ -18,7 +18,7 @@ pub(super) fn run(dispatch: &Dispatch, index: usize) -> impl Future<Output = ()>
     let installed = u16::try_from(index)
         .ok()
         .map(|index| Installed::new(Front::new(index, dispatch.queues.clone())));
-    let stop = dispatch.shared.stop.clone();
+    let shared = Arc::clone(&dispatch.shared);
     async move {
         let (Some(mut receiver), Some(installed)) = (receiver, installed) else {
             tracing::error!(
@@ -30,8 +30,9 @@ pub(super) fn run(dispatch: &Dispatch, index: usize) -> impl Future<Output = ()>
         let front = &installed.front;
         tokio::select! {
             biased;
-            () = stop.cancelled() => {}
+            () = shared.stop.cancelled() => {}
             () = receive(front, &mut receiver) => {}
+            () = cancel(front, &shared) => {}
             () = front.outbox.pump() => {}
         }
         let error = draining("the router was shut down before the answer was complete");
@@ -45,6 +46,21 @@ async fn receive(front: &Front, receiver: &mut mpsc::Receiver<FrontMessage>) {
     while receiver.recv_many(&mut batch, BATCH).await > 0 {
         for message in batch.drain(..) {
             front.handle(message);
+        }
+    }
+}
+
+/// Cancels what was given up on other threads.
+async fn cancel(front: &Front, shared: &Shared) {
+    let Some(cancels) = shared.cancels.get(usize::from(front.index)) else {
+        return std::future::pending().await;
+    };
+    loop {
+        let all = cancels
+            .take(|cancels| (!cancels.is_empty()).then(|| std::mem::take(cancels)))
+            .await;
+        for keys in all {
+            front.cancel(&keys);
         }
     }
 }

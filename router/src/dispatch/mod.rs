@@ -27,7 +27,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -38,6 +38,7 @@ use dopd_core::{
     request::RequestFacts,
     units::{Micros, Tokens},
 };
+use dopd_sync::{Count, Watched};
 use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, mpsc, oneshot},
@@ -54,7 +55,7 @@ use crate::{
         key::StreamKey,
         messages::{BrainInput, FrontMessage},
         outbox::{BRAIN_QUEUE, FRONT_QUEUE, Queues},
-        request::{ActiveGuard, RequestShared, prompt_hash, tenant_hash},
+        request::{RequestShared, prompt_hash, tenant_hash},
     },
 };
 
@@ -90,7 +91,7 @@ struct Shared {
     /// The brain's time 0.
     start: Instant,
     next_request: AtomicU64,
-    active: Arc<AtomicUsize>,
+    active: Count,
     is_ready: AtomicBool,
     is_draining: AtomicBool,
     /// Whether tokens flow.
@@ -99,6 +100,9 @@ struct Shared {
     drain: Notify,
     /// Ends the brain's thread and the front loops.
     stop: CancellationToken,
+    /// For each front thread, streams whose ticket was dropped on another one. At most one entry a
+    /// request, and those are bounded.
+    cancels: Vec<Watched<Vec<Arc<[StreamKey]>>>>,
     /// Each front loop takes its own.
     receivers: Mutex<Vec<Option<mpsc::Receiver<FrontMessage>>>>,
 }
@@ -141,12 +145,15 @@ impl Dispatch {
             shared: Arc::new(Shared {
                 start: Instant::now(),
                 next_request: AtomicU64::new(1),
-                active: Arc::default(),
+                active: Count::default(),
                 is_ready: AtomicBool::new(false),
                 is_draining: AtomicBool::new(false),
                 pulse: pulse::Pulse::default(),
                 drain: Notify::new(),
                 stop: CancellationToken::new(),
+                cancels: std::iter::repeat_with(Watched::default)
+                    .take(fronts.into())
+                    .collect(),
                 receivers: Mutex::new(receivers),
             }),
         };
@@ -213,7 +220,7 @@ impl Dispatch {
             priority: submission.priority,
             tenant: tenant_hash(&submission.tenant),
             choices: submission.sinks.len(),
-            active: ActiveGuard::new(Arc::clone(&self.shared.active)),
+            active: self.shared.active.enter(),
         });
         let streams = (0_u8..).zip(submission.sinks).map(|(choice, sink)| {
             let sequence = SequenceId {
@@ -258,7 +265,7 @@ impl Dispatch {
 
     /// Requests of clients that have not ended.
     pub fn active(&self) -> usize {
-        let active = self.shared.active.load(Ordering::Acquire);
+        let active = self.shared.active.get();
         active.saturating_sub(self.shared.pulse.running())
     }
 

@@ -8,6 +8,7 @@ use dopd_core::{
     event::Event,
     units::Micros,
 };
+use dopd_sync::Count;
 use futures_util::FutureExt;
 use parking_lot::Mutex;
 use tokio::{
@@ -52,12 +53,13 @@ impl Sim {
             shared: Arc::new(Shared {
                 start: Instant::now(),
                 next_request: 1.into(),
-                active: Arc::default(),
+                active: Count::default(),
                 is_ready: false.into(),
                 is_draining: false.into(),
                 pulse: Pulse::default(),
                 drain: Notify::new(),
                 stop: CancellationToken::new(),
+                cancels: Vec::new(),
                 receivers: Mutex::new(Vec::new()),
             }),
         };

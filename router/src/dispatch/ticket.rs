@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use crate::{
     dispatch::Dispatch,
-    streams::{front::Front, key::StreamKey, messages::FrontMessage},
+    streams::{front::Front, key::StreamKey},
 };
 
 /// Holds a request open: dropping it before the answer is complete cancels the request. `Send`, but
-/// meant to be dropped on the front thread that submitted; anywhere else it takes a message.
+/// meant to be dropped on the front thread that submitted, which cancels at once; anywhere else it
+/// is left for that thread to find.
 #[derive(Debug)]
 pub struct Ticket {
     dispatch: Dispatch,
@@ -32,17 +33,9 @@ impl Drop for Ticket {
             front.cancel(&self.keys);
             return;
         }
-        let Some(queue) = self.dispatch.queues.fronts.get(usize::from(thread)) else {
-            return;
-        };
-        // After shutdown the queue is closed, and nothing is left to cancel.
-        if let Err(tokio::sync::mpsc::error::TrySendError::Full(_)) =
-            queue.try_send(FrontMessage::Cancel(Arc::clone(&self.keys)))
-        {
-            tracing::warn!(
-                thread,
-                "a cancelled request runs on until its deadline: queue full"
-            );
+        // After shutdown nobody looks, and nothing is left to cancel.
+        if let Some(cancels) = self.dispatch.shared.cancels.get(usize::from(thread)) {
+            cancels.change(|cancels| cancels.push(Arc::clone(&self.keys)));
         }
     }
 }

@@ -165,7 +165,7 @@ rows! {
     OUTPUT_ERRORS Counter "dopd_output_errors_total" []
         "Sequences that were failed alone because their worker said of them what cannot be";
     KV_ACCOUNTING Counter "dopd_kv_accounting_errors_total" ["worker"]
-        "Times that a worker's free, owned, cached and fenced pages began not to add up to its pool";
+        "Times that the free, owned, cached and fenced pages of a worker began not to add up";
     PROTOCOL_ERRORS Counter "dopd_protocol_errors_total" []
         "Messages of workers that broke the protocol; their sessions were ended";
     PAGES Gauge "dopd_kv_pages" ["worker" "role" "state"]

@@ -3,14 +3,9 @@
 //! A collector instead of gauges that are set: one page shows one instant, and a worker that left
 //! leaves no row behind.
 
-use std::{
-    fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-};
+use std::{fmt, sync::Arc};
 
+use dopd_sync::Count;
 use parking_lot::Mutex;
 use prometheus_client::{
     collector::Collector,
@@ -28,22 +23,18 @@ const STATES: [&str; 3] = ["ready", "suspect", "draining"];
 #[derive(Debug)]
 pub(super) struct FleetCollector {
     fleet: Arc<Mutex<FleetStatus>>,
-    active: Arc<AtomicUsize>,
-    preparing: Arc<AtomicUsize>,
+    active: Count,
+    preparing: Count,
 }
 
 impl FleetCollector {
     /// Shows `fleet`; `active` counts requests that have not ended, `preparing` those that are not
     /// submitted.
-    pub(super) fn new(
-        fleet: &Arc<Mutex<FleetStatus>>,
-        active: &Arc<AtomicUsize>,
-        preparing: &Arc<AtomicUsize>,
-    ) -> Self {
+    pub(super) fn new(fleet: &Arc<Mutex<FleetStatus>>, active: &Count, preparing: &Count) -> Self {
         Self {
             fleet: Arc::clone(fleet),
-            active: Arc::clone(active),
-            preparing: Arc::clone(preparing),
+            active: active.clone(),
+            preparing: preparing.clone(),
         }
     }
 }
@@ -51,8 +42,8 @@ impl FleetCollector {
 impl Collector for FleetCollector {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
         let fleet = self.fleet.lock().clone();
-        let active = self.active.load(Ordering::Relaxed);
-        let preparing = self.preparing.load(Ordering::Relaxed);
+        let active = self.active.get();
+        let preparing = self.preparing.get();
         requests(&mut encoder, &fleet, active, preparing)?;
         sequences(&mut encoder, &fleet)?;
         roles(&mut encoder, &fleet)?;

@@ -19,25 +19,20 @@ mod slo;
 mod tests;
 mod vllm;
 
-use std::{
-    borrow::Cow,
-    collections::BTreeSet,
-    fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-};
+use std::{borrow::Cow, collections::BTreeSet, fmt, sync::Arc};
 
+use dopd_sync::Count;
 use parking_lot::Mutex;
 use prometheus_client::{encoding::text, metrics::info::Info, registry::Registry};
 
 use self::rows::Rows;
 use crate::status::FleetStatus;
 
+pub use dopd_sync::Counted;
+
 pub use self::{
     catalog::{Kind, catalog, reference},
-    outcome::{Connection, Counted, Parts, RequestOutcome, SequenceEnd, SessionEnd},
+    outcome::{Connection, Parts, RequestOutcome, SequenceEnd, SessionEnd},
     page::Format,
     progress::Progress,
     slo::SloTargets,
@@ -83,9 +78,9 @@ pub struct Metrics {
 struct Inner {
     registry: Registry,
     /// Submitted and not ended.
-    active: Arc<AtomicUsize>,
+    active: Count,
     /// Before submission: template and tokenizer.
-    preparing: Arc<AtomicUsize>,
+    preparing: Count,
     /// Written by [`Metrics::set_fleet`], read by the collectors in `registry`.
     fleet: Arc<Mutex<FleetStatus>>,
     /// Workers in the rows of accounting errors; at most [`NAMES_MAX`].
@@ -120,7 +115,7 @@ impl Metrics {
         registry.register(build.family(), build.help, Info::new(version));
         let label = (Cow::Borrowed("model"), Cow::Owned(config.model.clone()));
         let served = registry.sub_registry_with_label(label);
-        let (active, preparing): (Arc<AtomicUsize>, Arc<AtomicUsize>) = Default::default();
+        let (active, preparing) = (Count::default(), Count::default());
         let fleet = Arc::new(Mutex::new(FleetStatus::default()));
         let gauges = fleet::FleetCollector::new(&fleet, &active, &preparing);
         served.register_collector(Box::new(gauges));
@@ -156,12 +151,12 @@ impl Metrics {
 
     /// Counts a request as running or waiting for a worker until the returned value is dropped.
     pub fn request_started(&self) -> Counted {
-        Counted::new(&self.inner.active)
+        self.inner.active.enter()
     }
 
     /// Counts a request as being prepared until the returned value is dropped.
     pub fn request_preparing(&self) -> Counted {
-        Counted::new(&self.inner.preparing)
+        self.inner.preparing.enter()
     }
 
     /// Counts the end of a request, also of one that was refused before it started.
@@ -230,8 +225,8 @@ impl Metrics {
         self.inner.rows.output_errors.inc();
     }
 
-    /// Counts that the pages of the worker `name` began not to add up. Of the names of workers, which
-    /// may be new at each start, the first [`NAMES_MAX`] have a row of their own.
+    /// Counts that the pages of the worker `name` began not to add up. Names may be new at each
+    /// start: the first [`NAMES_MAX`] have a row of their own.
     pub fn kv_accounting_error(&self, name: &str) {
         let label = {
             let mut names = self.inner.miscounting.lock();
@@ -256,7 +251,8 @@ impl Metrics {
             .inc();
     }
 
-    /// Counts a connection to `front` (`http`, `grpc`, `admin`) as open until the returned value is dropped.
+    /// Counts a connection to `front` (`http`, `grpc`, `admin`) as open until the returned value is
+    /// dropped.
     pub fn connection(&self, front: &'static str) -> Connection {
         let open = self
             .inner
@@ -296,7 +292,7 @@ impl Metrics {
         Totals {
             prompt_tokens: inner.rows.prompt_tokens.get(),
             generation_tokens: inner.rows.generation_tokens.get(),
-            active: inner.active.load(Ordering::Relaxed) + inner.preparing.load(Ordering::Relaxed),
+            active: inner.active.get() + inner.preparing.get(),
         }
     }
 

@@ -1,12 +1,6 @@
 //! What the rest of the router tells the metrics, and guards that count while they live.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::time::Duration;
 
 use prometheus_client::metrics::gauge::Gauge;
 
@@ -114,24 +108,6 @@ impl SessionEnd {
             Self::Stuck => "stuck",
             Self::Protocol => "protocol",
         }
-    }
-}
-
-/// One more in a gauge for as long as this lives.
-#[derive(Debug)]
-#[must_use = "it counts until this is dropped"]
-pub struct Counted(Arc<AtomicUsize>);
-
-impl Counted {
-    pub(super) fn new(count: &Arc<AtomicUsize>) -> Self {
-        count.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(count))
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -5,15 +5,9 @@
 //! fleet is one engine, number 0. Not here: what dopd does not have (`LoRA`, speculation,
 //! multi-modal caches, a prefix cache).
 
-use std::{
-    fmt,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
+use dopd_sync::Count;
 use parking_lot::Mutex;
 use prometheus_client::{
     collector::Collector,
@@ -88,7 +82,7 @@ pub(super) struct Names {
     rows: Rows,
     extra: Extra,
     fleet: Arc<Mutex<FleetStatus>>,
-    active: Arc<AtomicUsize>,
+    active: Count,
 }
 
 impl fmt::Debug for Names {
@@ -102,13 +96,13 @@ impl Names {
         rows: &Rows,
         extra: &Extra,
         fleet: &Arc<Mutex<FleetStatus>>,
-        active: &Arc<AtomicUsize>,
+        active: &Count,
     ) -> Self {
         Self {
             rows: rows.clone(),
             extra: extra.clone(),
             fleet: Arc::clone(fleet),
-            active: Arc::clone(active),
+            active: active.clone(),
         }
     }
 
@@ -211,7 +205,7 @@ impl Names {
     }
 
     fn gauges(&self, encoder: &mut DescriptorEncoder<'_>, fleet: &FleetStatus) -> fmt::Result {
-        let (active, waiting) = (self.active.load(Ordering::Relaxed), fleet.requests_waiting);
+        let (active, waiting) = (self.active.get(), fleet.requests_waiting);
         let running = active.saturating_sub(waiting) as f64;
         for (name, help, value) in [
             (

@@ -102,7 +102,6 @@ impl Front {
                 }
             }
             FrontMessage::Batch(batch) => self.batch(&batch),
-            FrontMessage::Cancel(keys) => self.cancel(&keys),
         }
     }
 

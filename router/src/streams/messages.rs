@@ -52,8 +52,6 @@ pub enum FrontMessage {
     Break(SessionId),
     /// What one report brought for the streams of this thread.
     Batch(Box<Batch>),
-    /// A ticket was dropped on another thread.
-    Cancel(Arc<[StreamKey]>),
 }
 
 /// A decision on a seat as the brain's thread sends it to the owner of the stream.

@@ -1,11 +1,9 @@
 //! What the streams of one request share, as long as one of them lives.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
-};
+use std::sync::Arc;
 
 use dopd_core::ids::RequestId;
+use dopd_sync::Counted;
 use sha2::{Digest, Sha256};
 
 use crate::wire::worker::{Limits, LogitAdjustments, Sampling};
@@ -38,25 +36,7 @@ pub struct RequestShared {
     /// Lower goes first.
     pub priority: i32,
     /// Counts itself among the requests that have not ended.
-    pub active: ActiveGuard,
-}
-
-/// Adds one to a counter for as long as it lives.
-#[derive(Debug)]
-pub struct ActiveGuard(Arc<AtomicUsize>);
-
-impl ActiveGuard {
-    /// Counts itself in `counter`.
-    pub fn new(counter: Arc<AtomicUsize>) -> Self {
-        counter.fetch_add(1, Ordering::AcqRel);
-        Self(counter)
-    }
-}
-
-impl Drop for ActiveGuard {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
-    }
+    pub active: Counted,
 }
 
 /// First 8 bytes, little endian, of sha256 over the name; 0 for the empty one.
@@ -105,14 +85,5 @@ mod tests {
         let digest = Sha256::digest(&bytes);
         let expected = u64::from_le_bytes(digest[..8].try_into().unwrap());
         assert_eq!(prompt_hash(&prompt), expected);
-    }
-
-    #[test]
-    fn active_counts_while_it_lives() {
-        let counter = Arc::new(AtomicUsize::new(0));
-        let guard = ActiveGuard::new(Arc::clone(&counter));
-        assert_eq!(counter.load(Ordering::Acquire), 1);
-        drop(guard);
-        assert_eq!(counter.load(Ordering::Acquire), 0);
     }
 }

@@ -223,8 +223,8 @@ impl Streams {
         self.flush(key, life, flush, &tokens, &logprobs)
     }
 
-    /// The brain closes `seat`. If it was the current one it is given up, and its sequence will go on
-    /// elsewhere from what the client has: nothing that it still says counts. The source of a
+    /// The brain closes `seat`. If it was the current one it is given up, and its sequence will go
+    /// on elsewhere from what the client has: nothing that it still says counts. The source of a
     /// hand-off that arrived is closed, too, but its last report may know what nobody else does.
     pub fn close(&self, sequence: SequenceId, seat: SeatId) {
         let mut inner = self.inner.borrow_mut();

@@ -2,7 +2,7 @@
 
 use std::{
     rc::Rc,
-    sync::{Arc, Mutex, atomic::AtomicUsize},
+    sync::{Arc, Mutex},
 };
 
 use dopd_core::{
@@ -10,11 +10,13 @@ use dopd_core::{
     ids::{RequestId, SeatId, SequenceId, SessionId, SlotId},
 };
 
+use dopd_sync::Count;
+
 use super::{
     deliver::LOGPROB_UNKNOWN,
     key::Life,
     messages::{Ended, Flush},
-    request::{ActiveGuard, RequestShared},
+    request::RequestShared,
     sink::{FinishReason, Flow, Sink, TokenChunk, TokenLogprobs},
     table::Streams,
 };
@@ -76,7 +78,7 @@ fn request(top_logprobs: Option<u32>) -> Arc<RequestShared> {
         tenant: 0,
         choices: 1,
         priority: 0,
-        active: ActiveGuard::new(Arc::new(AtomicUsize::new(0))),
+        active: Count::default().enter(),
     })
 }
 

@@ -24,8 +24,8 @@ use crate::{
 
 impl Link {
     /// Handles a report of this link's session; an error breaks the stream. `is_stuck`: what the
-    /// watchdog says of the worker. Returns how many sequences it spoiled: what cannot be true of one
-    /// sequence is no reason to end all others.
+    /// watchdog says of the worker. Returns how many sequences it spoiled: what cannot be true of
+    /// one sequence is no reason to end all others.
     pub(super) fn report(&self, mut report: Report, is_stuck: bool) -> Result<u32, Malformed> {
         check(&report, self.identity.pages_total)?;
         let Some(role) = hello::role(report.role) else {

@@ -5,10 +5,10 @@
 
 /// Ticks without a report after which a worker is ejected.
 ///
-/// At 200 ms: the fourth tick after a report comes 600 to 800 ms after it, so a process that freezes
-/// is ejected within 800 ms of its last report, whenever that was; one that freezes just before a
-/// report was heard up to 200 ms ago and is ejected sooner. A pause of 300 ms is at most 500 ms
-/// without a report, which is never enough.
+/// At 200 ms: the fourth tick after a report comes 600 to 800 ms after it, so a process that
+/// freezes is ejected within 800 ms of its last report, whenever that was; one that freezes just
+/// before a report was heard up to 200 ms ago and is ejected sooner. A pause of 300 ms is at most
+/// 500 ms without a report, which is never enough.
 pub(super) const SUSPECT_TICKS: u32 = 4;
 
 /// What a tick says of a session.

@@ -8,12 +8,12 @@ use std::{
     collections::VecDeque,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, Waker},
+    task::{Context, Poll},
     time::Duration,
 };
 
+use dopd_sync::Watched;
 use futures_util::Stream;
-use parking_lot::Mutex;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 use tonic::Status;
 
@@ -36,63 +36,58 @@ const COMMAND_BYTES: usize = 1_024;
 /// What waits for one worker. Shared between its link and its connection, both on one thread.
 #[derive(Debug, Default)]
 pub(super) struct Outgoing {
-    inner: Mutex<Inner>,
+    queue: Watched<Queue>,
 }
 
 #[derive(Debug, Default)]
-struct Inner {
+struct Queue {
     first: Option<attach_response::Kind>,
     session: Option<u64>,
     commands: VecDeque<Command>,
     closed: bool,
-    waker: Option<Waker>,
 }
 
 impl Outgoing {
     /// The first message: the worker is welcome; commands may follow.
     pub(super) fn welcome(&self, welcome: Welcome) {
-        let mut inner = self.inner.lock();
-        inner.session = Some(welcome.session);
-        inner.first = Some(attach_response::Kind::Welcome(welcome));
-        inner.wake();
+        self.queue.change(|queue| {
+            queue.session = Some(welcome.session);
+            queue.first = Some(attach_response::Kind::Welcome(welcome));
+        });
     }
 
     /// The first and last message: the worker may not join.
     pub(super) fn refuse(&self, message: String, retry: bool) {
-        let mut inner = self.inner.lock();
-        inner.first = Some(attach_response::Kind::Refusal(Refusal { message, retry }));
-        inner.closed = true;
-        inner.wake();
+        self.queue.change(|queue| {
+            queue.first = Some(attach_response::Kind::Refusal(Refusal { message, retry }));
+            queue.closed = true;
+        });
     }
 
-    /// One more command.
+    /// One more command; nobody reads it once the stream is closed.
     pub(super) fn push(&self, kind: command::Kind) {
-        let mut inner = self.inner.lock();
-        inner.commands.push_back(Command { kind: Some(kind) });
-        inner.wake();
+        self.queue.change(|queue| {
+            if !queue.closed {
+                queue.commands.push_back(Command { kind: Some(kind) });
+            }
+        });
     }
 
     /// The next message, if there is something to say.
     pub(super) fn next(&self) -> Option<attach_response::Kind> {
-        self.inner.lock().next()
+        self.queue.look(Queue::next)
     }
 
     /// Ends the stream; what waits is dropped.
     pub(super) fn close(&self) {
-        let mut inner = self.inner.lock();
-        inner.commands.clear();
-        inner.closed = true;
-        inner.wake();
+        self.queue.change(|queue| {
+            queue.commands.clear();
+            queue.closed = true;
+        });
     }
 }
 
-impl Inner {
-    fn wake(&mut self) {
-        if let Some(waker) = self.waker.take() {
-            waker.wake();
-        }
-    }
-
+impl Queue {
     /// The next message, if there is something to say.
     fn next(&mut self) -> Option<attach_response::Kind> {
         if let Some(first) = self.first.take() {
@@ -156,27 +151,34 @@ impl Stream for Responses {
     type Item = Result<AttachResponse, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let this = &mut *self;
-        let mut inner = this.outgoing.inner.lock();
-        if let Some(kind) = inner.next() {
-            return Poll::Ready(Some(Ok(AttachResponse { kind: Some(kind) })));
-        }
-        if inner.closed {
-            return Poll::Ready(None);
-        }
-        if this.heartbeat.poll_tick(cx).is_ready() {
-            if let Some(session) = inner.session {
-                let commands = Vec::new();
-                let kind = Some(attach_response::Kind::Cmd(Cmd { session, commands }));
-                return Poll::Ready(Some(Ok(AttachResponse { kind })));
-            }
-            // Not welcome yet: nothing to say. Polled again so that the next tick wakes.
-            if this.heartbeat.poll_tick(cx).is_ready() {
-                cx.waker().wake_by_ref();
-            }
-        }
-        inner.waker = Some(cx.waker().clone());
-        Poll::Pending
+        let Self {
+            outgoing,
+            heartbeat,
+        } = &mut *self;
+        let waker = cx.waker().clone();
+        let next = outgoing
+            .queue
+            .poll_take(&Context::from_waker(&waker), |queue| {
+                if let Some(kind) = queue.next() {
+                    return Some(Some(kind));
+                }
+                if queue.closed {
+                    return Some(None);
+                }
+                if heartbeat.poll_tick(cx).is_pending() {
+                    return None;
+                }
+                if let Some(session) = queue.session {
+                    let commands = Vec::new();
+                    return Some(Some(attach_response::Kind::Cmd(Cmd { session, commands })));
+                }
+                // Not welcome yet: nothing to say. Polled again so that the next tick wakes.
+                if heartbeat.poll_tick(cx).is_ready() {
+                    cx.waker().wake_by_ref();
+                }
+                None
+            });
+        next.map(|kind| kind.map(|kind| Ok(AttachResponse { kind: Some(kind) })))
     }
 }
 
@@ -207,24 +209,24 @@ mod tests {
         for slot in 0..3 {
             outgoing.push(command::Kind::Close(Close { slot }));
         }
-        assert_eq!(outgoing.inner.lock().next(), None, "not before the welcome");
+        assert_eq!(outgoing.next(), None, "not before the welcome");
         let welcome = Welcome {
             session: 5,
             ..Welcome::default()
         };
         outgoing.welcome(welcome.clone());
-        let first = outgoing.inner.lock().next();
+        let first = outgoing.next();
         assert_eq!(first, Some(attach_response::Kind::Welcome(welcome)));
-        let merged = outgoing.inner.lock().next().unwrap();
+        let merged = outgoing.next().unwrap();
         assert_eq!(commands(merged).len(), 3);
-        assert_eq!(outgoing.inner.lock().next(), None);
+        assert_eq!(outgoing.next(), None);
     }
 
     #[test]
     fn no_message_is_larger_than_a_worker_takes() {
         let outgoing = Outgoing::default();
         outgoing.welcome(Welcome::default());
-        outgoing.inner.lock().next().unwrap();
+        outgoing.next().unwrap();
         for slot in 0..40 {
             let compute = Compute {
                 prompt: vec![u32::MAX; 200_000],
@@ -238,7 +240,7 @@ mod tests {
             }));
         }
         let mut slots = Vec::new();
-        while let Some(kind) = outgoing.inner.lock().next() {
+        while let Some(kind) = outgoing.next() {
             let message = AttachResponse { kind: Some(kind) };
             assert!(message.encoded_len() <= 16 << 20);
             for command in commands(message.kind.unwrap()) {

@@ -17,7 +17,7 @@ pub(super) fn malformed<T>(message: String) -> Result<T, Malformed> {
     Err(Malformed(message))
 }
 
-/// Checks the lengths of all columns of `report`, and its pages against those of the worker's Hello.
+/// Checks the lengths of all columns of `report`, and its pages against those of the Hello.
 pub(super) fn check(report: &Report, pages_total: u32) -> Result<(), Malformed> {
     check_lengths(report)?;
     let Report {

@@ -10,6 +10,7 @@
 )]
 
 mod attach;
+mod cancel;
 mod faults;
 mod handoff;
 mod lies;
