@@ -103,7 +103,10 @@ def test_an_import_runs_if_its_bytes_are_those_of_the_source() -> None:
     assert seats.by_slot[SLOT].state is State.RUN
 
 
-@pytest.mark.parametrize(("checksum", "message"), [(1234, "the KV was damaged on its way")])
+@pytest.mark.parametrize(
+    ("checksum", "message"),
+    [(1234, "the KV was damaged on its way"), (None, "no checksum came")],
+)
 def test_damaged_or_unchecked_kv_is_lost_and_never_attended_to(
     checksum: int | None, message: str
 ) -> None:
