@@ -138,14 +138,21 @@ def test_c4_a_partition_of_one_pair_costs_no_request(pairs: Fleet) -> None:
     assert data is not None
     data.plan = changing(CutFrom("p0"))
     data.reset()
-    before = pairs.router.status()["handoffs_total"]
     with long_traffic(pairs, seed=4) as traffic:
-        wait_traffic(traffic, 30)
+        cut_s = time.monotonic()
+        wait_for(lambda: pairs.router.status()["pairs_open"] == 1, "the breaker of the pair opens")
+        opened_s = time.monotonic()
+        before = pairs.router.status()["handoffs_by"]["arrived"]
+        wait_traffic(traffic, 15)
+        assert pairs.router.status()["handoffs_by"]["arrived"] > before, "other pairs are used"
+        data.release()
+        data.reset()
+        wait_for(lambda: pairs.router.status()["pairs_open"] == 0, "a probe closes it")
         results = traffic.stop()
-    results.check(at_least=30)
-    moved = pairs.settled()["handoffs_total"] - before
-    record("C4", requests=len(results.all), handoffs=moved, stall_s=results.longest_stall_s)
-    assert moved > len(results.all) // 4, "the other pairs are used"
+    results.check(at_least=15)
+    assert pairs.settled()["breaker_openings_by"]["worker"] == 0
+    record("C4", requests=len(results.all), open_s=opened_s - cut_s)
+    record("C4", stall_s=results.longest_stall_s)
 
 
 def decode_s(results: Results) -> float:

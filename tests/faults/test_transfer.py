@@ -314,6 +314,7 @@ DAMAGE = {
     "end_tokens": lambda m: dataclasses.replace(m, tokens=[*m.tokens[:-1], m.tokens[-1] ^ 1]),
     "end_hash": lambda m: dataclasses.replace(m, tokens_hash=m.tokens_hash ^ 1),
     "end_checksum": lambda m: dataclasses.replace(m, checksum=(m.checksum or 0) ^ 1),
+    "end_unchecked": lambda m: dataclasses.replace(m, checksum=None),
 }
 
 
