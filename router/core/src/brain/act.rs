@@ -4,6 +4,7 @@
 use super::{
     Brain,
     breaker::Outcome,
+    pace::Run,
     sequences::{Phase, Seat},
     table::{Cell, Input, PhaseKind, cell},
     timers::Timer,
@@ -42,8 +43,14 @@ impl Brain {
             }
             Cell::Deliver(tokens) => self.deliver(key, phase.cur()?, tokens),
             Cell::Switch(pos) => self.switch(key, phase.cur()?, phase.nxt()?, pos),
-            Cell::Finish => self.end(key, None),
-            Cell::End(why) => self.end(key, why.map(|why| (why, Micros(0)))),
+            Cell::Finish => {
+                self.observe(key, true);
+                self.end(key, None)
+            }
+            Cell::End(why) => {
+                self.observe(key, false);
+                self.end(key, why.map(|why| (why, Micros(0))))
+            }
             Cell::Replay(fault) => self.replay(key, fault),
             Cell::GiveUpPlace => {
                 self.close_seats(key);
@@ -109,6 +116,7 @@ impl Brain {
             return None;
         }
         sequence.answer = sequence.answer.plus(tokens);
+        sequence.first.get_or_insert(self.now);
         let is_shipping = sequence.phase.kind() == PhaseKind::Shipping;
         self.trial_over(key);
         let worker = self.workers.get(cur.worker)?;
@@ -132,6 +140,7 @@ impl Brain {
             return Some(Violation::WrongPosition);
         }
         sequence.answer = pos;
+        sequence.first.get_or_insert(self.now);
         let id = sequence.id;
         self.trial_over(key);
         self.judge_handoff(key, Outcome::Succeeded);
@@ -151,6 +160,24 @@ impl Brain {
         self.send(cur, None);
         self.set_phase(key, Phase::Run { cur });
         None
+    }
+
+    /// How long an answer took, if it ran.
+    fn observe(&mut self, key: usize, is_finished: bool) {
+        let Some(sequence) = self.sequences.get(key) else {
+            return;
+        };
+        let is_running = sequence.phase.kind() != PhaseKind::Wait;
+        if let Some(first) = sequence.first.filter(|_| is_running) {
+            self.pace.ended(Run {
+                placed: sequence.placed,
+                first,
+                ended: self.now,
+                prefill: sequence.prompt.plus(sequence.placed_at),
+                made: sequence.answer.minus(sequence.placed_at),
+                is_finished,
+            });
+        }
     }
 
     /// END: closes what is open, says why, forgets the sequence.
@@ -215,6 +242,7 @@ impl Brain {
         self.leave_wait(key);
         if let Some(sequence) = self.sequences.get_mut(key) {
             sequence.placed_at = sequence.answer;
+            (sequence.placed, sequence.first) = (self.now, None);
         }
         self.begin_trial(key, worker);
     }

@@ -3,17 +3,16 @@
 use super::{
     Brain,
     breaker::Outcome,
-    place::{Need, Place, choose},
     queue::{Lane, QueueKey},
-    sequences::{Phase, Risk, Sequence},
+    sequences::{Phase, Sequence},
     table::{Input, PhaseKind},
     timers::Timer,
 };
 use crate::{
     action::Action,
     ids::{RequestId, SequenceId, SessionId},
-    request::{RejectReason, RequestFacts},
-    units::{Micros, Tokens},
+    request::RequestFacts,
+    units::Tokens,
 };
 
 impl Brain {
@@ -56,36 +55,12 @@ impl Brain {
                 trial: None,
                 moves: 0,
                 deadline: facts.deadline,
+                arrived: self.now,
+                placed: self.now,
+                first: None,
             });
             self.wait(key);
         }
-    }
-
-    /// Why a request is not even queued.
-    fn refusal(&self, facts: &RequestFacts) -> Option<(RejectReason, Micros)> {
-        if self.is_draining {
-            return Some((RejectReason::Draining, self.config.retry_after_min));
-        }
-        let tokens = u64::from(facts.prompt_tokens.0) + u64::from(facts.choices.max(1)) - 1;
-        let has_place = self.sequences.requests_waiting() < self.config.queue_requests_max;
-        let has_tokens = self.queue.tokens().saturating_add(tokens) <= self.config.queue_tokens_max;
-        if has_place && (has_tokens || self.queue.is_empty()) {
-            return None;
-        }
-        Some((RejectReason::QueueFull, self.retry_after()))
-    }
-
-    /// When the queue will be worked off, as far as prefill goes.
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "a float cast stops at the ends of u64, and the result is clamped"
-    )]
-    fn retry_after(&self) -> Micros {
-        let wait_s = self.queue.tokens() as f64 / self.workers.prefill_tokens_per_s().max(1.0);
-        let wait = Micros((wait_s * 1e6) as u64);
-        wait.min(self.config.retry_after_max)
-            .max(self.config.retry_after_min)
     }
 
     pub(super) fn cancel(&mut self, request: RequestId) {
@@ -122,62 +97,6 @@ impl Brain {
         {
             self.apply(key, Input::MoveTo(worker));
         }
-    }
-
-    /// Places from the front of the queue until one does not fit: the order is kept, so nothing
-    /// starves.
-    pub(super) fn place_waiting(&mut self) {
-        let mut quarantined = Vec::new();
-        while let Some(key) = self.next_to_place(&quarantined) {
-            let Some(sequence) = self.sequences.get(key) else {
-                return;
-            };
-            if sequence.deadline <= self.now {
-                // Its timer is due and comes next; nothing is computed for it.
-                self.end(key, Some((RejectReason::DeadlineExceeded, Micros(0))));
-                continue;
-            }
-            let (lane, risk) = (sequence.queue_key.lane, self.sequences.risk(sequence));
-            let need = Need {
-                len: sequence.len(),
-                answer_left: sequence.max_tokens.minus(sequence.answer),
-                risk,
-            };
-            let staying = self.workers.staying();
-            if staying.workers > 0 && staying.len_max < need.len {
-                self.end(key, Some((RejectReason::TooLarge, Micros(0))));
-                continue;
-            }
-            if let Some(place) = self.choose(key, need) {
-                self.apply(key, Input::Place(place));
-            } else if risk != Risk::None
-                && self
-                    .choose(
-                        key,
-                        Need {
-                            risk: Risk::None,
-                            ..need
-                        },
-                    )
-                    .is_some()
-            {
-                // There is room, but not in its company.
-                quarantined.push(lane);
-            } else {
-                return;
-            }
-        }
-    }
-
-    fn next_to_place(&self, quarantined: &[Lane]) -> Option<usize> {
-        let is_open = |lane| self.is_open(lane) && !quarantined.contains(&lane);
-        self.queue.first(is_open)
-    }
-
-    fn choose(&self, key: usize, need: Need) -> Option<Place> {
-        let sibling = self.siblings(key).next();
-        let percent = self.config.keep_pool_percent;
-        choose(&self.workers, &self.pairs, need, sibling, percent)
     }
 
     /// Notices when the last usable worker goes, and when one is back.

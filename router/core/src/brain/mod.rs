@@ -9,16 +9,19 @@
 //! | `eject` | workers that are silent, stuck, on their way out or gone |
 //! | `replay` | what is computed again, how often, and when |
 //! | `arrive` | requests that come, time that passes |
+//! | `admit`, `pace` | who gets a place in the queue and at a worker, and who is too late |
 //! | `place` | where the next sequence goes |
 //! | `breaker`, `pairs`, `judge` | workers and pairs of workers that fail get no work for a while |
 //! | `queue`, `sequences`, `workers`, `timers`, `random` | what the brain remembers |
 
 mod act;
+mod admit;
 mod arrive;
 mod breaker;
 mod config;
 mod eject;
 mod judge;
+mod pace;
 mod pairs;
 mod place;
 mod queue;
@@ -39,8 +42,8 @@ pub use self::{
     status::{BrainStatus, BreakerState, SessionStatus},
 };
 use self::{
-    pairs::Pairs, queue::WaitQueue, random::Random, sequences::Sequences, timers::Timers,
-    workers::Workers,
+    pace::Pace, pairs::Pairs, queue::WaitQueue, random::Random, sequences::Sequences,
+    timers::Timers, workers::Workers,
 };
 use crate::{action::Action, event::Event, units::Micros};
 
@@ -71,6 +74,10 @@ pub struct Brain {
     pairs: Pairs,
     breaker_openings_by: BTreeMap<&'static str, u64>,
     poison_total: u64,
+    pace: Pace,
+    /// Sequences that were placed.
+    places: u64,
+    hopeless_total: u64,
     handoffs_total: u64,
     replays_total: u64,
     replay_tokens_total: u64,
@@ -102,6 +109,9 @@ impl Brain {
             pairs: Pairs::default(),
             breaker_openings_by: BTreeMap::new(),
             poison_total: 0,
+            pace: Pace::default(),
+            places: 0,
+            hopeless_total: 0,
             handoffs_total: 0,
             replays_total: 0,
             replay_tokens_total: 0,

@@ -117,6 +117,11 @@ pub(super) struct Sequence {
     pub(super) trial: Option<Trial>,
     pub(super) moves: u32,
     pub(super) deadline: Micros,
+    pub(super) arrived: Micros,
+    /// When it was last placed.
+    pub(super) placed: Micros,
+    /// Its first token since then.
+    pub(super) first: Option<Micros>,
 }
 
 impl Sequence {

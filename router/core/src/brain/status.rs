@@ -33,6 +33,8 @@ pub struct BrainStatus {
     pub ejections_by: BTreeMap<&'static str, u64>,
     /// Requests rejected because two workers died under them.
     pub poison_total: u64,
+    /// Sequences rejected in the queue because their answer could not have been complete in time.
+    pub hopeless_total: u64,
     /// Sequences that were computed again, have made no token since, and run.
     pub retries_running: usize,
     /// Pairs of workers between which hand-offs are not tried for a while.
@@ -101,6 +103,7 @@ impl Brain {
             replay_tokens_total: self.replay_tokens_total,
             ejections_by: self.ejections_by.clone(),
             poison_total: self.poison_total,
+            hopeless_total: self.hopeless_total,
             retries_running: self.retries_running,
             pairs_open: self.pairs.open(),
             breaker_openings_by: self.breaker_openings_by.clone(),

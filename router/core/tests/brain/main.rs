@@ -7,6 +7,7 @@ mod ejection;
 mod flapping;
 mod lies;
 mod limits;
+mod overload;
 mod placing;
 mod random_events;
 mod single_worker;
