@@ -2,9 +2,9 @@
 
 Pages of SmolLM2 in bfloat16 (360 KiB); a shipment is 512 tokens of it, 32 pages, 11.8 MB. The three
 take turns in one run, so that a neighbour hits them alike. *Rate*: shipments one behind the other
-until the destination has the last. *Shipment*: one alone, from the first Write until its End is
-known to have arrived, one way back included. memcpy copies the same pages inside of one process:
-what a transport that copies once cannot exceed by much.
+until the destination has the last. *Shipment*: one alone, and *page*: one page alone, as the last
+of a hand-off is: from the first Write until its End, which a source says when all is written, is
+known to have arrived; one way back included. memcpy copies the same pages inside of one process.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ SHIPMENT_PAGES = 32
 NUM_PAGES = 128
 SHIPMENTS = 40
 ROUNDS = 9
+ALONE = 10
 WAIT_S = 60.0
 KINDS = ("shm", "tcp")
 
@@ -43,6 +44,8 @@ class Events:
     def __init__(self) -> None:
         self.pool = BytesPool(NUM_PAGES, PAGE_BYTES)
         self.up, self.answered = threading.Event(), threading.Event()
+        # Pages that are not yet written: End follows the last of them.
+        self.unwritten = 0
         self.link: Link | None = None
 
     def wants(self, peer: Peer) -> bool:
@@ -73,12 +76,14 @@ class Events:
         """Nothing to do."""
 
     def written(self, link: Link, nonce: int, count: int) -> None:
-        """Nothing to do."""
+        """From the link's thread, as a worker does."""
+        self.unwritten -= count
+        if not self.unwritten:
+            link.end(LinkEnd(nonce, ok=True))
 
     def end(self, link: Link, end: LinkEnd) -> None:
-        """Nonce 0 says that nobody waits."""
-        if end.nonce:
-            link.go(end.nonce, [])
+        """Say so."""
+        link.go(end.nonce, [])
 
 
 def open_transports(kind: str, worker: str, events: Events) -> Transports:
@@ -118,16 +123,15 @@ class Source:
             raise RuntimeError(f"no link over {kind}")
         self.seconds(1)
 
-    def seconds(self, num_shipments: int) -> float:
+    def seconds(self, num_shipments: int, num_pages: int = SHIPMENT_PAGES) -> float:
         """Time of so many, until the last is known to be there."""
         link = self.events.link
         assert link is not None
         self.events.answered.clear()
+        self.events.unwritten = num_shipments * num_pages
         start = time.perf_counter()
-        for number in range(num_shipments):
-            is_last = number == num_shipments - 1
-            link.write(1, 0, list(range(SHIPMENT_PAGES)))
-            link.end(LinkEnd(1 if is_last else 0, ok=True))
+        for _ in range(num_shipments):
+            link.write(1, 0, list(range(num_pages)))
         if not self.events.answered.wait(WAIT_S):
             raise RuntimeError("the last shipment did not arrive")
         return time.perf_counter() - start
@@ -154,13 +158,20 @@ def memcpy_seconds(pool: BytesPool, num_shipments: int) -> float:
     return time.perf_counter() - start
 
 
+def milliseconds(seconds: list[float]) -> dict[str, float]:
+    """Median, best and worst."""
+    chosen = {"median": statistics.median(seconds), "best": min(seconds), "worst": max(seconds)}
+    return {name: 1e3 * value for name, value in chosen.items()}
+
+
 def main(argv: list[str]) -> int:
     """Measure all three in turns; `--destination KIND` is the other process of a pair."""
     if argv[:1] == ["--destination"]:
         return be_destination(argv[1])
     gib = SHIPMENTS * SHIPMENT_PAGES * PAGE_BYTES / (1 << 30)
     rates: dict[str, list[float]] = {"memcpy": [], **{kind: [] for kind in KINDS}}
-    single: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    shipment: dict[str, list[float]] = {kind: [] for kind in KINDS}
+    page: dict[str, list[float]] = {kind: [] for kind in KINDS}
     cpu: dict[str, float] = dict.fromkeys(KINDS, 0.0)
     foreign: list[float] = []
     with contextlib.ExitStack() as stack:
@@ -175,7 +186,8 @@ def main(argv: list[str]) -> int:
                     rates[kind].append(gib / source.seconds(SHIPMENTS))
                 cpu[kind] += sum(meter.used_ns.values()) / 1e9 / (ROUNDS * gib)
                 foreign.append(meter.foreign)
-                single[kind] += [source.seconds(1) for _ in range(5)]
+                shipment[kind] += [source.seconds(1) for _ in range(ALONE)]
+                page[kind] += [source.seconds(1, 1) for _ in range(ALONE)]
     result: dict[str, Any] = {
         "page_bytes": PAGE_BYTES,
         "shipment_megabytes": SHIPMENT_PAGES * PAGE_BYTES / 1e6,
@@ -184,10 +196,8 @@ def main(argv: list[str]) -> int:
         "gib_per_s": {
             k: {"median": statistics.median(v), "best": max(v)} for k, v in rates.items()
         },
-        "shipment_ms": {
-            k: {"median": 1e3 * statistics.median(v), "best": 1e3 * min(v), "worst": 1e3 * max(v)}
-            for k, v in single.items()
-        },
+        "shipment_ms": {kind: milliseconds(times) for kind, times in shipment.items()},
+        "page_ms": {kind: milliseconds(times) for kind, times in page.items()},
         "cpu_s_per_gib": cpu,
         "shm_to_memcpy": statistics.median(rates["shm"]) / statistics.median(rates["memcpy"]),
         "shm_to_tcp": statistics.median(rates["shm"]) / statistics.median(rates["tcp"]),
