@@ -13,6 +13,7 @@ from dopd.errors import ProtocolError
 from dopd.sched import events as ev
 from dopd.sched.events import State
 from dopd.sched.limits import open_error
+from dopd.sched.owners import ANYBODY
 from dopd.sched.sequence import tokens_hash
 from dopd.types import Close, CloseReason, Compute, LinkEnd, Open, Peer, Send
 
@@ -169,7 +170,8 @@ def begin(seats: Seats, seat: Seat, event: ev.LinkUp) -> None:
 
 
 def go(seats: Seats, seat: Seat, event: ev.Begin) -> None:
-    """RESERVED: bind the link, name our pages; EXPOSED."""
+    """RESERVED: bind the link, name our pages; EXPOSED. Whose bytes come, only End ok tells."""
+    seats.owners.note(seat.sequence.pages, ANYBODY)
     seat.link = event.link
     seat.state = State.EXPOSED
     seats.emit(ev.SendGo(event.link, event.nonce, seat.sequence.pages))
@@ -207,6 +209,7 @@ def check(seats: Seats, seat: Seat, event: ev.EndOk) -> None:
         lost(seats, seat, event, error)
         return
     sequence.adopt(end.tokens)
+    seats.owners.note(sequence.pages, sequence.tenant)
     seat.link = None
     seats.forget_import(seat)
     seat.state = State.RUN

@@ -15,6 +15,8 @@ from dopd.types import KvScrub
 CLEAN = 0
 # Requests without a tenant are of one.
 NO_TENANT = (1 << 64) - 1
+# Of pages that a peer may write: a source that gave up may have sent what was another's already.
+ANYBODY = (1 << 64) - 2
 
 
 class PageOwners:
@@ -26,12 +28,18 @@ class PageOwners:
     def claim(self, pages: list[int], tenant: int, scrub: KvScrub) -> list[int]:
         """A seat of this tenant (0: none) has the pages now. Returns those that it must get
         zeroed."""
-        tenant = tenant or NO_TENANT
-        own = {CLEAN} if scrub is KvScrub.ALWAYS else {CLEAN, tenant}
+        own = {CLEAN} if scrub is KvScrub.ALWAYS else {CLEAN, tenant or NO_TENANT}
         dirty: list[int] = []
-        for start, length in runs_of(pages):
-            last = self._last[start : start + length]
-            if scrub is not KvScrub.NEVER and not own.issuperset(last):
-                dirty += [page for page, it in enumerate(last, start) if it not in own]
-            last[:] = array("Q", [tenant]) * length
+        if scrub is not KvScrub.NEVER:
+            for start, length in runs_of(pages):
+                last = self._last[start : start + length]
+                if not own.issuperset(last):
+                    dirty += [page for page, it in enumerate(last, start) if it not in own]
+        self.note(pages, tenant)
         return dirty
+
+    def note(self, pages: list[int], tenant: int) -> None:
+        """Their bytes are of this tenant (0: none), or of ANYBODY."""
+        word = tenant or NO_TENANT
+        for start, length in runs_of(pages):
+            self._last[start : start + length] = array("Q", [word]) * length

@@ -13,13 +13,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from dopd import wire
 from dopd.errors import AccountingError, DopdError, ProtocolError
 from dopd.sched import events as ev
 from dopd.sched.audit import audit
 from dopd.sched.batch import Batch, Batcher
+from dopd.sched.events import State
 from dopd.sched.seats import Seats
 from dopd.types import (
     CloseReason,
@@ -34,6 +34,7 @@ from dopd.types import (
     Send,
     SetRole,
 )
+from dopd.worker.facts import Label, StepFacts, said
 from dopd.worker.fair_lock import FairLock
 from dopd.worker.links import Links
 from dopd.worker.memory import KvMemory
@@ -54,26 +55,6 @@ STEP_WEIGHT = 0.2
 AUDIT_S = 1.0
 # A heartbeat, due every 200 ms, waits no longer for the lock.
 HEARTBEAT_LOCK_S = 0.05
-
-
-@dataclass(slots=True)
-class Label:
-    """Role, drain and epoch. Greatest epoch wins. Written by the step loop under the lock."""
-
-    role: Role
-    drain: bool = False
-    epoch: int = 0
-
-
-@dataclass(slots=True)
-class StepFacts:
-    """What reports say of steps. Written by the step loop under the lock."""
-
-    step: int = 0
-    step_us: int = 0
-    next_step_us: int = 0
-    prefill_tokens: int = 0
-    decode_seqs: int = 0
 
 
 class Desk:
@@ -108,7 +89,7 @@ class Desk:
         self._is_ending = False
         self._clock = clock
         self._outbox = Outbox()
-        self._inbox: deque[Started | Lost | Commands] = deque()
+        self._inbox: deque[Started | Lost | Commands | ev.Dropped] = deque()
         self._facts = StepFacts()
         # The newest that was made for a report; read by the sender thread without the lock.
         self._last_head: ReportHead | None = None
@@ -145,6 +126,14 @@ class Desk:
         """End the step loop after the step under way."""
         with self.changed:
             self.is_stopped = True
+            self.changed.notify_all()
+
+    def preempt(self, slot: int) -> None:
+        """Take a seat's pages back before the next step: closed{preempted}, and the router replays
+        its request. The safety net for pages that are promised twice; reserving them whole, as is
+        done, never needs it. A seat whose last page is on its way is not chosen."""
+        with self.changed:
+            self._inbox.append(ev.Dropped(slot, CloseReason.PREEMPTED, "its pages were needed"))
             self.changed.notify_all()
 
     # From the step loop
@@ -230,7 +219,7 @@ class Desk:
             or (self._outbox and self.session is not None)
         )
 
-    def _take(self, item: Started | Lost | Commands) -> None:
+    def _take(self, item: Started | Lost | Commands | ev.Dropped) -> None:
         match item:
             case Started(session, kv_check, kv_scrub):
                 if self.session is not None:
@@ -241,16 +230,22 @@ class Desk:
             case Lost(session):
                 if session is self.session:
                     self._lose_session()
+            case ev.Dropped(slot):
+                seat = self.seats.by_slot.get(slot)
+                if seat is not None and seat.state < State.FROZEN:
+                    self._handle(item)
             case Commands(session_id, commands):
-                if self.session is None or session_id != self.session.id:
-                    return
-                try:
-                    for command in commands:
-                        self._command(command)
-                except ProtocolError as error:
-                    log.error("session %#x is broken off: %s", session_id, error)
-                    self.session.fail(str(error))
-                    self._lose_session()
+                if self.session is not None and session_id == self.session.id:
+                    self._carry_out(self.session, commands)
+
+    def _carry_out(self, session: Session, commands: list[Command]) -> None:
+        try:
+            for command in commands:
+                self._command(command)
+        except ProtocolError as error:
+            log.error("session %#x is broken off: %s", session.id, error)
+            session.fail(str(error))
+            self._lose_session()
 
     def _check_lease(self) -> None:
         """A session whose lease is over gets no step and no word more; its end follows."""
@@ -384,11 +379,3 @@ class Desk:
             step_decode_seqs=facts.decode_seqs if step_us else 0,
         )
         return head
-
-
-def said(error: Exception) -> str:
-    """What the router is told of a row's failure: our own words, or the kind of what we did not
-    foresee; its words may be anybody's."""
-    if isinstance(error, DopdError):
-        return str(error)
-    return f"{type(error).__name__} under this request alone; the worker's log has it"

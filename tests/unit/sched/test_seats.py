@@ -17,6 +17,7 @@ from dopd.types import (
     Endpoint,
     Grant,
     Import,
+    KvScrub,
     Limits,
     LinkEnd,
     LogitAdjustments,
@@ -201,3 +202,23 @@ def test_a_full_or_draining_worker_refuses() -> None:
     assert isinstance(closed, ev.Closed)
     assert (closed.reason, closed.message) == (CloseReason.REFUSED, "worker is draining")
     assert closed.retry_ms > 0
+
+
+@pytest.mark.parametrize("is_complete", [True, False])
+def test_pages_of_an_import_that_failed_may_hold_anybodys_bytes(is_complete: bool) -> None:
+    """A source frees its pages at once: a peer that reads them then, copies its next owner's."""
+    seats = new_seats()
+    seats.scrub = KvScrub.TENANT
+    seats.handle(opened(1, Import(), pages=NUM_PAGES, tenant=5))
+    seats.handle(ev.Begin(LINK, 100))
+    seats.handle(ev.Landed(LINK, 100, 0, 2))
+    if is_complete:
+        seats.handle(ev.EndOk(LINK, dataclasses.replace(WORD, tokens_hash=tokens_hash(0, [50]))))
+        seats.handle(Close(1))
+    else:
+        seats.handle(ev.EndAborted(LINK, 100))
+    effects = seats.handle(opened(2, Compute(PROMPT), tenant=5))
+    scrubbed = [effect for effect in effects if isinstance(effect, ev.Scrub)]
+    assert bool(scrubbed) is not is_complete
+    if scrubbed:
+        assert scrubbed[0].pages == seats.by_slot[2].sequence.pages

@@ -91,6 +91,8 @@ class History:
         found.append(("break session", lambda: self.break_session(worker)))
         found.append(("crash", lambda: self.crash(worker)))
         found.append(("time passes", self.pass_time))
+        desk = fleet.nodes[worker].desk
+        found += [("preempt", lambda s=slot: desk.preempt(s)) for slot in desk.seats.by_slot]
         found += [("give up", lambda r=r: router.give_up(r)) for r in router.requests]
         links = fleet.nodes[worker].transport.links
         found += [("cut", lambda link=link: link.abort("cut")) for link in links]
@@ -187,7 +189,14 @@ def test_the_histories_see_everything() -> None:
             history.happen()
         seen += history.seen
     wanted = "turn command report connect begin go write written end down place move cancel crash"
-    missing = {*wanted.split(), "cut", "shared", "drop", "double", "give up", "time passes"} - set(
-        seen
-    )
+    missing = {
+        *wanted.split(),
+        "preempt",
+        "cut",
+        "shared",
+        "drop",
+        "double",
+        "give up",
+        "time passes",
+    } - set(seen)
     assert not missing

@@ -9,12 +9,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import pytest
 
 from dopd._gen.dopd.worker.v1 import worker_pb2 as pb
 from dopd.worker import lifecycle
 from dopd.worker.__main__ import main
+from dopd.worker.desk import Desk
 from tests.support.scripted_router import TOKEN, ScriptedRouter, open_compute
 
 WAIT_S = 30
@@ -134,7 +136,8 @@ class Turning:
 def test_the_watchdog_acts_on_a_loop_that_turns_no_more(next_step_s: float, ticks: int) -> None:
     turning, acted = Turning(100), []
     turning.next_step_s = next_step_s
-    lifecycle.watch(turning, lambda: acted.append(turning._looks_left), tick_s=0.001)  # type: ignore[arg-type]
+    desk = cast(Desk, turning)
+    lifecycle.watch(desk, lambda: acted.append(turning._looks_left), tick_s=0.001)
     assert acted == [-2 * ticks], "two looks a tick"
 
 
