@@ -170,6 +170,9 @@ impl World {
                 .say(|| format!("router  <- w{worker} {}", crate::show::up(&kind)));
             if let Err(why) = attachment.message(kind) {
                 self.clock.broken(format!("w{worker}: {why}"));
+            } else if attachment.spoiled() > 0 {
+                self.clock
+                    .broken(format!("w{worker} said of a seat what cannot be"));
             }
         }
         if was_full && self.is_alive(worker, life) && self.processes[worker].frozen <= now {

@@ -31,6 +31,8 @@ pub(super) struct Attached {
     health: Health,
     /// Pages that the worker's last report did not account for.
     pages_missing: u64,
+    /// Seats that were closed for what the worker said of them.
+    pub(super) spoiled: u32,
     /// It broke the protocol.
     is_broken: bool,
 }
@@ -89,6 +91,7 @@ impl Attached {
             health: Health::new(workers, admitted.stuck_at),
             link,
             pages_missing: 0,
+            spoiled: 0,
             is_broken: false,
         };
         if admitted.stuck_at.is_some() {
@@ -130,6 +133,7 @@ impl Attached {
         let is_stuck = self.health.reported(&report);
         self.account(&report);
         let spoiled = (self.link.report(report, is_stuck)).map_err(|error| error.to_string())?;
+        self.spoiled += spoiled;
         (0..spoiled).for_each(|_| self.attachments.metrics.output_error());
         Ok(())
     }

@@ -59,6 +59,11 @@ impl Attachment {
         (self.attached.message(Some(kind))).map_err(|over| over.why)
     }
 
+    /// Seats that were closed for what the worker said of them: none, if it keeps the protocol.
+    pub fn spoiled(&self) -> u32 {
+        self.attached.spoiled
+    }
+
     /// A report interval passed; an error breaks the stream.
     pub fn tick(&mut self) -> Result<(), String> {
         self.attached.tick().map_err(|over| over.why)
