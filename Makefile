@@ -102,7 +102,7 @@ FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-covera
 fuzz: ## Fuzz what strangers write, each target FUZZ_SECONDS (60) long
 	RUSTFLAGS="$(FUZZ_FLAGS)" cargo build --locked --profile local --target $(FUZZ_HOST) \
 	--target-dir $(FUZZ_OUT) -p dopd-fuzz --bin dopd-fuzz
-	for target in request events template text; do \
+	for target in request events template text worker; do \
 	mkdir -p $(FUZZ_OUT)/corpus/$$target; \
 	DOPD_FUZZ_TARGET=$$target $(FUZZ_OUT)/$(FUZZ_HOST)/local/dopd-fuzz \
 	-max_total_time=$(FUZZ_SECONDS) -timeout=10 -rss_limit_mb=2048 -max_len=16384 \

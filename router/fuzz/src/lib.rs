@@ -7,6 +7,7 @@ mod events;
 mod request;
 mod template;
 mod text;
+mod worker;
 
 use std::sync::{Arc, OnceLock};
 
@@ -16,11 +17,12 @@ use dopd_router::{config::records::ModelConfig, tokens::ServedModel};
 pub type Target = fn(&[u8]);
 
 /// By name, which is also that of its corpus.
-pub const TARGETS: [(&str, Target); 4] = [
+pub const TARGETS: [(&str, Target); 5] = [
     ("request", request::run),
     ("events", events::run),
     ("template", template::run),
     ("text", text::run),
+    ("worker", worker::run),
 ];
 
 /// The mock model, which all targets share.

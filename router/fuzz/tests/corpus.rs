@@ -93,6 +93,11 @@ fn templates() {
 }
 
 #[test]
+fn workers() {
+    play("worker");
+}
+
+#[test]
 fn texts() {
     play("text");
 }
