@@ -18,6 +18,7 @@ from dopd import wire
 from dopd.errors import LinkError
 from dopd.kv.bytes_pool import BytesPool
 from dopd.transfer import frames
+from dopd.transfer.base import PROTOCOL
 from dopd.transfer.shm import ShmLink
 from dopd.transfer.stream_link import StreamLink
 from dopd.transfer.tcp import TcpLink
@@ -31,7 +32,7 @@ from dopd.types import (
     LinkWelcome,
     LinkWrite,
 )
-from tests.support.links import Recorder
+from tests.support.links import LAYOUT, TOKEN, Pair, Recorder, stranger
 
 KINDS = pytest.mark.parametrize("kind", ["tcp", "shm"])
 PAGES, PAGE = 8, 64
@@ -213,3 +214,42 @@ def test_every_message_survives_its_frame(message: LinkMessage) -> None:
     with ours, theirs:
         frames.send_frame(theirs, message, [])
         assert frames.receive_handshake(ours, 10) == message
+
+
+OTHER = "somebody else's"
+hellos = st.builds(
+    LinkHello,
+    st.sampled_from([PROTOCOL, PROTOCOL, PROTOCOL, 0, 2**32 - 1]),
+    text,
+    u64,
+    st.sampled_from([LAYOUT, LAYOUT, LAYOUT, 0]),
+    st.sampled_from([TOKEN, TOKEN, TOKEN, "", OTHER]),
+)
+
+
+@KINDS
+def test_a_hello_is_taken_if_everything_in_it_is_right_and_not_otherwise(kind: str) -> None:
+    with Pair(kind) as pair:
+        pool = pair.source.pool.descriptor
+        unsealed = os.memfd_create("unsealed")
+        os.ftruncate(unsealed, PAGE)
+
+        @settings(max_examples=150, deadline=None)
+        @given(hello=hellos, files=st.sampled_from([[pool], [pool], [pool], [], [unsealed]]))
+        def check(hello: LinkHello, files: list[int]) -> None:
+            is_right = (hello.protocol, hello.layout_hash, hello.join_token) == (
+                PROTOCOL,
+                LAYOUT,
+                TOKEN,
+            ) and (kind == "tcp" or files == [pool])
+            with stranger(pair) as sock:
+                frames.send_frame(sock, hello, [], files if kind == "shm" else [])
+                welcome = frames.receive_handshake(sock, 10)
+                assert isinstance(welcome, LinkWelcome)
+                assert (welcome.error == "") == is_right, welcome
+                assert OTHER not in welcome.error
+
+        check()
+        os.close(unsealed)
+        links = pair.destination.names()
+        assert 0 < links.count("up") < 150

@@ -7,6 +7,8 @@ import fcntl
 import os
 import queue
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -133,6 +135,26 @@ def test_another_user_is_not_listened_to(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
         with stranger(pair) as sock, pytest.raises((LinkError, ConnectionError)):
             shake(pair, sock, HELLO)
+        assert pair.destination.log == []
+
+
+DIAL = """
+import os, socket, sys
+os.setresuid(65534, 65534, 65534)
+sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+sock.settimeout(60)
+sock.connect("\\0" + sys.argv[1])
+print("open", len(sock.recv(1)))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+def test_a_process_of_another_user_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "HANDSHAKE_S", 120.0)
+    with Pair("shm") as pair:
+        command = [sys.executable, "-I", "-S", "-c", DIAL, pair.streams[1].endpoint.address]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.stdout == "open 0\n", done.stderr
         assert pair.destination.log == []
 
 
