@@ -190,13 +190,15 @@ class Proxy:
     plan: what happens to connection 0, 1, ...; may be replaced, for connections to come.
     """
 
-    def __init__(self, upstream: str | None = None, *, seed: int = 0) -> None:
+    def __init__(
+        self, upstream: str | None = None, *, seed: int = 0, host: str = "127.0.0.1"
+    ) -> None:
         self.upstream = upstream
         self.plan: Callable[[int], Plan] = lambda _: Plan()
         # Of every connection ever taken, in order.
         self.begun_s: list[float] = []
         self._rng = random.Random(seed)
-        self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
+        self._listener = socket.create_server((host, 0), backlog=512)
         self._listener.setblocking(False)
         self.address = "{}:{}".format(*self._listener.getsockname())
         self._open: set[Connection] = set()
