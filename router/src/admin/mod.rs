@@ -21,7 +21,7 @@ use tokio::net::TcpListener;
 
 use crate::{
     dispatch::Dispatch,
-    listen::{self, Bounds, Handler, Stop, Versions},
+    listen::{self, Bounds, DEFECT, Handler, Stop, Versions},
     metrics::{Connection, Format, Metrics},
     status::StatusPage,
 };
@@ -88,6 +88,12 @@ impl Handler for Arc<Admin> {
             headers.insert(ALLOW, HeaderValue::from_static("GET"));
         }
         response
+    }
+
+    fn defect(&self) -> Page {
+        self.metrics.panicked();
+        let page = json!({"status": DEFECT});
+        as_json(StatusCode::INTERNAL_SERVER_ERROR, &page)
     }
 
     fn tick(&self, _: Instant) {}

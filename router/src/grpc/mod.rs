@@ -33,8 +33,8 @@ use self::{
 use crate::{
     auth::{Door, Gate},
     config::records::GrpcConfig,
-    error::Error,
-    listen::{self, Bounds, Handler, Stop, Versions},
+    error::{Error, Reason},
+    listen::{self, Bounds, DEFECT, Handler, Stop, Versions},
     metrics::Connection,
     service::Service,
     wire::v1::inference_service_server::InferenceServiceServer,
@@ -121,6 +121,11 @@ impl Handler for Front {
             Ok(call) => self.run(call, request).await,
             Err(error) => refusal(&error),
         }
+    }
+
+    fn defect(&self) -> Response<Timed<Body>> {
+        self.service.metrics().panicked();
+        refusal(&Error::new(Reason::Internal, DEFECT))
     }
 
     fn tick(&self, now: Instant) {

@@ -40,7 +40,8 @@ use self::{
 use crate::{
     auth::{Door, Gate},
     config::records::HttpConfig,
-    listen::{self, Bounds, Handler, Stop, Versions},
+    error::{Error, Reason},
+    listen::{self, Bounds, DEFECT, Handler, Stop, Versions},
     metrics::Connection,
     service::Service,
 };
@@ -93,6 +94,13 @@ impl Handler for Front {
             cors::mark(origin, response.headers_mut());
             response
         };
+        self.name(&mut response);
+        response
+    }
+
+    fn defect(&self) -> Response<Body> {
+        self.app.service.metrics().panicked();
+        let mut response = error::response(&Error::new(Reason::Internal, DEFECT));
         self.name(&mut response);
         response
     }

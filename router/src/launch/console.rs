@@ -1,12 +1,11 @@
 //! How the router speaks to the person who started it: answers to standard output, the rest to
 //! standard error.
 
-use std::{
-    fmt,
-    io::{self, Write as _},
-};
+use std::fmt;
 
 use parking_lot::Mutex;
+
+use crate::trace::lines;
 
 /// Whether a line that is to be drawn over stands on the terminal.
 static HAS_STATUS: Mutex<bool> = Mutex::new(false);
@@ -80,9 +79,7 @@ impl From<crate::config::ConfigError> for Failure {
 /// Text on standard output.
 pub(super) fn say(text: &str) {
     status("");
-    // A reader that left (`dopd serve | head`) is no reason to stop serving.
-    let mut out = io::stdout().lock();
-    let _ = writeln!(out, "{text}").and_then(|()| out.flush());
+    lines::out(format!("{text}\n").as_bytes());
 }
 
 /// A line on standard error.
@@ -90,7 +87,7 @@ pub(super) fn note(text: &str) {
     let mut has_status = HAS_STATUS.lock();
     let clear = if *has_status { CLEAR_LINE } else { "" };
     *has_status = false;
-    let _ = writeln!(io::stderr().lock(), "{clear}{text}");
+    lines::err(format!("{clear}{text}\n").as_bytes());
 }
 
 /// A line that the next one is drawn over, on a terminal; an empty text takes it away.
@@ -101,6 +98,5 @@ pub(super) fn status(text: &str) {
     }
     *has_status = !text.is_empty();
     // Back to the first column: a log line, which knows nothing of this, begins there.
-    let mut err = io::stderr().lock();
-    let _ = write!(err, "{CLEAR_LINE}{text}\r").and_then(|()| err.flush());
+    lines::err(format!("{CLEAR_LINE}{text}\r").as_bytes());
 }

@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr, TcpListener},
 };
 
-use super::{banner::Addresses, console::Failure};
+use super::{banner::Addresses, console::Failure, holder::holder};
 use crate::config::Config;
 
 /// Connections that may wait to be accepted; the system may allow fewer. std asks for 128, and past
@@ -27,11 +27,17 @@ impl Listener {
         let failed = |error: io::Error| {
             let problem = format!("cannot listen on {wanted} for {what}: {error}");
             match error.kind() {
-                ErrorKind::AddrInUse => Failure::new(problem).with_fix(format!(
-                    "another {flag}, or {flag} 0 for a free port; `ss -ltnp` shows who has it"
-                )),
+                ErrorKind::AddrInUse => {
+                    let who = match holder(port) {
+                        Some((pid, name)) => format!("process {pid} ({name}) has this one"),
+                        None => "`ss -ltnp`, as root, shows who has this one".to_owned(),
+                    };
+                    Failure::usage(problem).with_fix(format!(
+                        "another {flag}, or {flag} 0 for a free port; {who}"
+                    ))
+                }
                 ErrorKind::PermissionDenied => {
-                    Failure::new(problem).with_fix(format!("a {flag} of 1024 or above"))
+                    Failure::usage(problem).with_fix(format!("a {flag} of 1024 or above"))
                 }
                 _ => Failure::new(problem),
             }
@@ -112,13 +118,18 @@ mod tests {
         let port = first.address.port();
         let second = Listener::bind(localhost, port, "the OpenAI front", "--port").unwrap_err();
         let text = second.to_string().replace(&port.to_string(), "PORT");
+        let (told, who) = text.split_once("; process ").unwrap();
         assert_eq!(
-            text,
+            told,
             "error: cannot listen on 127.0.0.1:PORT for the OpenAI front: Address already in use \
-             (os error 98)\n  fix: another --port, or --port 0 for a free port; `ss -ltnp` shows \
-             who has it"
+             (os error 98)\n  fix: another --port, or --port 0 for a free port"
+        );
+        assert!(
+            who.starts_with(&format!("{} (", std::process::id())),
+            "{who}"
         );
     }
+
     #[test]
     fn a_burst_of_clients_waits_to_be_accepted() {
         let localhost = IpAddr::V4(Ipv4Addr::LOCALHOST);

@@ -9,6 +9,7 @@ mod cli;
 mod console;
 mod fronts;
 mod habits;
+mod holder;
 mod listeners;
 mod loading;
 mod model;
@@ -28,6 +29,8 @@ mod workers;
 use std::{fmt, path::PathBuf, sync::Arc};
 
 use cli::Plan;
+
+use crate::trace;
 
 /// What [`WorkerTable`] calls.
 type Ask = dyn Fn(&str) -> Result<String, String> + Send + Sync;
@@ -97,5 +100,7 @@ pub fn main(launch: &Launch) -> i32 {
             Ok(console::OK)
         }
     };
-    outcome.unwrap_or_else(|failure| failure.show())
+    let code = outcome.unwrap_or_else(|failure| failure.show());
+    trace::lines::flush();
+    code
 }

@@ -12,12 +12,15 @@ mod http2;
 mod inspect;
 mod stall;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 use std::{
     cell::Cell,
     convert::Infallible,
     error,
     future::{Future, poll_fn},
+    panic::AssertUnwindSafe,
     pin::pin,
     rc::Rc,
     task::Poll,
@@ -25,6 +28,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use hyper::{
     Request, Response, Version,
     body::{Body, Incoming},
@@ -47,7 +51,7 @@ use self::{
     stall::StallGuard,
     stream::{Streams, Told},
 };
-use crate::metrics::Connection;
+use crate::{metrics::Connection, trace::Gate};
 
 /// Most headers of a request.
 const HEADERS_MAX: usize = 100;
@@ -75,6 +79,12 @@ const HTTP1_REFUSAL: &[u8] = b"HTTP/1.1 415 Unsupported Media Type\r\n\
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often the front is asked to look after what nobody polls.
 const TICK: Duration = Duration::from_secs(1);
+
+/// Failed accepts that get a log line, per second.
+static ACCEPT_FAILURES: Gate = Gate::new(1);
+
+/// What a client is told of a defect.
+pub(crate) const DEFECT: &str = "the router met a defect of its own; its log tells where";
 
 /// Which HTTP versions a port speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,6 +137,9 @@ pub(crate) trait Handler: Clone + 'static {
         self,
         request: Request<Incoming>,
     ) -> impl Future<Output = Response<Self::Body>> + 'static;
+
+    /// Answers a request in whose answer the code panicked: it alone fails.
+    fn defect(&self) -> Response<Self::Body>;
 
     /// Called about once a second.
     fn tick(&self, now: Instant);
@@ -185,7 +198,9 @@ pub(crate) async fn serve(
                 });
             }
             Err(error) => {
-                tracing::warn!(%error, "accepting a connection failed");
+                if let Some(unlogged) = ACCEPT_FAILURES.admit(Instant::now()) {
+                    tracing::warn!(%error, unlogged, "accepting connections pauses");
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -306,7 +321,9 @@ async fn answer<H: Handler>(
 ) -> Result<Response<Told<H::Body>>, Infallible> {
     let version = request.version();
     let is_last = http1::closes(version, request.headers());
-    let mut response = handler.answer(request).await;
+    // What a request shares with others is counters and queues, each whole between two statements.
+    let guarded = AssertUnwindSafe(handler.clone().answer(request)).catch_unwind();
+    let mut response = guarded.await.unwrap_or_else(|_| handler.defect());
     if is_last || (version < Version::HTTP_2 && drain.is_cancelled()) {
         http1::close(response.headers_mut());
     }

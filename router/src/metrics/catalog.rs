@@ -192,6 +192,10 @@ rows! {
         "Requests refused because the named key had used up its quota";
     FIELDS_IGNORED Counter "dopd_request_fields_ignored_total" []
         "Fields of requests that were read past: unknown, or without effect here";
+    PANICS Counter "dopd_panics_total" []
+        "Requests that met a defect of the router and got an internal error";
+    LINES_DROPPED Counter "dopd_log_lines_dropped_total" []
+        "Lines that were not written because nobody read standard output or error";
     REFUSALS_UNLOGGED Counter "dopd_refusals_unlogged_total" []
         "Refused requests without a log line of their own: more than 20 in that second";
 }

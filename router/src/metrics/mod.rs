@@ -26,7 +26,7 @@ use parking_lot::Mutex;
 use prometheus_client::{encoding::text, metrics::info::Info, registry::Registry};
 
 use self::rows::Rows;
-use crate::status::FleetStatus;
+use crate::{status::FleetStatus, trace};
 
 pub use dopd_sync::Counted;
 
@@ -210,6 +210,11 @@ impl Metrics {
         self.inner.rows.refusals_unlogged.inc();
     }
 
+    /// Counts a request that met a defect.
+    pub fn panicked(&self) {
+        self.inner.rows.panics.inc();
+    }
+
     /// Counts a message of a worker that broke the protocol.
     pub fn protocol_error(&self) {
         self.inner.rows.protocol_errors.inc();
@@ -308,6 +313,8 @@ impl Metrics {
 
     /// The page.
     pub fn render(&self, format: Format) -> String {
+        let dropped = &self.inner.rows.lines_dropped;
+        dropped.inc_by(trace::lines::dropped().saturating_sub(dropped.get()));
         let mut page = String::new();
         // Writing into a String cannot fail, so an error is a defect of an encoder.
         if text::encode(&mut page, &self.inner.registry).is_err() {

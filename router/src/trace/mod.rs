@@ -4,6 +4,7 @@
 
 mod context;
 mod gate;
+pub mod lines;
 mod spans;
 
 use std::io::IsTerminal as _;
@@ -31,7 +32,8 @@ pub fn init(settings: &Settings, no_color: bool) -> Result<(), ConfigError> {
         origin: settings.origin("log.filter").clone(),
     })?;
     let registry = tracing_subscriber::registry().with(filter);
-    let layer = fmt::layer().with_writer(std::io::stderr);
+    lines::start();
+    let layer = fmt::layer().with_writer(|| lines::Log);
     let already = if log.format == "json" {
         registry.with(layer.json().flatten_event(true)).try_init()
     } else {
