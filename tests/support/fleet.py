@@ -107,7 +107,7 @@ class Node:
         """What must hold in every state (handoff.md section 7, the worker's part)."""
         seats = self.desk.seats
         # page_has_one_owner, accounting_closes
-        audit(seats)
+        audit(seats, self.desk.batcher)
         owned = [page for seat in seats.by_slot.values() for page in seat.sequence.pages]
         self.check_shared(Counter(owned))
         live = {link.id for link in self.transport.links}

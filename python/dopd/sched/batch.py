@@ -8,6 +8,8 @@ first, then first come, first served. A prompt that does not fit is cut into chu
 from __future__ import annotations
 
 import bisect
+import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from dopd.sched.sequence import Sequence
@@ -44,6 +46,9 @@ class Batcher:
 
     def __len__(self) -> int:
         return len(self._decoding) + len(self._prefilling)
+
+    def __iter__(self) -> Iterator[Sequence]:
+        return itertools.chain(self._decoding, self._prefilling)
 
     @property
     def prefill_tokens_queued(self) -> int:

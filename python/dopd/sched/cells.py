@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from dopd.errors import ProtocolError
 from dopd.sched import events as ev
-from dopd.sched.events import State
+from dopd.sched.events import State, is_stepping
 from dopd.sched.limits import open_error
 from dopd.sched.owners import ANYBODY
 from dopd.sched.sequence import tokens_hash
@@ -144,7 +144,7 @@ def cancel(seats: Seats, seat: Seat, event: object) -> None:
 
 def leave(seats: Seats, seat: Seat) -> None:
     """Out of the batch, if it is in it."""
-    if State.RUN <= seat.state <= State.GOING:
+    if is_stepping(seat.state):
         seats.emit(ev.Leaves(seat.sequence))
 
 

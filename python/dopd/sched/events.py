@@ -27,6 +27,11 @@ class State(enum.IntEnum):
     SENT = 8
 
 
+def is_stepping(state: State) -> bool:
+    """Whether a seat takes part in steps."""
+    return State.RUN <= state <= State.GOING
+
+
 # Events. From the router: Open, Send (with a grant), Stay (Send without one), Close, SessionLost.
 
 

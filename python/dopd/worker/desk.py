@@ -305,7 +305,7 @@ class Desk:
         now = self._clock()
         if self.is_audited and now - self._audited_at >= AUDIT_S:
             self._audited_at = now
-            audit(self.seats)
+            audit(self.seats, self.batcher)
 
     def _budget_bytes(self, slot: int) -> int:
         shipment = self.seats.by_slot[slot].shipment

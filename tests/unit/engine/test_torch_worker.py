@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import defaultdict, deque
 from pathlib import Path
 
@@ -119,3 +120,41 @@ def test_a_step_that_reads_a_poisoned_page_fails_its_row_alone(engine: TorchEngi
     engine.pool.fill(range(4), 0)
     assert "not finite" in str(stale)
     assert isinstance(sound, Sampled)
+
+
+def answer_of(engine: TorchEngine, *opens: Open) -> list[tuple[list[int], int]]:
+    """Tokens, and positions with log probabilities, of requests that follow each other."""
+    desk = make_desk(engine, Role.MIXED, Grant("w", 1, (), 0), 8, 32)
+    loop, session = StepLoop(desk, engine), Session()
+    desk.post(Started(session))
+    told = []
+    for one in opens:
+        desk.post(Commands(1, [one]))
+        loop.turn()
+        while desk.seats.by_slot:
+            loop.turn()
+        reports = [session.reports.popleft() for _ in range(len(session.reports))]
+        tokens = [token for report in reports for token in report.tokens]
+        told.append((tokens, sum(len(report.logprobs.chosen) for report in reports)))
+    return told
+
+
+def test_a_slot_carries_no_state_to_its_next_request(engine: TorchEngine) -> None:
+    """Rule 13 of faults.md: masks, penalties, bias, seed, log probabilities, limits."""
+    busy = Open(
+        3,
+        6,
+        len(PROMPT),
+        Limits(MAX_TOKENS, min_tokens=9, stop_token_ids=frozenset(range(0, 300, 7))),
+        Compute(list(PROMPT)),
+        SamplingParams(temperature=1.3, top_k=40, seed=5, top_logprobs=3),
+        adjustments=LogitAdjustments(1.0, 1.0, 1.5, bias=((9, 5.0), (11, -100.0))),
+        prompt_logprobs=2,
+    )
+    plain = Open(3, 6, 40, Limits(MAX_TOKENS, ignore_eos=True), Compute(PROMPT[5:45]))
+    sampled = dataclasses.replace(plain, sampling=SamplingParams(temperature=0.9, seed=8))
+    alone = [answer_of(engine, one)[0] for one in (plain, sampled, busy)]
+    assert answer_of(engine, busy, plain, busy, sampled, busy) == [
+        alone[2], alone[0], alone[2], alone[1], alone[2]
+    ]  # fmt: skip
+    assert alone[0][1] == 0 < alone[2][1]

@@ -187,7 +187,7 @@ class Outside:
                 self.link_comes_back()
             case _:
                 self.loop.turn()
-        audit(self.desk.seats)
+        audit(self.desk.seats, self.desk.batcher)
         if self.session.why is not None:
             self.desk.post(Lost(self.session))
             self.begin_session()
