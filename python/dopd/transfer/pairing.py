@@ -1,8 +1,8 @@
 """Which transport joins two workers, and the dialling of it. All links of a worker begin here.
 
 A grant names the ways into its holder's pool, best first. The source takes the first that it speaks
-too and that reaches it from here. If the holder, or a sandbox, refuses that way for good, the next
-one is tried, and taken at once from then on.
+too and that reaches it from here. If that way is refused, or fails several times on end, which is
+how a sandbox refuses, the next one is tried, and taken at once from then on.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from dopd.types import Endpoint, Peer
 log = logging.getLogger(__name__)
 
 BACKOFF_MIN_S, BACKOFF_MAX_S = 0.05, 2.0
+# Of a way that is not the last: within half a second, which the router's hand-off timer leaves.
+TRIES_MAX = 4
 # Ways that were refused, each of one life of one peer. Past this they are tried anew.
 REFUSED_MAX = 1024
 
@@ -89,24 +91,25 @@ class Transports:
             self.dial(peer)
 
     def _connect_while_wanted(self, peer: Peer) -> StreamLink | None:
-        backoff_s = BACKOFF_MIN_S
+        backoff_s, failures = BACKOFF_MIN_S, 0
         ways = self._ways(peer)
         while self._events.wants(peer) and not self._closed.is_set():
             transport, endpoint = ways[0]
             try:
                 return transport.connect(peer, endpoint.address)
-            except LinkRefusedError as error:
-                ways = ways[1:]
-                if not ways:
-                    raise
-                log.warning(
-                    "data link to %s over %s: %s; %s from now on",
-                    peer.worker, endpoint.transport, error, ways[0][1].transport,
-                )  # fmt: skip
-                self._note_refused(peer, endpoint)
-                continue
             except (OSError, LinkError) as error:
-                log.info("data link to %s over %s: %s", peer.worker, endpoint.transport, error)
+                is_refused = isinstance(error, LinkRefusedError)
+                if is_refused and len(ways) == 1:
+                    raise
+                failures += 1
+                name = endpoint.transport
+                if len(ways) > 1 and (is_refused or failures == TRIES_MAX):
+                    ways, failures = ways[1:], 0
+                    text = "data link to %s over %s: %s; %s from now on"
+                    log.warning(text, peer.worker, name, error, ways[0][1].transport)
+                    self._note_refused(peer, endpoint)
+                    continue
+                log.info("data link to %s over %s: %s", peer.worker, name, error)
             self._closed.wait(backoff_s * random.uniform(0.5, 1.0))
             backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
         return None

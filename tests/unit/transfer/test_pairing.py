@@ -14,6 +14,7 @@ import pytest
 from dopd.errors import LinkError, LinkRefusedError
 from dopd.transfer import pairing
 from dopd.transfer.pairing import Transports
+from dopd.transfer.shm import ShmTransport
 from dopd.types import Endpoint, Peer
 from tests.support.links import Pair, wait_for
 
@@ -124,6 +125,18 @@ def test_trouble_that_passes_is_no_reason_to_leave_a_way(
         monkeypatch.setattr(shm, "_open", failing_open)
         pair.connect()
         assert taken(pair) == ["shm"]
+
+
+def test_a_way_that_fails_again_and_again_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sandbox that takes descriptors out of messages looks like a peer that hangs up."""
+    with Pair("shm+tcp") as pair:
+        attempts = dialled(pair, monkeypatch)
+        monkeypatch.setattr(ShmTransport, "_refusal_of_user", lambda self, sock: self.endpoint.host)
+        monkeypatch.setattr(pair.streams[0], "_refusal_of_user", lambda sock: "")
+        dial_and_drop(pair, pair.peer)
+        assert attempts == ["shm"] * pairing.TRIES_MAX + ["tcp"]
+        dial_and_drop(pair, pair.peer)
+        assert attempts[-1] == "tcp"
 
 
 def test_no_way_at_all_ends_the_dial_with_a_word(caplog: pytest.LogCaptureFixture) -> None:
