@@ -374,8 +374,17 @@ fn placed(actions: &[Action]) -> Vec<(u64, u64)> {
     actions.iter().filter_map(open).collect()
 }
 
-#[test]
-fn suspects_are_computed_one_by_one_after_the_others() {
+/// Tokens of a seat.
+fn token_of(session: u64, slot: u32) -> Event {
+    said(StepReport {
+        tokens: vec![(SlotId(slot), Tokens(1))],
+        ..report(session, Role::Mixed)
+    })
+}
+
+/// The first worker has died under four requests, of which the first had made a token; the second
+/// is there.
+fn four_struck() -> Brain {
     let mut brain = Brain::new(BrainConfig::default());
     for session in 1..=2 {
         let mut facts = worker(Role::Mixed, 400);
@@ -387,21 +396,20 @@ fn suspects_are_computed_one_by_one_after_the_others() {
             }
         }
     }
-    // Of four at the first worker the first has made a token.
-    let token = |session, slot| {
-        said(StepReport {
-            tokens: vec![(SlotId(slot), Tokens(1))],
-            ..report(session, Role::Mixed)
-        })
-    };
-    brain.handle(Micros(1), token(1, 0));
+    brain.handle(Micros(1), token_of(1, 0));
     brain.handle(Micros(2), lost(1));
+    brain
+}
+
+#[test]
+fn suspects_are_computed_one_by_one_after_the_others() {
+    let mut brain = four_struck();
     let now = Micros::from_millis(50);
     assert_eq!(placed(&brain.handle(now, Event::Woke)), [(1, 2)]);
     // New ones do not wait for them.
     let new = brain.handle(now, Event::RequestArrived(request(5, 8, 8)));
     assert_eq!(placed(&new), [(5, 2)]);
-    assert_eq!(placed(&brain.handle(now, token(2, 0))), [(2, 2)]);
+    assert_eq!(placed(&brain.handle(now, token_of(2, 0))), [(2, 2)]);
     // The second kills this one as well, and dies alone of it: it was the only one in trial.
     let struck = brain.handle(now, lost(2));
     brain.handle(now, joined(3, worker(Role::Mixed, 400)));
@@ -415,7 +423,23 @@ fn suspects_are_computed_one_by_one_after_the_others() {
         .collect();
     // The first had made a token; who was with the second for the first time is a suspect now.
     assert_eq!(again, [1]);
-    assert_eq!(placed(&brain.handle(later, token(3, 0))), [(3, 3)]);
-    assert_eq!(placed(&brain.handle(later, token(3, 1))), [(4, 3)]);
-    assert_eq!(placed(&brain.handle(later, token(3, 2))), [(5, 3)]);
+    assert_eq!(placed(&brain.handle(later, token_of(3, 0))), [(3, 3)]);
+    assert_eq!(placed(&brain.handle(later, token_of(3, 1))), [(4, 3)]);
+    assert_eq!(placed(&brain.handle(later, token_of(3, 2))), [(5, 3)]);
+}
+
+#[test]
+fn who_runs_meets_no_suspect_in_trial() {
+    let mut brain = four_struck();
+    let now = Micros::from_millis(50);
+    assert_eq!(placed(&brain.handle(now, Event::Woke)), [(1, 2)]);
+    assert_eq!(placed(&brain.handle(now, token_of(2, 0))), [(2, 2)]);
+    // A worker that comes gets the next suspect.
+    let new = brain.handle(now, joined(3, worker(Role::Mixed, 400)));
+    assert_eq!(placed(&new), [(3, 3)]);
+    // The second kills its worker; who ran there waits until the third has made a token.
+    brain.handle(now, lost(2));
+    let later = now.plus(now);
+    assert_eq!(brain.handle(later, Event::Woke), []);
+    assert_eq!(placed(&brain.handle(later, token_of(3, 0))), [(1, 3)]);
 }

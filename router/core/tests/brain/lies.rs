@@ -92,9 +92,11 @@ fn any_event() -> impl Strategy<Value = Event> {
             let mut facts = worker(role, pages);
             (facts.page_size, facts.num_seqs_max) = (odd, odd);
             facts.page_bytes = u64::MAX >> odd;
+            facts.incarnation = u64::from(odd % 3);
             joined(session, facts)
         }),
         1 => session().prop_map(|session| Event::SessionLost { session }),
+        1 => session().prop_map(|session| Event::SessionBroken { session }),
         1 => (session(), any::<bool>()).prop_map(|(session, is_stuck)| {
             let why = if is_stuck { Suspicion::Stuck } else { Suspicion::Silent };
             Event::WorkerSuspected { session, why }

@@ -142,6 +142,8 @@ fn fault(fleet: &mut Fleet, Op { kind, a, b }: Op) {
             fleet.crash(index);
             fleet.join(facts);
         }
+        33 if b > 60 => fleet.break_stream(index),
+        33 if b > 40 => fleet.break_off(index),
         34 if b % 4 == 0 => fleet.suspect(index, Suspicion::Stuck),
         34 => fleet.suspect(index, Suspicion::Silent),
         35 => fleet.workers[index].take_foreign(u32::from(b) % 12),

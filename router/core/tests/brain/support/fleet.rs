@@ -142,7 +142,14 @@ impl Fleet {
         self.tell(Event::RequestArrived(facts));
     }
 
-    pub(crate) fn join(&mut self, facts: WorkerFacts) {
+    /// A new process joins.
+    pub(crate) fn join(&mut self, mut facts: WorkerFacts) {
+        facts.name = format!("worker {}", self.sessions_ever);
+        facts.incarnation = self.sessions_ever + 1;
+        self.attach(facts);
+    }
+
+    fn attach(&mut self, facts: WorkerFacts) {
         self.sessions_ever += 1;
         let session = SessionId(self.sessions_ever);
         self.workers.push(Worker::new(session, facts.clone()));
@@ -166,18 +173,48 @@ impl Fleet {
         self.lose(worker.session);
     }
 
-    fn lose(&mut self, session: SessionId) {
-        let view = self.sessions.remove(&session);
-        if view.is_some_and(|view| !view.is_draining) {
-            self.blame(session);
+    /// The stream breaks: the process drops everything and is back. Its death is forgiven.
+    pub(crate) fn break_stream(&mut self, index: usize) {
+        let worker = self.workers.remove(index);
+        self.late.extend(worker.outbox);
+        for request in self.lose(worker.session) {
+            if let Some(dead) = self.killers.get_mut(&request) {
+                dead.remove(&worker.session);
+            }
         }
+        self.attach(worker.facts);
+    }
+
+    /// The router ends the session, and blames nobody.
+    pub(crate) fn break_off(&mut self, index: usize) {
+        let Worker { session, facts, .. } = self.workers.remove(index);
+        self.forget(session);
+        self.tell(Event::SessionBroken { session });
+        self.attach(facts);
+    }
+
+    /// Requests on whose account it is.
+    fn lose(&mut self, session: SessionId) -> Vec<RequestId> {
+        let view = self.sessions.get(&session);
+        let is_death = view.is_some_and(|view| !view.is_draining);
+        let blamed = if is_death {
+            self.blame(session)
+        } else {
+            Vec::new()
+        };
+        self.forget(session);
+        self.tell(Event::SessionLost { session });
+        blamed
+    }
+
+    fn forget(&mut self, session: SessionId) {
+        self.sessions.remove(&session);
         self.seats.retain(|seat, _| seat.session != session);
         for stream in self.streams.values_mut() {
             if stream.cur.is_some_and(|seat| seat.session == session) {
                 (stream.cur, stream.sending) = (None, None);
             }
         }
-        self.tell(Event::SessionLost { session });
     }
 
     pub(crate) fn suspect(&mut self, index: usize, why: Suspicion) {
@@ -195,16 +232,18 @@ impl Fleet {
 
     /// A worker died: every request whose current seat it holds has one more on its account, unless
     /// it is not the first and the sequence had made a token there.
-    fn blame(&mut self, session: SessionId) {
+    fn blame(&mut self, session: SessionId) -> Vec<RequestId> {
+        let mut blamed = Vec::new();
         for (id, stream) in &self.streams {
             let is_here = stream.cur.is_some_and(|seat| seat.session == session);
             if is_here && stream.outcome.is_none() {
                 let dead = self.killers.entry(id.request).or_default();
-                if dead.is_empty() || stream.have == stream.placed_at {
-                    dead.insert(session);
+                if (dead.is_empty() || stream.have == stream.placed_at) && dead.insert(session) {
+                    blamed.push(id.request);
                 }
             }
         }
+        blamed
     }
 
     pub(crate) fn give_up(&mut self, id: SequenceId, event: Event) {
