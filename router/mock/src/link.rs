@@ -283,7 +283,8 @@ fn put_frame(buffer: &mut BytesMut, message: LinkMessage) -> io::Result<u32> {
     Ok(payload)
 }
 
-/// Reads one frame; lengths are checked before anything is allocated for them.
+/// Reads one frame; lengths are checked first, and memory is taken as bytes arrive: to announce much
+/// costs a peer nothing.
 async fn read_frame(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<LinkMessage> {
     let length = reader.read_u32_le().await?;
     let payload_length = reader.read_u32_le().await?;
@@ -293,10 +294,8 @@ async fn read_frame(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<LinkMes
              at most {MESSAGE_BYTES_MAX} + {PAYLOAD_BYTES_MAX}"
         )));
     }
-    let mut message = vec![0; length as usize];
-    reader.read_exact(&mut message).await?;
-    let mut payload = vec![0; payload_length as usize];
-    reader.read_exact(&mut payload).await?;
+    let message = read_bytes(reader, length).await?;
+    let payload = read_bytes(reader, payload_length).await?;
     let frame = LinkFrame::decode(&message[..]).map_err(io::Error::other)?;
     let kind = frame.kind.ok_or_else(|| refused("frame without a kind"))?;
     Ok(LinkMessage {
@@ -304,3 +303,18 @@ async fn read_frame(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<LinkMes
         payload: payload.into(),
     })
 }
+
+async fn read_bytes(reader: &mut (impl AsyncRead + Unpin), length: u32) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let read = reader
+        .take(u64::from(length))
+        .read_to_end(&mut bytes)
+        .await?;
+    if read < length as usize {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests;

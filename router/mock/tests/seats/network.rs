@@ -41,6 +41,10 @@ pub(crate) struct Network {
     pub(crate) conns: Vec<Conn>,
     generations: u64,
     starts: u64,
+    /// This bit of the next write turns.
+    pub(crate) flip: Option<usize>,
+    /// Writes that were damaged.
+    pub(crate) flips: usize,
     /// Uses of each ticket.
     going: HashMap<u64, u32>,
 }
@@ -54,6 +58,8 @@ impl Network {
             conns: Vec::new(),
             generations: 0,
             starts: 0,
+            flip: None,
+            flips: 0,
             going: HashMap::new(),
         };
         for index in 0..2 {
@@ -112,6 +118,7 @@ impl Network {
                     *uses += 1;
                     assert_eq!(*uses, 1, "grant_used_once: {:016x}", go.nonce);
                 }
+                let message = self.damaged(message);
                 if let Some(conn) = self.find(index, link) {
                     match link {
                         LinkId::Out(_) => conn.forward.push_back(message),
@@ -120,6 +127,20 @@ impl Network {
                 }
             }
         }
+    }
+
+    /// The message with one bit of its pages turned, if that was wished for.
+    fn damaged(&mut self, mut message: LinkMessage) -> LinkMessage {
+        if !message.payload.is_empty()
+            && let Some(bit) = self.flip.take()
+        {
+            let mut bytes = message.payload.to_vec();
+            let bits = bytes.len() * 8;
+            bytes[bit % bits / 8] ^= 1 << (bit % 8);
+            message.payload = bytes.into();
+            self.flips += 1;
+        }
+        message
     }
 
     fn dial(&mut self, from: usize, out: u64, worker: &str) {

@@ -41,6 +41,7 @@ enum Act {
     Preempt,
     Crash,
     Tamper,
+    Flip,
     Drain,
 }
 
@@ -51,7 +52,7 @@ fn act() -> impl Strategy<Value = Act> {
         80 => Just(Backward), 40 => Just(Progress), 60 => Just(Step), 3 => Just(Place),
         40 => Just(Pair), 25 => Just(Move), 2 => Just(Cancel), 3 => Just(Timer),
         1 => Just(LoseAtRouter), 1 => Just(LoseAtWorker), 30 => Just(Attach), 2 => Just(BreakLink),
-        4 => Just(Tick), 2 => Just(Preempt), 1 => Just(Crash), 2 => Just(Tamper), 1 => Just(Drain),
+        4 => Just(Tick), 2 => Just(Preempt), 1 => Just(Crash), 2 => Just(Tamper), 1 => Just(Flip), 1 => Just(Drain),
     ]
 }
 
@@ -109,6 +110,7 @@ impl World {
                 self.network.crash(worker);
             }
             Act::Tamper => self.network.tamper(at, worker == 0),
+            Act::Flip => self.network.flip = Some(pick * 37),
             Act::Drain => self
                 .requests
                 .set_drain(worker, (pick / 2).is_multiple_of(4)),
@@ -282,13 +284,13 @@ fn full_pools_opposite_moves_end() {
     world.end_clean();
 }
 
-/// The random events reach what they are meant to test: hand-offs, fences, aborted links.
+/// The random events reach what they are meant to test: hand-offs, fences, late and damaged writes.
 #[test]
 fn random_events_reach_hand_offs_and_fences() {
     use proptest::{strategy::ValueTree, test_runner::TestRunner};
     let mut runner = TestRunner::deterministic();
-    let (mut arrivals, mut fences, mut late_writes) = (0, 0, 0);
-    for _ in 0..30 {
+    let (mut arrivals, mut fences, mut late_writes, mut flips) = (0, 0, 0, 0);
+    for _ in 0..60 {
         let acts = prop::collection::vec((act(), any::<u16>()), 1_000);
         let world = asks().new_tree(&mut runner).expect("asks").current();
         let mut world = World::new(world);
@@ -307,9 +309,10 @@ fn random_events_reach_hand_offs_and_fences() {
             late_writes +=
                 usize::from(has_fence(&world) && world.network.conns.iter().any(|c| up(&c)));
         }
+        flips += world.network.flips;
     }
     assert!(
-        arrivals > 20 && fences > 5 && late_writes > 50,
-        "{arrivals} {fences} {late_writes}"
+        arrivals > 20 && fences > 5 && late_writes > 50 && flips > 5,
+        "{arrivals} {fences} {late_writes} {flips}"
     );
 }

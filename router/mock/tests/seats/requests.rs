@@ -8,7 +8,8 @@ use dopd_mock::{
     seats::{Event, Terms},
 };
 use dopd_router::wire::worker::{
-    self as wire, Close, CloseReason, Command, Grant, Report, Sampling, SetRole, command, open,
+    self as wire, Close, CloseReason, Command, Grant, KvCheck, KvScrub, Report, Sampling, SetRole,
+    command, open,
 };
 
 use crate::{bench::prompt, network::Network};
@@ -128,7 +129,12 @@ impl Requests {
         session.id = self.sessions_seen;
         session.router_has_it = true;
         session.worker_has_it = true;
-        network.handle(worker, Event::SessionUp(Terms::plain(self.sessions_seen)));
+        let terms = Terms {
+            session: self.sessions_seen,
+            check: KvCheck::Full,
+            scrub: KvScrub::Tenant,
+        };
+        network.handle(worker, Event::SessionUp(terms));
     }
 
     fn say(&mut self, worker: usize, kind: command::Kind) {
