@@ -71,7 +71,7 @@ def crash(rounds: int, judge: Judge) -> dict[str, Any]:
     unrouted, pauses, replays, failed = [], [], 0, 0
     with workers(2, 2) as fleet:
         for seed in range(rounds):
-            victim = fleet.nodes[f"d{seed % 2}"]
+            victim = scenes.decoders(fleet)[0]
             before = fleet.router.status()["replays_total"]
             asks = scenes.mixed_asks(seed, STREAMS)
             with fleet.ask(*asks, clients=STREAMS) as traffic:
@@ -85,6 +85,7 @@ def crash(rounds: int, judge: Judge) -> dict[str, Any]:
             unrouted.append(gone_s - at_s)
             pauses.append(longest_pause(results, at_s))
             fleet.settled()
+            fleet.replace(victim)
     return {
         "unrouted": spread(unrouted),
         "longest_pause_over_a_death": spread(pauses),
@@ -115,7 +116,7 @@ def hang(rounds: int, judge: Judge) -> dict[str, Any]:
     ejected, dead, pauses = [], [], []
     with workers(2, 2) as fleet:
         for seed in range(rounds):
-            victim = fleet.nodes[f"d{seed % 2}"]
+            victim = scenes.decoders(fleet)[0]
             name, admin = victim.name, fleet.router.admin
             asks = scenes.mixed_asks(1_000 + seed, STREAMS)
             with fleet.ask(*asks, clients=STREAMS) as traffic:
@@ -130,6 +131,7 @@ def hang(rounds: int, judge: Judge) -> dict[str, Any]:
             dead.append(gone_s - at_s)
             pauses.append(longest_pause(results, at_s))
             fleet.settled()
+            fleet.replace(victim)
     return {"ejected": spread(ejected), "dead": spread(dead), "longest_pause": spread(pauses)}
 
 

@@ -64,9 +64,11 @@ def test_a1_the_same_with_python_workers(python: Fleet) -> None:
 def test_a1_fifty_rounds(tmp_path: Path, kind: str) -> None:
     with fleet(tmp_path, kind=kind) as one:
         for seed in range(50):
-            found = scenes.death(one, f"d{seed % 2}", seed, streams=200 if kind == "rust" else 40)
+            victim = scenes.decoders(one)[0]
+            found = scenes.death(one, victim.name, seed, streams=200 if kind == "rust" else 40)
             found.results.check(at_least=40)
             record("A1", unrouted_s=found.unrouted_s, stall_s=found.results.longest_stall_s)
+            one.replace(victim)
 
 
 def long_asks(seed: int, count: int) -> list[Ask]:
@@ -97,12 +99,23 @@ def test_a2_a_prefill_worker_dies_in_the_middle_of_a_prompt(python: Fleet) -> No
 @pytest.mark.parametrize("victim", ["p0", "d0"])
 def test_a3_a4_either_end_of_a_transfer_dies(tmp_path: Path, victim: str) -> None:
     """A slow link; death after another part of the pages each time."""
-    one = Fleet(tmp_path)
+    die_in_transfer(tmp_path, victim, (500, 5_000, 12_000))
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("victim", ["p0", "d0"])
+def test_a3_a4_after_every_part_of_a_transfer(tmp_path: Path, victim: str) -> None:
+    die_in_transfer(tmp_path, victim, tuple(range(200, 15_000, 600)))
+
+
+def die_in_transfer(folder: Path, victim: str, shares: tuple[int, ...]) -> None:
+    one = Fleet(folder)
     try:
         one.add("p0", "prefill")
         one.add("d0", "decode")
         one.begin()
-        for seed, share in enumerate((500, 5_000, 12_000)):
+        for seed, share in enumerate(shares):
             reached = slow_link(one, share)
             with one.ask(*long_asks(seed, 2), clients=2) as traffic:
                 assert reached.wait(30), "no pages on the way"
@@ -149,6 +162,20 @@ def test_a5_a_worker_frozen_within_its_lease_tells_no_token_twice(
     found = scenes.freeze(one, "d1", seed=4, streams=40, hold_s=1.8)
     found.results.check(at_least=40)
     assert found.replays > 0
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("kind", ["rust", "python"])
+def test_a5_a6_freezes_of_every_length(tmp_path: Path, kind: str) -> None:
+    with fleet(tmp_path, kind=kind, is_direct=True) as one:
+        for seed in range(24):
+            hold_s = 0.3 * (1 + seed % 12)
+            victim = scenes.decoders(one)[0]
+            found = scenes.freeze(one, victim.name, 50 + seed, streams=40, hold_s=hold_s)
+            found.results.check(at_least=40)
+            record("A5", hold_s=hold_s, ejected_s=found.ejected_s, back_s=found.back_s)
+            one.replace(victim)
 
 
 def test_a6_a_short_freeze_is_nothing(rust: Fleet) -> None:

@@ -191,6 +191,7 @@ class Fleet:
         self.router = self._start_router()
         self.watch = Watch(lambda: self.router.admin)
         self._base: dict[int, int] = {}
+        self._names = itertools.count(1)
 
     def _start_router(self, *ports: str) -> Server:
         words = ("--mock", "--join-token-file", str(self.token_file), *self._router_words)
@@ -237,6 +238,21 @@ class Fleet:
         node = self.nodes[name] = Node(self, name, role, kind, words, env, is_direct=is_direct)
         node.start()
         return node
+
+    def replace(self, node: Node) -> Node:
+        """Another worker in place of one, under another name.
+
+        The router remembers how a name behaved and gives one that fails often no work for a while;
+        a scene that is played again and again wants a worker without a past.
+        """
+        del self.nodes[node.name]
+        node.close()
+        name = f"{node.role[0]}-{next(self._names)}"
+        fresh = self.add(
+            name, node.role, *node.words, kind=node.kind, env=node.env, is_direct=node.is_direct
+        )
+        self.begin()
+        return fresh
 
     def begin(self) -> None:
         """Wait for all workers, and note what a fleet at rest has open."""

@@ -59,6 +59,11 @@ def when_busy(node: Node, *, seats: int = 1, steps: int = 0) -> None:
     wait_for(is_busy, f"{node.name} has {seats} seats and {steps} steps more")
 
 
+def decoders(fleet: Fleet) -> list[Node]:
+    """The workers labelled decode."""
+    return [node for node in fleet.nodes.values() if node.role == "decode"]
+
+
 def death(fleet: Fleet, victim: str, seed: int, *, streams: int) -> Death:
     """`streams` answers at once; one of the workers is killed at a step that the seed chooses."""
     rng = random.Random(seed)
