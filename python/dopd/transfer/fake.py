@@ -2,8 +2,9 @@
 
 Nothing happens by itself. Everything under way is a `Delivery`; `FakeNetwork.pending` lists those
 that may come next under the contracts of `transfer.base`, and no more order than these give: writes
-overtake each other and other shipments, a page is read when it lands, and an aborted link lets late
-writes land until it is synchronised. Not thread-safe.
+overtake each other and other shipments, a page is read when it lands, long after the destination
+looked up where, and an aborted link lets late writes land until it is synchronised. Not
+thread-safe.
 """
 
 from __future__ import annotations
@@ -80,6 +81,13 @@ class FakeNetwork:
         """Something sets out."""
         self._under_way.append(delivery)
         return delivery
+
+    def add_before_end(self, write: Delivery) -> None:
+        """The second half of a Write: an End that waits for the first half waits for it (T1)."""
+        self.add(write)
+        for delivery in self._under_way:
+            if (delivery.kind, delivery.to, delivery.nonce) == ("end", write.to, write.nonce):
+                delivery.after = [*delivery.after, write]
 
     def connect(self, dialler: FakeTransport, peer: Peer) -> None:
         """The handshake: both ends up, or nothing."""
@@ -171,7 +179,7 @@ class FakeLink:
     def write(self, nonce: int, first: int, pages: list[int]) -> None:
         """See `Link.write`: each page travels alone."""
         for index, page in enumerate(pages, first):
-            self._send("write", nonce, partial(self._land, nonce=nonce, index=index, page=page))
+            self._send("write", nonce, partial(self._aim, nonce=nonce, index=index, page=page))
 
     def end(self, end: LinkEnd) -> None:
         """See `Link.end`."""
@@ -204,8 +212,14 @@ class FakeLink:
         except LinkError as error:
             self.abort(str(error))
 
-    def _land(self, to: FakeLink, *, nonce: int, index: int, page: int) -> None:
+    def _aim(self, to: FakeLink, *, nonce: int, index: int, page: int) -> None:
+        """The destination looks up where a Write goes; its bytes come some time later."""
         (target,) = to.node.events.targets(to, nonce, index, 1)
+        land = partial(self._land, nonce=nonce, index=index, page=page, target=target)
+        landing = Delivery("write", to, lambda: to._take(land), nonce)
+        self._network.add_before_end(landing)
+
+    def _land(self, to: FakeLink, *, nonce: int, index: int, page: int, target: int) -> None:
         to.node.pool.page(target)[:] = self.node.pool.page(page)
         to.node.events.landed(to, nonce, index, 1)
         if not self._is_down:
