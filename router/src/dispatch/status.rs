@@ -67,12 +67,10 @@ fn worker(status: &SessionStatus, session: Option<&Session>) -> WorkerStatus {
     let load = &status.load;
     let (total, free) = (status.pages_total.0, load.pages_free.0);
     let (cached, fenced) = (load.pages_cached.0, load.pages_fenced.0);
-    // Before its first report a worker's pages are all free.
-    let free = if load.step == 0 && free == 0 {
-        total - cached - fenced
-    } else {
-        free
-    };
+    // Before its first report a worker's pages are all free. Its first one may come without a step
+    // and with all of them owned, by imports.
+    let is_unknown = load.pages_owned.0 == 0 && [free, cached, fenced] == [0, 0, 0];
+    let free = if is_unknown { total } else { free };
     WorkerStatus {
         id: status.name.clone(),
         pid: session.map_or(0, |session| session.pid),
@@ -110,5 +108,47 @@ fn worker(status: &SessionStatus, session: Option<&Session>) -> WorkerStatus {
             cached,
             fenced,
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use dopd_core::{fleet::WorkerLoad, ids::SessionId, units::Pages};
+
+    use super::*;
+
+    fn pages_of(load: WorkerLoad) -> [u32; 5] {
+        let status = SessionStatus {
+            session: SessionId(1),
+            name: "w".to_owned(),
+            role: Role::Decode,
+            is_draining: false,
+            ejected: None,
+            breaker: BreakerState::Closed,
+            load,
+            page_size: 16,
+            pages_total: Pages(64),
+            pages_used: 0,
+            seats_open: 0,
+            prefill_tokens_pending: 0,
+        };
+        let pages = worker(&status, None).pages;
+        [
+            pages.total,
+            pages.free,
+            pages.owned,
+            pages.cached,
+            pages.fenced,
+        ]
+    }
+
+    #[test]
+    fn the_books_are_closed_before_and_with_the_first_report() {
+        assert_eq!(pages_of(WorkerLoad::default()), [64, 64, 0, 0, 0]);
+        let full = WorkerLoad {
+            pages_owned: Pages(64),
+            ..WorkerLoad::default()
+        };
+        assert_eq!(pages_of(full), [64, 0, 64, 0, 0]);
     }
 }
