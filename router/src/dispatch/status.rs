@@ -48,6 +48,7 @@ pub(super) fn fleet<'a>(
         retries_total: brain.replays_by.get("refused").copied().unwrap_or(0),
         ejections_by: counts(&brain.ejections_by, ["silent", "stuck"]),
         poison_total: brain.poison_total,
+        hopeless_total: brain.hopeless_total,
         breaker_openings_by: counts(&brain.breaker_openings_by, ["worker", "pair"]),
         pairs_open: brain.pairs_open,
     }

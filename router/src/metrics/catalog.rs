@@ -140,6 +140,8 @@ rows! {
         "Tokens of prompts and answers computed again for them";
     POISON Counter "dopd_poison_rejections_total" []
         "Requests given up because several workers died under them";
+    HOPELESS Counter "dopd_hopeless_requests_total" []
+        "Requests given up in the queue because they could not be done before their deadline";
     RETRIES Counter "dopd_retries_total" []
         "Sequences placed again because a worker refused them";
     WORKERS Gauge "dopd_workers" ["role" "state"] "Attached workers by role and state";

@@ -105,6 +105,7 @@ fn sequences(encoder: &mut DescriptorEncoder<'_>, fleet: &FleetStatus) -> fmt::R
         (&catalog::RETRIES, fleet.retries_total),
         (&catalog::REPLAY_TOKENS, fleet.replay_tokens_total),
         (&catalog::POISON, fleet.poison_total),
+        (&catalog::HOPELESS, fleet.hopeless_total),
     ] {
         ConstCounter::new(count).encode(row(encoder, declared)?)?;
     }

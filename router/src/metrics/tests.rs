@@ -131,6 +131,7 @@ fn busy() -> (Metrics, Vec<Counted>) {
         retries_total: 1,
         ejections_by: [("silent", 3), ("stuck", 1)].into(),
         poison_total: 1,
+        hopeless_total: 4,
         breaker_openings_by: [("worker", 2), ("pair", 0)].into(),
         pairs_open: 1,
     });

@@ -11,6 +11,7 @@
 
 mod attach;
 mod cancel;
+mod ejection;
 mod faults;
 mod handoff;
 mod lies;

@@ -25,7 +25,7 @@ use crate::support::{
 };
 
 /// A mock worker that can be killed.
-struct Mock {
+pub(crate) struct Mock {
     name: String,
     role: Role,
     router: SocketAddr,
@@ -34,7 +34,7 @@ struct Mock {
 }
 
 impl Mock {
-    fn start(name: &str, role: Role, router: SocketAddr) -> Self {
+    pub(crate) fn start(name: &str, role: Role, router: SocketAddr) -> Self {
         let config = WorkerConfig {
             name: name.to_owned(),
             role,
@@ -68,10 +68,10 @@ impl Mock {
 }
 
 /// Numbers that look random and are the same in every run.
-struct Numbers(u64);
+pub(crate) struct Numbers(pub(crate) u64);
 
 impl Numbers {
-    fn below(&mut self, limit: u64) -> usize {
+    pub(crate) fn below(&mut self, limit: u64) -> usize {
         self.0 = model::next_entry(self.0, 1);
         usize::try_from((self.0 >> 16) % limit).unwrap()
     }
@@ -105,7 +105,7 @@ enum Client {
     StopsAfter(usize),
 }
 
-struct Running {
+pub(crate) struct Running {
     client: Client,
     prompt: Vec<u32>,
     max_tokens: u32,
@@ -116,13 +116,13 @@ struct Running {
 
 /// What became of a request.
 #[derive(Debug, Default, PartialEq)]
-struct Tally {
-    finished: usize,
-    given_up: usize,
+pub(crate) struct Tally {
+    pub(crate) finished: usize,
+    pub(crate) given_up: usize,
     broken_off: usize,
 }
 
-async fn submit(router: &Router, numbers: &mut Numbers) -> Running {
+pub(crate) async fn submit(router: &Router, numbers: &mut Numbers) -> Running {
     let prompt: Vec<u32> = (0..=numbers.below(200))
         .map(|_| u32::try_from(numbers.below(256)).unwrap())
         .collect();
@@ -156,7 +156,7 @@ async fn submit(router: &Router, numbers: &mut Numbers) -> Running {
 }
 
 /// Reads an answer to its end and compares it.
-async fn check(router: &Router, running: Running, tally: &mut Tally) {
+pub(crate) async fn check(router: &Router, running: Running, tally: &mut Tally) {
     let Running {
         client,
         prompt,
@@ -248,7 +248,7 @@ async fn storm(seed: u64, requests: usize, kill_every: usize) -> (Router, Vec<Mo
 }
 
 /// Every page is free again at every worker.
-async fn clean(router: &Router, workers: usize) {
+pub(crate) async fn clean(router: &Router, workers: usize) {
     let deadline = std::time::Instant::now() + PATIENCE;
     loop {
         let status = router.dispatch.status().await;
