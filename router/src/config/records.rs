@@ -82,8 +82,8 @@ settings! {
         worker_args: Vec<String> = Vec::new(), flag "worker-arg" "ARG";
         /// Time for all local workers to load and attach, in milliseconds.
         start_timeout_ms: u64 = 300_000, within 1_000..=DAY_MS;
-        /// Time for the requests of a local worker that is replaced to end, in milliseconds. Then they
-        /// go on elsewhere.
+        /// Time for the requests of a local worker that is replaced to end, in milliseconds. Then
+        /// they go on elsewhere.
         drain_timeout_ms: u64 = 30_000, within 0..=DAY_MS;
         /// Time without progress, or without a stream to the router, after which a local worker is
         /// killed and started again, in milliseconds; 0: never.
@@ -159,8 +159,8 @@ settings! {
         /// tenant's, or always.
         kv_scrub: String = "tenant".to_owned(), flag "kv-scrub" "WHEN",
             one_of &["never", "tenant", "always"];
-        /// Time without a token after which the router asks its workers for one, in milliseconds; 0:
-        /// never. Without a token for twice as long it is not ready.
+        /// Time without a token after which the router asks its workers for one, in milliseconds;
+        /// 0: never. Without a token for twice as long it is not ready.
         canary_interval_ms: u64 = 5_000, within 0..=DAY_MS;
         /// Attached workers; more are refused.
         workers_max: usize = 4_096, within 1..=65_536;

@@ -33,7 +33,8 @@ pub enum Replace {
 pub(super) enum Order {
     /// Start a successor; answered when it runs.
     Replace(Replace, oneshot::Sender<Result<Alive, String>>),
-    /// The successor that was started first has attached (`true`), or is not wanted: the other ends.
+    /// The successor that was started first has attached (`true`), or is not wanted: the other one
+    /// ends.
     Settle(bool, oneshot::Sender<()>),
     /// This process is of no use: kill it and see it as dead of this cause.
     Kill(u32, String),
