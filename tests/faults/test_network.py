@@ -102,7 +102,7 @@ def test_c2_loss_in_one_direction_is_a_partition(pairs: Fleet, name: str, way: s
     stall_s = worst_stall_s(results, cut_s, healed_s)
     record("C2", way=way, role=name[0], detect_s=out_s - cut_s, stall_s=stall_s)
     record("C2", way=way, role=name[0], back_s=back_s - healed_s)
-    assert stall_s < LEASE_S + 2
+    assert out_s - cut_s < 0.8 * LEASE_S, "noticed by the worker's own lease alone"
 
 
 @pytest.mark.parametrize("names", [("d0",), ("p0", "p1", "d0", "d1")], ids=len)
