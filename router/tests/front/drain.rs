@@ -115,7 +115,8 @@ fn http_2_hears_it_at_once_or_with_its_first_answer() {
 async fn until(stream: &mut TcpStream, kinds: &[u8]) {
     let mut missing = kinds.to_vec();
     while !missing.is_empty() {
-        let (kind, ..) = next(stream).await.unwrap();
+        let frame = tokio::time::timeout(PATIENCE, next(stream)).await;
+        let (kind, ..) = frame.unwrap().unwrap();
         missing.retain(|&wanted| wanted != kind);
     }
 }
