@@ -13,8 +13,9 @@ use crate::units::{Micros, Tokens};
 /// Observations before anything is predicted.
 const OBSERVATIONS_MIN: u32 = 16;
 
-/// Part of the average that a new observation makes up.
-const WEIGHT: f64 = 1.0 / 16.0;
+/// Observations that an average goes back over: places come in bursts, so it takes more than one of
+/// these to see how fast they come.
+const OBSERVATIONS: u32 = 64;
 
 /// An answer takes up to so much longer than predicted.
 const MARGIN: f64 = 1.25;
@@ -28,9 +29,8 @@ struct Average {
 
 impl Average {
     fn add(&mut self, value: f64) {
-        let weight = if self.count == 0 { 1.0 } else { WEIGHT };
-        self.value += (value - self.value) * weight;
-        self.count = self.count.saturating_add(1);
+        self.count = (self.count + 1).min(OBSERVATIONS);
+        self.value += (value - self.value) / f64::from(self.count);
     }
 
     fn get(self) -> Option<f64> {

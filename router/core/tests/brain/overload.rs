@@ -1,4 +1,4 @@
-//! Three times the load that the fleet can take, each with a deadline (rows E1 and E8): what is done
+//! Three times the load that the fleet can take, each with a deadline (E1, E8): what is done
 //! is done in time, what cannot be is refused early, and nothing is begun in vain.
 
 use std::collections::BTreeMap;
@@ -156,6 +156,8 @@ fn three_times_the_load_costs_nothing_of_what_is_done_in_time() {
 fn a_deadline_that_no_fleet_could_meet_is_not_judged() {
     let (mut bench, mut id) = (Bench::new(|_| 40), 0);
     bench.run(CAPACITY_PER_S / 2, 4, &mut id);
+    bench.run(3 * CAPACITY_PER_S, 6, &mut id);
+    bench.run(CAPACITY_PER_S / 2, 6, &mut id);
     // 400 ms are needed; with 100 ms the prediction would refuse what may be short.
     let mut facts = request(9_999, 8, 100);
     facts.deadline = bench.now.plus(Micros::from_millis(100));
