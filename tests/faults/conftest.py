@@ -8,6 +8,16 @@ import pytest
 
 from tests.support.faults.fleet import Fleet, fleet
 
+# Many rounds take minutes; a hang is still found.
+SOAK_TIMEOUT_S = 900
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Soak tests that name no limit of their own get one that fits."""
+    for item in items:
+        if item.get_closest_marker("soak") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SOAK_TIMEOUT_S))
+
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
