@@ -19,6 +19,9 @@ const CALM: Micros = Micros::from_millis(40_000);
 /// Once everything is over nothing is left within this: lease, fence, redial.
 const CLEAN: Micros = Micros::from_millis(6_000);
 
+/// The brain may see of a request with so little time that it cannot be done in it.
+const HASTE: Micros = Micros::from_millis(3_000);
+
 /// What a simulation reached.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Counts {
@@ -186,8 +189,10 @@ impl World {
         let has_ground = match reason {
             Reason::DeadlineExceeded => {
                 let waited = ended.since(ask.at).0 * self.plan.rates[0] / 1_000;
-                waited + 1 >= ask.patience.0
+                waited + 1 >= ask.patience.0 || ask.patience <= HASTE
             }
+            // What cannot be done in its time is not begun.
+            Reason::QueueFull => ask.patience <= HASTE,
             Reason::NoWorker | Reason::WorkerFailed | Reason::PoisonSuspect => !is_calm,
             _ => false,
         };
