@@ -110,7 +110,7 @@ fuzz: ## Fuzz what strangers write, each target FUZZ_SECONDS (60) long
 	$(FUZZ_OUT)/corpus/$$target router/fuzz/corpus/$$target; done
 
 .PHONY: soak
-soak: build ## 100,000 simulated seeds, long fault tests, SOAK_REQUESTS (100000) requests with faults
+soak: build ## 100,000 simulated seeds, long fault tests, SOAK_REQUESTS (100000) with random faults
 	cargo test --quiet --locked --profile $(PROFILE) -p dopd-protocol -- --ignored
 	$(BIN)/pytest tests -m soak -n $(PYTEST_JOBS) --dist loadfile -rs $(PYTEST_ARGS)
 	cargo build --release $(PACKAGES) --bins

@@ -283,8 +283,8 @@ fn put_frame(buffer: &mut BytesMut, message: LinkMessage) -> io::Result<u32> {
     Ok(payload)
 }
 
-/// Reads one frame; lengths are checked first, and memory is taken as bytes arrive: to announce much
-/// costs a peer nothing.
+/// Reads one frame; lengths are checked first, and memory is taken as bytes arrive: to announce
+/// much costs a peer nothing.
 async fn read_frame(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<LinkMessage> {
     let length = reader.read_u32_le().await?;
     let payload_length = reader.read_u32_le().await?;

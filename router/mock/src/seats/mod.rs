@@ -4,7 +4,8 @@
 //! by cell; no clock, no socket, no randomness. Owns the page pool. `worker` drives it; the tests
 //! drive two of them over a network that reorders. Parts: [`types`] the words, `command` the
 //! router's side, `import` the receiving side of a hand-off,
-//! `source` the sending side, `link` connections and fences, `batch` steps, `strike` faults in them.
+//! `source` the sending side, `link` connections and fences, `batch` steps, `strike` faults in
+//! them.
 
 mod batch;
 mod check;

@@ -7,6 +7,7 @@
 mod config;
 mod input;
 mod output;
+mod stepping;
 
 use std::{collections::HashMap, time::Duration};
 
@@ -25,7 +26,6 @@ pub use input::{Input, LinkSender, Session};
 
 use crate::{
     attach::{self, Target},
-    faults::{self, FaultKind},
     link::{self, Identity},
     model,
     seats::{Batch, Event, LinkId, Seats},
@@ -39,8 +39,6 @@ const INPUTS_PER_TURN: usize = 256;
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(120);
 /// Time for the router to take the last report.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(1);
-/// A step may be counted from as long ago as this.
-const CATCH_UP: Duration = Duration::from_millis(5);
 /// Sleep without a reason to wake.
 const IDLE: Duration = Duration::from_secs(60);
 
@@ -313,60 +311,6 @@ impl Worker {
             Input::Drained(link, bytes) => Event::Drained(link, bytes),
         };
         self.seats.handle(now, event);
-    }
-
-    /// Starts the next step, if some seat has something to compute.
-    fn begin_step(&mut self) {
-        let last_end = self.last_end.take();
-        let pages_left_max = self.config.pace.pages_per_step();
-        let Some(mut batch) = self.seats.begin_step(pages_left_max) else {
-            return;
-        };
-        let now = Instant::now();
-        // Timers are coarse: steps that follow each other are counted from end to end, so that they
-        // do not stretch.
-        let begun = last_end.map_or(now, |end| end.max(now - CATCH_UP));
-        let announced = self.config.pace.step_time(&batch);
-        let ends = begun + self.strike(&mut batch, announced);
-        self.step = Some(Step {
-            batch,
-            announced,
-            begun,
-            ends,
-        });
-    }
-
-    /// What tests want to go wrong in this step; returns the time that it takes.
-    fn strike(&mut self, batch: &mut Batch, announced: Duration) -> Duration {
-        if self.config.faults.is_empty() {
-            return announced;
-        }
-        let struck = self.seats.strike(batch, &self.config.faults);
-        if struck.contains(&FaultKind::Exit) {
-            std::process::exit(faults::EXIT_CODE);
-        }
-        if struck.contains(&FaultKind::Hang) {
-            return faults::HANG;
-        }
-        if struck.contains(&FaultKind::Slow) {
-            let step = if announced.is_zero() {
-                faults::SLOW_STEP
-            } else {
-                announced
-            };
-            return step * faults::SLOW_FACTOR;
-        }
-        announced
-    }
-
-    fn finish_step(&mut self) {
-        let Some(step) = self.step.take() else {
-            return;
-        };
-        let now = self.now();
-        let step_us = micros(step.begun.elapsed());
-        self.last_end = Some(step.ends);
-        self.seats.finish_step(now, &step.batch, step_us);
     }
 
     /// Fences, heartbeat, end of step.
