@@ -278,13 +278,17 @@ impl Link {
     /// The session ended: tells the owners of its streams that no more tokens come.
     pub(super) fn end(&self) {
         self.outgoing.close();
-        let (finished, seats): (Vec<_>, Vec<Seat>) = {
+        let (finished, mut seats): (Vec<_>, Vec<Seat>) = {
             let mut state = self.state.borrow_mut();
             let finished = std::mem::take(&mut state.ended);
             (finished, state.slots.drain(..).flatten().collect())
         };
-        // The brain may know that these have finished: it will not replay them.
-        for (_, seat) in finished {
+        // The brain may know that these have finished, and will not replay them; or that they have
+        // arrived, and counts their tails as the client's: its Switch is on the way.
+        let mut finished: Vec<Seat> = finished.into_iter().map(|(_, seat)| seat).collect();
+        let has_arrived = |seat: &mut Seat| matches!(seat.phase, Phase::Arrived(_));
+        finished.extend(seats.extract_if(.., has_arrived));
+        for seat in finished {
             if let Phase::Arrived(mut kept) = seat.phase {
                 kept.flush.is_legacy = true;
                 self.flush(seat.key, seat.life, *kept);
