@@ -171,7 +171,7 @@ fn a_port_in_use_names_flag_and_fix() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port().to_string();
     let output = output(&["router", "--mock", "--port", &port]);
-    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.status.code(), Some(2));
     let text = String::from_utf8(output.stderr).unwrap();
     assert!(text.contains(&format!(
         "cannot listen on 127.0.0.1:{port} for the OpenAI front"

@@ -175,7 +175,7 @@ impl Streams {
     }
 
     /// Makes a parked flush count, if the stream has all tokens before it or `force` is set.
-    fn unpark(&self, key: StreamKey, force: bool) -> Option<SequenceId> {
+    pub(super) fn unpark(&self, key: StreamKey, force: bool) -> Option<SequenceId> {
         let (parked, skip) = {
             let mut inner = self.inner.borrow_mut();
             let stream = inner.get(key)?;

@@ -185,7 +185,7 @@ impl Front {
             }
             Order::Send(grant) => LinkOrder::Send(grant),
             Order::Close => {
-                self.streams.close(sequence, seat);
+                self.stopped(self.streams.close(sequence, seat));
                 LinkOrder::Close
             }
             Order::Switch => {

@@ -164,6 +164,8 @@ impl Streams {
 
     /// A new seat for `sequence`. A compute seat is current at once. `None`: the stream is gone.
     pub fn open_compute(&self, sequence: SequenceId, seat: SeatId) -> Option<OpenParts> {
+        // Its source will say nothing more; the brain has counted what arrived.
+        self.unpark_now(sequence, None);
         let mut inner = self.inner.borrow_mut();
         let (key, stream) = inner.find(sequence)?;
         stream.lives += 1;
@@ -172,8 +174,7 @@ impl Streams {
         stream.current_seat = Some(seat);
         stream.current_open = true;
         stream.awaited = None;
-        // What a lost import seat had made is computed again.
-        stream.parked = None;
+        // What an import seat had made that was not switched to is computed again.
         stream.legacy = None;
         Some(OpenParts {
             key,
@@ -226,25 +227,40 @@ impl Streams {
     /// The brain closes `seat`. If it was the current one it is given up, and its sequence will go
     /// on elsewhere from what the client has: nothing that it still says counts. The source of a
     /// hand-off that arrived is closed, too, but its last report may know what nobody else does.
-    pub fn close(&self, sequence: SequenceId, seat: SeatId) {
+    /// Returns the sequence if its sink wants no more.
+    pub fn close(&self, sequence: SequenceId, seat: SeatId) -> Option<SequenceId> {
+        let stopped = self.unpark_now(sequence, Some(seat));
         let mut inner = self.inner.borrow_mut();
         let Some((_, stream)) = inner.find(sequence) else {
-            return;
+            return stopped;
         };
-        let switched = stream
-            .awaited
-            .or(stream.parked.as_ref().map(|parked| parked.life));
-        let is_current = match switched {
-            None => stream.current_seat == Some(seat),
-            Some(life) => stream.import == Some((seat, life)),
+        let is_current = match (stream.awaited, &stream.parked) {
+            (None, None) => stream.current_seat == Some(seat),
+            (Some(life), _) => stream.import == Some((seat, life)),
+            // Of its source: the destination's would have been unparked.
+            (None, Some(_)) => false,
         };
         if is_current {
             stream.current = Life(0);
             stream.current_seat = None;
             stream.current_open = false;
             stream.awaited = None;
-            stream.parked = None;
         }
+        stopped
+    }
+
+    /// Lets a parked flush count now, whatever of it is unknown: the brain has counted its tokens.
+    /// With a seat: only if the flush is of that one. Returns the sequence if its sink wants no
+    /// more.
+    fn unpark_now(&self, sequence: SequenceId, seat: Option<SeatId>) -> Option<SequenceId> {
+        let key = {
+            let mut inner = self.inner.borrow_mut();
+            let (key, stream) = inner.find(sequence)?;
+            let life = stream.parked.as_ref()?.life;
+            let is_meant = seat.is_none_or(|seat| stream.import == Some((seat, life)));
+            is_meant.then_some(key)?
+        };
+        self.unpark(key, true)
     }
 
     /// Tells the sink of `sequence` where it is.

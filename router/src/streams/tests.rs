@@ -223,6 +223,27 @@ fn a_source_still_tells_the_log_probabilities_that_it_alone_knows() {
 }
 
 #[test]
+fn what_arrived_is_not_lost_with_the_destination_whose_source_still_owes_log_probabilities() {
+    for is_ejected in [true, false] {
+        let (streams, log) = streams(Some(0));
+        let import = streams.open_import(SEQUENCE, SEAT).unwrap();
+        streams.open_compute(SEQUENCE, SOURCE).unwrap();
+        streams.switch(SEQUENCE, SEAT);
+        streams.flush(import.key, import.life, flush(0, 1), &[1], &[]);
+        assert!(told(&log).is_empty(), "the source tells more of it");
+        // The brain has counted one token, so the next Open has to go on behind it.
+        if is_ejected {
+            assert_eq!(streams.close(SEQUENCE, SEAT), None);
+        }
+        let next = streams.open_compute(SEQUENCE, SOURCE).unwrap();
+        assert_eq!((next.have, next.answer), (1, vec![1]));
+        assert_eq!(told(&log), [format!("[1] [{LOGPROB_UNKNOWN:?}]")]);
+        streams.tokens(import.key, import.life, &[3], &[]);
+        assert!(told(&log).is_empty());
+    }
+}
+
+#[test]
 fn an_answer_never_outgrows_its_limit() {
     let (streams, log) = streams(None);
     let seat = streams.open_compute(SEQUENCE, SOURCE).unwrap();
