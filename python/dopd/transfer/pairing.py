@@ -63,7 +63,14 @@ class Transports:
                 self._dialling[peer] = True
                 return
             self._dialling[peer] = False
-        threading.Thread(target=self._dial, args=(peer,), name="link-dial", daemon=True).start()
+        thread = threading.Thread(target=self._dial, args=(peer,), name="link-dial", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            # Out of threads: this hand-off times out, and the next one asks again.
+            log.error("data link to %s: %s", peer.worker, error)
+            with self._lock:
+                del self._dialling[peer]
 
     def close(self) -> None:
         """See `Transport.close`."""

@@ -136,9 +136,15 @@ class StreamTransport(abc.ABC):
                 log.warning("more than %d handshakes at once: connection refused", HANDSHAKES_MAX)
                 sock.close()
                 continue
-            threading.Thread(
-                target=self._welcome, args=(sock,), name="link-welcome", daemon=True
-            ).start()
+            try:
+                threading.Thread(
+                    target=self._welcome, args=(sock,), name="link-welcome", daemon=True
+                ).start()
+            except RuntimeError as error:
+                # Out of threads passes, too; the peer sees its connection end and dials again.
+                log.error("data link over %s not accepted: %s", self.name, error)
+                self._handshakes.release()
+                sock.close()
 
     def _welcome(self, sock: socket.socket) -> None:
         try:

@@ -73,9 +73,12 @@ class StreamLink(abc.ABC):
         self._frame_pages = min(max(WRITE_BYTES_MAX // pool.page_bytes, 1), WRITE_PAGES_MAX)
 
     def start(self) -> None:
-        """Begin to read and write."""
-        self._writer.start()
-        self._reader.start()
+        """Begin to read and write. Without threads for it the link is down at once."""
+        try:
+            self._writer.start()
+            self._reader.start()
+        except RuntimeError as error:
+            self._end(f"no thread for it: {error}")
 
     # What the desk calls, under its lock: never blocks, never raises
 
@@ -189,15 +192,20 @@ class StreamLink(abc.ABC):
         except (OSError, DopdError) as error:
             reason = str(error)
         finally:
-            self.abort(reason)
+            self._end(reason)
+
+    def _end(self, reason: str) -> None:
+        """The last act of the reader, or of who could not start it."""
+        self.abort(reason)
+        if self._writer.ident is not None:
             self._writer.join()
-            self._sock.close()
-            for descriptor in self._descriptors:
-                os.close(descriptor)
-            # From here on nothing of this link can land: only this thread ever wrote to the pool.
-            self._synchronised.set()
-            self._on_down(self)
-            self._events.link_down(self)
+        self._sock.close()
+        for descriptor in self._descriptors:
+            os.close(descriptor)
+        # From here on nothing of this link can land: only the reader ever wrote to the pool.
+        self._synchronised.set()
+        self._on_down(self)
+        self._events.link_down(self)
 
     def _receive(self, num_message: int, num_payload: int) -> None:
         message = frames.receive_message(self._read_into, num_message)
