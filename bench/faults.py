@@ -141,6 +141,7 @@ def deaths(role: str, requests: int, judge: Judge) -> dict[str, Any]:
         victims = [node for node in fleet.nodes.values() if node.role == role]
         is_over = threading.Event()
         count = [0]
+        failures: list[BaseException] = []
 
         def kill() -> None:
             while not is_over.wait(DEATH_PAUSE_S):
@@ -150,8 +151,14 @@ def deaths(role: str, requests: int, judge: Judge) -> dict[str, Any]:
                 when_ready(fleet.router.admin, victim.name)
                 count[0] += 1
 
+        def kill_all() -> None:
+            try:
+                kill()
+            except BaseException as error:  # noqa: BLE001  # without deaths nothing is measured
+                failures.append(error)
+
         crowd = Crowd(fleet.router.http)
-        thread = threading.Thread(target=kill)
+        thread = threading.Thread(target=kill_all)
         thread.start()
         begun_s = time.monotonic()
         try:
@@ -160,6 +167,8 @@ def deaths(role: str, requests: int, judge: Judge) -> dict[str, Any]:
             is_over.set()
             thread.join()
         seconds = time.monotonic() - begun_s
+        if failures:
+            raise failures[0]
         status = fleet.settled()
     judge.see_crowd(crowd)
     seen = crowd.seen

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import ast
+import asyncio
+import contextlib
 import importlib
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from bench import __main__ as benches
+from bench import faults
 
 FOLDER = Path(benches.__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in benches.SHARED)
@@ -47,3 +51,28 @@ def test_a_bench_that_fails_or_cannot_run_lets_the_others_go_on(
     assert "exact skipped: package transformers is not installed" in said.out
     assert "the server did not start" in said.err
     assert benches.main(["start"]) == 0
+
+
+def test_a_loop_of_deaths_that_cannot_kill_is_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """0 failures of 10,000 says nothing if the thread that kills had ended before."""
+
+    class Immortal:
+        role, name = "decode", "d0"
+
+        def kill(self) -> None:
+            raise ProcessLookupError("it is not there")
+
+    @contextlib.contextmanager
+    def one(*_: int) -> Iterator[SimpleNamespace]:
+        router = SimpleNamespace(http="127.0.0.1:1", admin="")
+        status = {"replays_total": 0}
+        yield SimpleNamespace(nodes={"d0": Immortal()}, router=router, settled=lambda: status)
+
+    async def no_requests(*_: object) -> None:
+        await asyncio.sleep(0.2)
+
+    monkeypatch.setattr(faults, "workers", one)
+    monkeypatch.setattr(faults, "loop", no_requests)
+    monkeypatch.setattr(faults, "DEATH_PAUSE_S", 0)
+    with pytest.raises(ProcessLookupError):
+        faults.deaths("decode", 1, faults.Judge())
