@@ -71,7 +71,7 @@ pub enum Event {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Suspicion {
-    /// It missed reports: the process is frozen or the network is.
+    /// It missed reports, or does not hear us: the process is frozen or the network is.
     Silent,
     /// It reports, but its engine step does not end.
     Stuck,

@@ -28,8 +28,12 @@ impl Brain {
         Some((RejectReason::QueueFull, self.retry_after()))
     }
 
-    /// Behind all that wait it could not be answered in its time, but on its own it could.
+    /// Behind all that wait it could not be answered in its time, but on its own it could. One that
+    /// goes before others is never judged by them: how many it goes before is not counted.
     fn would_wait_too_long(&self, facts: &RequestFacts) -> bool {
+        if self.queue.lowest() > Some(facts.priority) {
+            return false;
+        }
         let wait = self.pace.wait(self.queue.len());
         let service = self.pace.service(facts.prompt_tokens, facts.max_tokens);
         let (Some(wait), Some(service)) = (wait, service) else {

@@ -61,6 +61,12 @@ impl WaitQueue {
             })
     }
 
+    /// Priority of the one that goes last, which no other is lower than if it never ran.
+    pub(super) fn lowest(&self) -> Option<i32> {
+        let (key, _) = self.order.last_key_value()?;
+        (key.lane == Lane::Fresh).then_some(key.priority)
+    }
+
     /// All that wait, in order.
     pub(super) fn iter(&self) -> impl Iterator<Item = usize> {
         self.order.values().map(|&(sequence, _)| sequence)

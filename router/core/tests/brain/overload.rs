@@ -191,3 +191,19 @@ fn hint_of_a_full_queue_is_the_time_that_the_queue_takes() {
         "{retry_after:?} {expected_ms}"
     );
 }
+
+#[test]
+fn who_goes_before_all_that_wait_is_not_refused_for_them() {
+    let (mut bench, mut id) = (Bench::new(|_| 40), 0);
+    bench.run(CAPACITY_PER_S / 2, 2, &mut id);
+    bench.run(3 * CAPACITY_PER_S, 10, &mut id);
+    let deadline = bench.now.plus(Micros::from_millis(1_000));
+    for (priority, is_refused) in [(0, true), (-1, false)] {
+        id += 1;
+        let mut facts = request(id, 8, 100);
+        (facts.priority, facts.deadline) = (priority, deadline);
+        let actions = bench.brain.handle(bench.now, Event::RequestArrived(facts));
+        let refuses = |action: &Action| matches!(action, Action::Reject { .. });
+        assert_eq!(actions.iter().any(refuses), is_refused, "{priority}");
+    }
+}
