@@ -38,7 +38,7 @@ use dopd_core::{
     request::RequestFacts,
     units::{Micros, Tokens},
 };
-use dopd_sync::{Count, Watched};
+use dopd_sync::{Count, Counted, Watched};
 use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, mpsc, oneshot},
@@ -171,6 +171,11 @@ impl Dispatch {
     /// Takes a request; must be called on a front thread. Its sinks are called on this thread,
     /// never before this returned. Dropping the ticket before the end cancels the request.
     pub fn submit(&self, submission: Submission) -> Result<Ticket, Error> {
+        self.submit_counted(submission, &self.shared.active)
+    }
+
+    /// The same; `count` holds it until it has ended.
+    fn submit_counted(&self, submission: Submission, count: &Count) -> Result<Ticket, Error> {
         if self.shared.is_draining.load(Ordering::Acquire) {
             return Err(draining("the router is shutting down"));
         }
@@ -190,7 +195,7 @@ impl Dispatch {
             priority: submission.priority,
             deadline: self.micros(submission.deadline.into()),
         };
-        let keys = self.insert(&front, facts.id, submission);
+        let keys = Self::insert(&front, facts.id, submission, count.enter());
         if let Err(error) = self.queues.brain.try_send(BrainInput::Submitted(facts)) {
             front.streams.cancel(&keys);
             return Err(match error {
@@ -206,7 +211,12 @@ impl Dispatch {
     }
 
     /// Makes the streams of a request.
-    fn insert(&self, front: &Front, id: RequestId, submission: Submission) -> Arc<[StreamKey]> {
+    fn insert(
+        front: &Front,
+        id: RequestId,
+        submission: Submission,
+        active: Counted,
+    ) -> Arc<[StreamKey]> {
         let request = Arc::new(RequestShared {
             id,
             label: submission.request_id,
@@ -220,7 +230,7 @@ impl Dispatch {
             priority: submission.priority,
             tenant: tenant_hash(&submission.tenant),
             choices: submission.sinks.len(),
-            active: self.shared.active.enter(),
+            active,
         });
         let streams = (0_u8..).zip(submission.sinks).map(|(choice, sink)| {
             let sequence = SequenceId {
@@ -265,8 +275,7 @@ impl Dispatch {
 
     /// Requests of clients that have not ended.
     pub fn active(&self) -> usize {
-        let active = self.shared.active.get();
-        active.saturating_sub(self.shared.pulse.running())
+        self.shared.active.get()
     }
 
     /// Ends the brain thread and all front loops; requests that run fail with `draining`.

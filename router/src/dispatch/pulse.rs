@@ -6,10 +6,11 @@
 //! and under load, when tokens flow anyway, there is none.
 
 use std::{
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
+use dopd_sync::Count;
 use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, oneshot},
@@ -61,7 +62,8 @@ pub(super) struct Pulse {
     proof: Moment,
     /// When the brain last answered.
     brain: Moment,
-    is_canary_running: AtomicBool,
+    /// Canaries that have not ended: never among the requests of clients, for which a drain waits.
+    canaries: Count,
     /// Why the last canary failed, if it did.
     failure: Mutex<Option<String>>,
     /// A first worker takes requests.
@@ -77,11 +79,6 @@ impl Pulse {
     /// A worker takes requests, where none did before.
     pub(super) fn usable(&self) {
         self.usable.notify_one();
-    }
-
-    /// Canaries among the running requests.
-    pub(super) fn running(&self) -> usize {
-        usize::from(self.is_canary_running.load(Ordering::Acquire))
     }
 
     fn interval(&self) -> Duration {
@@ -195,9 +192,8 @@ impl Dispatch {
     async fn ask(&self, limit: Duration, vocab_size: u32) -> Result<(), Error> {
         let (told, answer) = oneshot::channel();
         let deadline = Instant::now() + limit;
-        let _running = Running::begin(&self.shared.pulse.is_canary_running);
         let canary = submission(deadline, vocab_size, Probe { told: Some(told) });
-        let _ticket = self.submit(canary)?;
+        let _ticket = self.submit_counted(canary, &self.shared.pulse.canaries)?;
         let overdue = || Error::new(Reason::DeadlineExceeded, format!("no end within {limit:?}"));
         match timeout_at(deadline + OVERDUE_GRACE, answer).await {
             Ok(Ok(outcome)) => outcome,
@@ -222,22 +218,6 @@ impl Dispatch {
             self.shared.start.elapsed().saturating_sub(at)
         });
         !self.shared.stop.is_cancelled() && silence <= BRAIN_SILENCE_MAX
-    }
-}
-
-/// Says that a canary runs for as long as it lives.
-struct Running<'a>(&'a AtomicBool);
-
-impl<'a> Running<'a> {
-    fn begin(flag: &'a AtomicBool) -> Self {
-        flag.store(true, Ordering::Release);
-        Self(flag)
-    }
-}
-
-impl Drop for Running<'_> {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::Release);
     }
 }
 
@@ -268,6 +248,7 @@ fn submission(deadline: Instant, vocab_size: u32, probe: Probe) -> Submission {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{config::records::LimitsConfig, dispatch::DispatchConfig};
 
     const INTERVAL: Duration = Duration::from_secs(5);
 
@@ -303,5 +284,35 @@ mod tests {
     #[test]
     fn without_canaries_no_proof_is_wanted() {
         assert!(Pulse::default().readiness(INTERVAL).is_ready());
+    }
+
+    /// A drain that ends between the end of a canary and the word of it would cut off a client.
+    #[tokio::test]
+    async fn a_canary_that_has_just_ended_hides_no_request() {
+        let config = DispatchConfig {
+            limits: LimitsConfig::default(),
+            front_threads: 1,
+            record: None,
+            record_bytes_max: 0,
+        };
+        let (dispatch, brain) = Dispatch::start(config).unwrap();
+        let client = Probe { told: None };
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let local = tokio::task::LocalSet::new();
+        let run = async {
+            tokio::task::spawn_local(dispatch.front(0));
+            let _ticket = dispatch.submit(submission(deadline, 9, client)).unwrap();
+            let mut canary = Box::pin(dispatch.ask(Duration::from_millis(20), 9));
+            assert!(futures_util::poll!(&mut canary).is_pending());
+            // Its deadline ends it, but nobody polls it to learn that.
+            while dispatch.status().await.requests_waiting != 1 || dispatch.shared.active.get() != 1
+            {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(dispatch.active(), 1);
+        };
+        local.run_until(run).await;
+        dispatch.shutdown();
+        brain.join().unwrap();
     }
 }
