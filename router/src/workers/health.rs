@@ -96,7 +96,8 @@ impl Health {
             self.deaf = self.deaf.saturating_add(1);
             if self.deaf == DEAF_TICKS {
                 let why = format!("it has not heard us for {} ms", self.heard_ms);
-                return Verdict::Eject(Suspicion::Stuck, why);
+                // The network's fault: what it holds is not to be blamed for it.
+                return Verdict::Eject(Suspicion::Silent, why);
             }
         }
         match self.watchdog.tick(is_asked) {
@@ -130,7 +131,7 @@ mod tests {
                 ejected.push((tick, why));
             }
         }
-        assert_eq!(ejected, [(5, Suspicion::Stuck)]);
+        assert_eq!(ejected, [(5, Suspicion::Silent)]);
         assert!(!health.reported(&deaf_for(3)));
     }
 
