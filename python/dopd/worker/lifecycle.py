@@ -88,7 +88,8 @@ def watch(desk: Desk, act: Callable[[], None], tick_s: float = 1.0) -> None:
     step under way was expected to take. Ticks are counted, not time: a process that was frozen as
     a whole has missed none. Without the desk's lock: it may be what is stuck."""
     turns, ticks = -1, 0
-    while not desk.is_stopped:
+    # A loop that was drained has left without a stop, and what follows may take its time.
+    while not (desk.is_stopped or desk.is_left):
         time.sleep(tick_s)
         ticks = ticks + 1 if desk.num_turns == turns else 0
         turns = desk.num_turns

@@ -119,6 +119,7 @@ class Turning:
     """What the watchdog looks at. Its loop turns until it is stuck."""
 
     is_stopped = False
+    is_left = False
     next_step_s = 0.0
 
     def __init__(self, num_looks: int) -> None:
@@ -139,6 +140,14 @@ def test_the_watchdog_acts_on_a_loop_that_turns_no_more(next_step_s: float, tick
     desk = cast(Desk, turning)
     lifecycle.watch(desk, lambda: acted.append(turning._looks_left), tick_s=0.001)
     assert acted == [-2 * ticks], "two looks a tick"
+
+
+def test_the_watchdog_leaves_a_loop_alone_that_was_drained() -> None:
+    """What a worker does after its last step is no part of the loop, and its exit code is 0."""
+    turning, acted = Turning(3), []
+    turning.is_left = True
+    lifecycle.watch(cast(Desk, turning), lambda: acted.append(True), tick_s=0.001)
+    assert not acted
 
 
 def test_it_ends_with_its_stdin() -> None:
