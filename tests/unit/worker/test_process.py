@@ -112,7 +112,8 @@ def test_a_process_that_was_frozen_beyond_its_lease_says_nothing_more_in_its_old
         assert len(first.reports) == num_reports
         second.send(open_compute(1, [1, 2, 3], 5))
         router.wait_for(lambda: 1 in second.closed, "closed")
-        assert second.tokens[1] == first.tokens[1][:5]
+        before = first.tokens[1][:5]
+        assert second.tokens[1][: len(before)] == before
 
 
 class Turning:
