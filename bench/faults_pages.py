@@ -77,11 +77,13 @@ ORPHANS: dict[str, tuple[str, signal.Signals, str]] = {
 def orphans(rounds: int) -> dict[str, Any]:
     """T6: until the worker that lives holds no page of the transfer any more."""
     times: dict[str, list[float]] = {name: [] for name in ORPHANS}
-    with workers(1, 1, kind="python", is_direct=False) as fleet:
-        for seed in range(rounds):
+    for seed in range(rounds):
+        # A fleet of its own: the breaker of a pair opens after five failures in a row.
+        with workers(1, 1, kind="python", is_direct=False) as fleet:
             for name, (victim, how, other) in ORPHANS.items():
                 begun = slow_transfer(fleet)
-                ask = Ask((seed % 256,) * scenes.LONG_PROMPT, 40)
+                # Long enough that a source without a destination yet is not done before.
+                ask = Ask((seed % 256,) * scenes.LONG_PROMPT, 2_000)
                 with leaving(fleet, ask) as leave:
                     if not begun.wait(30):
                         raise RuntimeError("no pages on the way")
