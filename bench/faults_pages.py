@@ -6,6 +6,7 @@ Also what all scenes share: a fleet for the time of a block, and how times are t
 from __future__ import annotations
 
 import contextlib
+import itertools
 import signal
 import statistics
 import tempfile
@@ -77,21 +78,20 @@ ORPHANS: dict[str, tuple[str, signal.Signals, str]] = {
 def orphans(rounds: int) -> dict[str, Any]:
     """T6: until the worker that lives holds no page of the transfer any more."""
     times: dict[str, list[float]] = {name: [] for name in ORPHANS}
-    for seed in range(rounds):
-        # A fleet of its own: the breaker of a pair opens after five failures in a row.
+    for seed, name in itertools.product(range(rounds), ORPHANS):
+        victim, how, other = ORPHANS[name]
+        # A fleet of its own: what failed before opens breakers, and then no pages travel.
         with workers(1, 1, kind="python", is_direct=False) as fleet:
-            for name, (victim, how, other) in ORPHANS.items():
-                begun = slow_transfer(fleet)
-                # Long enough that a source without a destination yet is not done before.
-                ask = Ask((seed % 256,) * scenes.LONG_PROMPT, 2_000)
-                with leaving(fleet, ask) as leave:
-                    if not begun.wait(30):
-                        raise RuntimeError("no pages on the way")
-                    at_s = fleet.nodes[victim].signal(how)
-                    leave()
-                free_s = when_free(fleet.router.admin, other)
-                times[name].append(free_s - at_s)
-                fleet.settled()
+            begun = slow_transfer(fleet)
+            # Long enough that a source without a destination yet is not done before.
+            ask = Ask((seed % 256,) * scenes.LONG_PROMPT, 2_000)
+            with leaving(fleet, ask) as leave:
+                if not begun.wait(30):
+                    raise RuntimeError("no pages on the way")
+                at_s = fleet.nodes[victim].signal(how)
+                leave()
+            times[name].append(when_free(fleet.router.admin, other) - at_s)
+            fleet.settled()
     return {name: spread(found) for name, found in times.items()}
 
 

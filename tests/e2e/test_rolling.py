@@ -27,6 +27,10 @@ def pids(server: Server) -> dict[str, int]:
     return {worker["id"]: worker["pid"] for worker in server.status()["workers"]}
 
 
+def has_rolled(server: Server, times: int) -> bool:
+    return server.process.told().count("rolling restart done") >= times
+
+
 def is_only(server: Server, name: str) -> bool:
     return list(pids(server)) == [name]
 
@@ -87,9 +91,12 @@ def test_all_workers_are_replaced_under_load_without_a_failure(fleet: tuple[str,
 
 def test_a_single_worker_has_another_name_until_the_next_restart() -> None:
     with serve("--mock", "--prefill", "0", "--decode", "0", "--mixed", "1") as server:
-        for name in ("mixed-0.next", "mixed-0"):
+        for rolls, name in enumerate(("mixed-0.next", "mixed-0"), 1):
             server.process.popen.send_signal(signal.SIGHUP)
             wait_for(partial(is_only, server, name), f"{name} alone")
+            # Until then another SIGHUP changes nothing.
+            is_over = partial(has_rolled, server, rolls)
+            wait_for(is_over, "the roll is over")
 
 
 def test_an_operator_ends_one_worker_and_nobody_notices() -> None:
