@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -134,7 +135,9 @@ def test_a_successor_that_cannot_start_ends_the_roll_and_the_old_one_serves(
 ) -> None:
     script = tmp_path / "worker.sh"
     stop = tmp_path / "stop"
-    script.write_text(f'#!/bin/sh\n[ -e {stop} ] && exit 3\nexec python -m dopd worker "$@"\n')
+    script.write_text(
+        f'#!/bin/sh\n[ -e {stop} ] && exit 3\nexec {sys.executable} -m dopd worker "$@"\n'
+    )
     script.chmod(0o755)
     words = ("--mock", "--prefill", "0", "--decode", "0", "--mixed", "1")
     with serve(*words, "--worker-command", script) as server:
