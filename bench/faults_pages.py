@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.faults import scenes
-from tests.support.faults.fleet import Fleet
+from tests.support.faults.fleet import Fleet, fleet
 from tests.support.faults.proxy import Pipe, Plan, Way
 from tests.support.faults.timing import when_free
 from tests.support.faults.traffic import Ask
@@ -39,16 +39,20 @@ def workers(
     prefill: int, decode: int, *router_words: str, kind: str = "rust", is_direct: bool = True
 ) -> Iterator[Fleet]:
     """A fleet for one scene."""
-    with tempfile.TemporaryDirectory(prefix="dopd-bench-") as name:
-        fleet = Fleet(Path(name), "--log-level", "error", *router_words)
-        try:
-            for role, count in (("prefill", prefill), ("decode", decode)):
-                for index in range(count):
-                    fleet.add(f"{role[0]}{index}", role, kind=kind, is_direct=is_direct)
-            fleet.begin()
-            yield fleet
-        finally:
-            fleet.close()
+    with (
+        tempfile.TemporaryDirectory(prefix="dopd-bench-") as name,
+        fleet(
+            Path(name),
+            "--log-level",
+            "error",
+            *router_words,
+            prefill=prefill,
+            decode=decode,
+            kind=kind,
+            is_direct=is_direct,
+        ) as one,
+    ):
+        yield one
 
 
 def slow_transfer(fleet: Fleet) -> threading.Event:

@@ -48,6 +48,20 @@ class Recorder:
             self.hook(*event)
             self.changed.notify_all()
 
+    def hold_targets(self) -> tuple[threading.Event, threading.Event]:
+        """From now on a reader waits between a Write's frame and its pages: an event that it sets
+        when it is there, and one that lets it go on."""
+        is_inside, may_go_on = threading.Event(), threading.Event()
+        targets = self.targets
+
+        def slow_targets(*arguments: Any) -> list[int]:
+            is_inside.set()
+            assert may_go_on.wait(10)
+            return targets(*arguments)
+
+        self.targets = slow_targets  # type: ignore[method-assign]
+        return is_inside, may_go_on
+
     def names(self) -> list[object]:
         """The names of all events so far."""
         return [event[0] for event in self.log]

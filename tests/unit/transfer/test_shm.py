@@ -238,15 +238,7 @@ def test_a_page_is_written_when_it_was_pulled_and_not_before() -> None:
     with Pair("shm") as pair:
         link = pair.connect()
         pair.destination.exposed[1] = [8]
-        is_inside, may_go_on = threading.Event(), threading.Event()
-        targets = pair.destination.targets
-
-        def slow_targets(*arguments: Any) -> list[int]:
-            is_inside.set()
-            assert may_go_on.wait(10)
-            return targets(*arguments)
-
-        pair.destination.targets = slow_targets
+        is_inside, may_go_on = pair.destination.hold_targets()
         link.write(1, 0, [3])
         assert is_inside.wait(10)
         assert "written" not in pair.source.names()

@@ -104,15 +104,7 @@ def test_a_link_is_not_synchronised_while_its_reader_may_still_land_a_page(kind:
     with Pair(kind) as pair:
         link = pair.connect()
         pair.destination.exposed[1] = [0]
-        is_inside, may_go_on = threading.Event(), threading.Event()
-        targets = pair.destination.targets
-
-        def slow_targets(*arguments: Any) -> list[int]:
-            is_inside.set()
-            assert may_go_on.wait(10)
-            return targets(*arguments)
-
-        pair.destination.targets = slow_targets
+        is_inside, may_go_on = pair.destination.hold_targets()
         link.write(1, 0, [3])
         assert is_inside.wait(10)
         end = pair.destination.links[0]
