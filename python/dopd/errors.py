@@ -86,5 +86,7 @@ ERROR_KINDS = (
     ErrorKind(
         "client_too_slow", "invalid_request_error", "DEADLINE_EXCEEDED", 408, "client", False
     ),
+    ErrorKind("slo_late", "overloaded_error", "UNAVAILABLE", 503, "router", True),
+    ErrorKind("slo_unmeetable", "overloaded_error", "UNAVAILABLE", 503, "router", True),
 )
 BY_CODE = {kind.code: kind for kind in ERROR_KINDS}

@@ -102,6 +102,15 @@ pub struct StepReport {
     pub tokens: Vec<(SlotId, Tokens)>,
     /// Seats that ended.
     pub closed: Vec<ClosedSeat>,
+    /// Seats that began with pages of the prefix cache, with the tokens that these hold.
+    #[serde(default)]
+    pub reused: Vec<(SlotId, Tokens)>,
+    /// Prefixes that the worker keeps from now on, as in [`crate::request::PrefixMark`].
+    #[serde(default)]
+    pub stored: Vec<u64>,
+    /// Prefixes that it keeps no longer.
+    #[serde(default)]
+    pub evicted: Vec<u64>,
 }
 
 /// The end of a seat.

@@ -65,4 +65,25 @@ pub struct WorkerLoad {
     pub running: u32,
     /// Prompt tokens that are not computed yet.
     pub prefill_tokens_queued: Tokens,
+    /// Prompt tokens that the last step computed.
+    #[serde(default)]
+    pub step_prefill_tokens: Tokens,
+    /// Sequences that the last step decoded.
+    #[serde(default)]
+    pub step_decode_seqs: u32,
+    /// What the worker had expected of the last step; zero if it cannot tell.
+    #[serde(default)]
+    pub step_expected_us: u32,
+    /// What it expects of the step that begins now; zero if idle.
+    #[serde(default)]
+    pub next_step_us: u32,
+    /// What it expects of a step that only decodes those that run.
+    #[serde(default)]
+    pub decode_step_us: u32,
+    /// Time that it can spare for prompts before those that run miss their target (5 % quantile).
+    #[serde(default)]
+    pub slack_us: u32,
+    /// How much dearer mixed steps are at this worker, as it has learnt; in thousandths.
+    #[serde(default)]
+    pub mixed_penalty_permille: u32,
 }

@@ -17,5 +17,7 @@ pub mod event;
 pub mod fleet;
 pub mod ids;
 pub mod log;
+pub mod policy;
 pub mod request;
+pub mod step;
 pub mod units;

@@ -1,4 +1,6 @@
-//! What the brain knows of a request: counts, limits, class. Never a token id, never text.
+//! What the brain knows of a request: counts, limits, targets. Never a token id, never text.
+
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -6,6 +8,29 @@ use crate::{
     ids::RequestId,
     units::{Micros, Tokens},
 };
+
+/// Latency targets that somebody asked for: the request, its key or the operator. What nobody asked
+/// for is ordered by the policy's own targets, and never refused for them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Slo {
+    /// Time to first token, from the arrival on.
+    pub ttft: Option<Micros>,
+    /// Mean time per token after the first.
+    pub tpot: Option<Micros>,
+}
+
+/// A part of a prompt that a worker may have computed already, for somebody of the same tenant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrefixMark {
+    /// Full pages from the start of the prompt.
+    pub pages: u32,
+    /// First 8 bytes (little endian) of the hash chain over tenant and tokens up to there.
+    pub hash: u64,
+}
+
+/// Most marks of a request: 12 bytes each, of the 1 KiB that a waiting request may cost.
+pub const PREFIX_MARKS_MAX: usize = 48;
 
 /// Facts of a request, complete when it arrives.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -22,6 +47,40 @@ pub struct RequestFacts {
     pub priority: i32,
     /// When the client stops waiting, on the brain's clock.
     pub deadline: Micros,
+    /// Targets that somebody asked for.
+    #[serde(default)]
+    pub slo: Slo,
+    /// Hash of the tenant's name; 0: nobody's.
+    #[serde(default)]
+    pub tenant: u64,
+    /// Share of the tenant where tenants compete; 0 counts as 1.
+    #[serde(default)]
+    pub weight: u32,
+    /// By length, at most [`PREFIX_MARKS_MAX`]; empty: nothing can be shared.
+    #[serde(default = "no_marks")]
+    pub prefix: Arc<[PrefixMark]>,
+}
+
+fn no_marks() -> Arc<[PrefixMark]> {
+    Arc::from([])
+}
+
+impl RequestFacts {
+    /// One choice of so many tokens without a deadline, targets or tenant: the rest by name.
+    pub fn of(id: RequestId, prompt_tokens: Tokens, max_tokens: Tokens) -> Self {
+        Self {
+            id,
+            choices: 1,
+            prompt_tokens,
+            max_tokens,
+            priority: 0,
+            deadline: Micros(u64::MAX),
+            slo: Slo::default(),
+            tenant: 0,
+            weight: 1,
+            prefix: no_marks(),
+        }
+    }
 }
 
 /// Why a request ends without its answer. The router maps each to one row of its error table.
@@ -36,6 +95,10 @@ pub enum RejectReason {
     TooLarge,
     /// Its deadline passed.
     DeadlineExceeded,
+    /// It missed the target that was asked for, and waited longer than the policy lets late ones.
+    Late,
+    /// No order of work could meet the target that was asked for.
+    Unmeetable,
     /// Workers failed under it more often than the budget allows.
     WorkerFailed,
     /// Workers died under it, more than one: it may be the cause.

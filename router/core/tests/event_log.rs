@@ -31,12 +31,10 @@ fn events() -> Vec<Event> {
     };
     let request = |id| {
         Event::RequestArrived(RequestFacts {
-            id: RequestId(id),
             choices: 2,
-            prompt_tokens: Tokens(10),
-            max_tokens: Tokens(20),
             priority: -1,
             deadline: Micros::from_millis(60_000),
+            ..RequestFacts::of(RequestId(id), Tokens(10), Tokens(20))
         })
     };
     vec![

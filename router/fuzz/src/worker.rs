@@ -214,6 +214,7 @@ fn request(id: RequestId, with_logprobs: bool) -> RequestShared {
         prompt_logprobs: with_logprobs.then_some(TOP_MAX),
         traceparent: String::new(),
         tenant: 0,
+        slo_tpot_us: 0,
         choices: 1,
         priority: 0,
         active: Count::default().enter(),

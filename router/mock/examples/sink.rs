@@ -149,6 +149,8 @@ impl WorkerService for Sink {
             report_interval_ms: 200,
             kv_check: KvCheck::Header.into(),
             kv_scrub: KvScrub::Tenant.into(),
+            step_policy: None,
+            prefix_cache: false,
         });
         let first = attach_response::Kind::Cmd(Cmd {
             session,

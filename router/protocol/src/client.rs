@@ -137,6 +137,7 @@ impl Client {
             prompt_logprobs: None,
             traceparent: String::new(),
             tenant: ask.tenant,
+            slo_tpot_us: 0,
             choices: usize::from(ask.choices),
             priority: ask.priority,
             active: board.active.enter(),
@@ -159,12 +160,10 @@ impl Client {
         let keys: Arc<[StreamKey]> = keys.collect();
         self.place = Some((front.index, id, keys));
         front.outbox.to_brain(BrainInput::Submitted(RequestFacts {
-            id,
             choices: ask.choices,
-            prompt_tokens: Tokens(ask.prompt),
-            max_tokens: Tokens(ask.max_tokens),
             priority: ask.priority,
             deadline,
+            ..RequestFacts::of(id, Tokens(ask.prompt), Tokens(ask.max_tokens))
         }));
     }
 

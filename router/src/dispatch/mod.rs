@@ -35,7 +35,7 @@ use std::{
 use dopd_core::{
     brain::BrainConfig,
     ids::{RequestId, SequenceId},
-    request::RequestFacts,
+    request::{RequestFacts, Slo},
     units::{Micros, Tokens},
 };
 use dopd_sync::{Count, Counted, Watched};
@@ -187,13 +187,16 @@ impl Dispatch {
         if choices == 0 || prompt_tokens == 0 {
             return Err(internal("a request needs 1 to 255 choices and a prompt"));
         }
+        let max_tokens = Tokens(submission.limits.max_tokens);
         let facts = RequestFacts {
-            id: self.mint(front.index),
             choices,
-            prompt_tokens: Tokens(prompt_tokens),
-            max_tokens: Tokens(submission.limits.max_tokens),
             priority: submission.priority,
             deadline: self.micros(submission.deadline.into()),
+            slo: submission.slo,
+            tenant: tenant_hash(&submission.tenant),
+            weight: submission.weight,
+            prefix: Arc::clone(&submission.prefix),
+            ..RequestFacts::of(self.mint(front.index), Tokens(prompt_tokens), max_tokens)
         };
         let keys = Self::insert(&front, facts.id, submission, count.enter());
         if let Err(error) = self.queues.brain.try_send(BrainInput::Submitted(facts)) {
@@ -229,6 +232,7 @@ impl Dispatch {
             traceparent: submission.traceparent,
             priority: submission.priority,
             tenant: tenant_hash(&submission.tenant),
+            slo_tpot_us: slo_tpot_us(submission.slo),
             choices: submission.sinks.len(),
             active,
         });
@@ -323,6 +327,11 @@ fn brain_config(limits: &LimitsConfig, seed: u64) -> BrainConfig {
 /// The owner of a sequence's stream; see [`Dispatch::mint`].
 fn owner(sequence: SequenceId, fronts: usize) -> usize {
     usize::try_from(sequence.request.0 % fronts.max(1) as u64).unwrap_or(0)
+}
+
+fn slo_tpot_us(slo: Slo) -> u32 {
+    slo.tpot
+        .map_or(0, |tpot| u32::try_from(tpot.0).unwrap_or(u32::MAX))
 }
 
 fn internal(message: &'static str) -> Error {

@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 
+use dopd_core::request::Slo;
 use dopd_sync::Count;
 use parking_lot::Mutex;
 use tokio::{
@@ -239,7 +240,10 @@ fn submission(deadline: Instant, vocab_size: u32, probe: Probe) -> Submission {
         prompt_logprobs: None,
         traceparent: String::new(),
         tenant: "".into(),
+        weight: 1,
         priority: i32::MAX,
+        slo: Slo::default(),
+        prefix: [].into(),
         deadline: deadline.into_std(),
         sinks: vec![Box::new(probe)],
     }

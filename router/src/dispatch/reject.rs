@@ -35,6 +35,15 @@ pub(super) fn error(why: RejectReason, retry_after: Micros, limits: &LimitsConfi
             Reason::DeadlineExceeded,
             "the deadline passed before the answer was complete",
         ),
+        RejectReason::Late => Error::new(
+            Reason::SloLate,
+            "no worker was free in time: the target for the first token is missed, and the longest \
+             wait after it is over",
+        ),
+        RejectReason::Unmeetable => Error::new(
+            Reason::SloUnmeetable,
+            "the target for the first token cannot be met now, whatever else waits",
+        ),
         RejectReason::WorkerFailed => Error::new(
             Reason::WorkerFailed,
             "workers failed under the request more often than it may be replayed",

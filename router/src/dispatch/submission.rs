@@ -2,6 +2,8 @@
 
 use std::{sync::Arc, time::Instant};
 
+use dopd_core::request::{PrefixMark, Slo};
+
 use crate::streams::sink::Sink;
 
 /// A request, validated, tokenized and ready to run.
@@ -22,8 +24,14 @@ pub struct Submission {
     pub traceparent: String,
     /// Who pays for it; bounded by the configuration.
     pub tenant: Arc<str>,
+    /// Share of the tenant where tenants compete, at least 1.
+    pub weight: u32,
     /// Lower goes first.
     pub priority: i32,
+    /// Targets that somebody asked for.
+    pub slo: Slo,
+    /// What of the prompt a worker may hold already; empty: nothing can be shared.
+    pub prefix: Arc<[PrefixMark]>,
     /// When the client stops waiting.
     pub deadline: Instant,
     /// One sink per choice, at least one.

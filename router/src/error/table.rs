@@ -109,4 +109,8 @@ table! {
     Internal "internal" "server_error" Internal 500 Router Later;
     /// The client is too slow.
     ClientTooSlow "client_too_slow" "invalid_request_error" DeadlineExceeded 408 Client Never;
+    /// Missed its latency target and waited too long after it.
+    SloLate "slo_late" "overloaded_error" Unavailable 503 Router Later;
+    /// No order of work meets its latency target.
+    SloUnmeetable "slo_unmeetable" "overloaded_error" Unavailable 503 Router Later;
 }

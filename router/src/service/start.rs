@@ -2,6 +2,8 @@
 
 use std::{sync::Arc, time::Instant};
 
+use dopd_core::request::Slo;
+
 use super::{
     Answer, Arrival, Prepared, Running, Service, Wanted, ids,
     outbox::{Outbox, OutboxConfig},
@@ -130,7 +132,10 @@ fn submission(
         prompt_logprobs: spec.prompt_logprobs,
         traceparent: arrival.traceparent.clone(),
         tenant: Arc::clone(&arrival.caller.tenant),
+        weight: 1,
         priority: spec.priority,
+        slo: Slo::default(),
+        prefix: Arc::from([]),
         deadline,
         sinks: sinks(),
     })

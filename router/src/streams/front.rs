@@ -278,6 +278,8 @@ fn open_message(
         prompt_logprobs: request.prompt_logprobs.filter(|_| sequence.choice == 0),
         traceparent: request.traceparent.clone(),
         tenant: request.tenant,
+        slo_tpot_us: request.slo_tpot_us,
+        prefix_salt: Vec::new(),
         kind: Some(match kind {
             OpenKind::Compute => open::Kind::Compute(Compute {
                 prompt: request.prompt.to_vec(),
@@ -287,6 +289,7 @@ fn open_message(
             OpenKind::Import => open::Kind::Import(Import {
                 have: parts.have,
                 prompt: penalized_prompt(&request),
+                prefix: Vec::new(),
             }),
         }),
     }

@@ -31,6 +31,8 @@ pub struct RequestShared {
     pub traceparent: String,
     /// Hash of the tenant's name: pages that change hands between tenants are zeroed; 0: none.
     pub tenant: u64,
+    /// Target per token after the first in microseconds; 0: the policy's own.
+    pub slo_tpot_us: u32,
     /// Choices: sequences with the same prompt.
     pub choices: usize,
     /// Lower goes first.

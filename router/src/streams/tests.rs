@@ -76,6 +76,7 @@ fn request(top_logprobs: Option<u32>) -> Arc<RequestShared> {
         prompt_logprobs: None,
         traceparent: String::new(),
         tenant: 0,
+        slo_tpot_us: 0,
         choices: 1,
         priority: 0,
         active: Count::default().enter(),

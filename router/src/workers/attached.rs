@@ -85,6 +85,8 @@ impl Attached {
             report_interval_ms: workers.report_interval_ms,
             kv_check: kv_check(&workers.kv_check).into(),
             kv_scrub: kv_scrub(&workers.kv_scrub).into(),
+            step_policy: None,
+            prefix_cache: false,
         });
         let attached = Self {
             attachments: Arc::clone(attachments),

@@ -57,6 +57,9 @@ impl Link {
             arrived,
             tokens,
             closed,
+            reused: Vec::new(),
+            stored: report.stored_hashes,
+            evicted: report.evicted_hashes,
         };
         self.post_batches_of(state);
         let grants: Vec<Grant> = report.opened_grants;
@@ -324,6 +327,13 @@ fn load(report: &Report) -> WorkerLoad {
         pages_owned: Pages(report.pages_owned),
         running: report.running,
         prefill_tokens_queued: Tokens(report.prefill_tokens_queued),
+        step_prefill_tokens: Tokens(report.step_prefill_tokens),
+        step_decode_seqs: report.step_decode_seqs,
+        step_expected_us: report.step_expected_us,
+        next_step_us: report.next_step_us,
+        decode_step_us: report.decode_step_us,
+        slack_us: report.slack_us,
+        mixed_penalty_permille: report.mixed_penalty_permille,
     }
 }
 

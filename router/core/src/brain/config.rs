@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::units::Micros;
+use crate::{policy::PolicyConfig, units::Micros};
 
 /// Bounds and budgets.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -60,6 +60,8 @@ pub struct BrainConfig {
     pub retry_after_min: Micros,
     /// See `retry_after_min`.
     pub retry_after_max: Micros,
+    /// Which rules are on.
+    pub policy: PolicyConfig,
 }
 
 impl Default for BrainConfig {
@@ -89,6 +91,7 @@ impl Default for BrainConfig {
             keep_pool_percent: 50,
             retry_after_min: Micros::from_millis(100),
             retry_after_max: Micros::from_millis(10_000),
+            policy: PolicyConfig::default(),
         }
     }
 }

@@ -40,6 +40,13 @@ fn any_load() -> impl Strategy<Value = WorkerLoad> {
         pages_owned: Pages(a.0 / 2),
         running: a.0,
         prefill_tokens_queued: b,
+        step_prefill_tokens: a,
+        step_decode_seqs: b.0,
+        step_expected_us: a.0 / 3,
+        next_step_us: b.0,
+        decode_step_us: a.0,
+        slack_us: b.0,
+        mixed_penalty_permille: a.0,
     })
 }
 
@@ -54,7 +61,14 @@ fn any_report() -> impl Strategy<Value = Event> {
         prop::bool::weighted(0.1),
         any_load(),
     );
-    (head, slots, pairs(), pairs(), ends).prop_map(|(head, opened, arrived, tokens, ends)| {
+    let cache = (
+        pairs(),
+        prop::collection::vec(0..20_u64, 0..4),
+        prop::collection::vec(0..20_u64, 0..4),
+    );
+    let columns = (slots, pairs(), pairs(), ends, cache);
+    (head, columns).prop_map(|(head, (opened, arrived, tokens, ends, cache))| {
+        let (reused, stored, evicted) = cache;
         let (session, role, role_epoch, draining, load) = head;
         let end = |(slot, why, us)| ClosedSeat {
             slot,
@@ -72,6 +86,9 @@ fn any_report() -> impl Strategy<Value = Event> {
             arrived,
             tokens,
             closed: ends.into_iter().map(end).collect(),
+            reused,
+            stored,
+            evicted,
         })
     })
 }

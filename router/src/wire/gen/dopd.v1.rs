@@ -59,6 +59,10 @@ pub enum ErrorReason {
     Internal = 19,
     /// The client took too long to send its request or to read its answer.
     ClientTooSlow = 20,
+    /// The target for the first token was missed, and the longest wait after it is over.
+    SloLate = 21,
+    /// No order of work could meet the target for the first token.
+    SloUnmeetable = 22,
 }
 impl ErrorReason {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -88,6 +92,8 @@ impl ErrorReason {
             Self::PoisonSuspect => "ERROR_REASON_POISON_SUSPECT",
             Self::Internal => "ERROR_REASON_INTERNAL",
             Self::ClientTooSlow => "ERROR_REASON_CLIENT_TOO_SLOW",
+            Self::SloLate => "ERROR_REASON_SLO_LATE",
+            Self::SloUnmeetable => "ERROR_REASON_SLO_UNMEETABLE",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -114,6 +120,8 @@ impl ErrorReason {
             "ERROR_REASON_POISON_SUSPECT" => Some(Self::PoisonSuspect),
             "ERROR_REASON_INTERNAL" => Some(Self::Internal),
             "ERROR_REASON_CLIENT_TOO_SLOW" => Some(Self::ClientTooSlow),
+            "ERROR_REASON_SLO_LATE" => Some(Self::SloLate),
+            "ERROR_REASON_SLO_UNMEETABLE" => Some(Self::SloUnmeetable),
             _ => None,
         }
     }

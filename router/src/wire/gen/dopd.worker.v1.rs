@@ -226,7 +226,7 @@ pub struct Hello {
     #[prost(string, tag = "17")]
     pub version: ::prost::alloc::string::String,
 }
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Welcome {
     /// Never reused by this router.
     #[prost(fixed64, tag = "1")]
@@ -242,6 +242,37 @@ pub struct Welcome {
     pub kv_check: i32,
     #[prost(enumeration = "KvScrub", tag = "6")]
     pub kv_scrub: i32,
+    #[prost(message, optional, tag = "7")]
+    pub step_policy: ::core::option::Option<StepPolicy>,
+    /// Pages of ended sequences are kept for others with the same prefix.
+    #[prost(bool, tag = "8")]
+    pub prefix_cache: bool,
+}
+/// What a worker with prompts and with sequences that run computes next: router/core/src/step has the meaning of each.
+#[derive(Clone, Copy, PartialEq, ::prost::Message)]
+pub struct StepPolicy {
+    #[prost(enumeration = "StepMode", tag = "1")]
+    pub mode: i32,
+    #[prost(uint32, tag = "2")]
+    pub chunk_tokens: u32,
+    #[prost(uint32, tag = "3")]
+    pub tpot_us: u32,
+    #[prost(float, tag = "4")]
+    pub mixed_step_ratio: f32,
+    #[prost(float, tag = "5")]
+    pub pace_ratio: f32,
+    #[prost(uint32, tag = "6")]
+    pub pause_max_us: u32,
+    #[prost(uint32, tag = "7")]
+    pub pause_min_us: u32,
+    #[prost(float, tag = "8")]
+    pub slack_quantile: f32,
+    #[prost(float, tag = "9")]
+    pub mixed_penalty_start: f32,
+    #[prost(uint32, tag = "10")]
+    pub probe_every: u32,
+    #[prost(uint32, tag = "11")]
+    pub idle_slice_max_us: u32,
 }
 /// The worker may not join. It prints the message and ends, unless `retry` is set.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -285,7 +316,8 @@ pub struct Open {
     /// Small number chosen by the router; free on this session.
     #[prost(uint32, tag = "1")]
     pub slot: u32,
-    /// Pages to reserve: enough for prompt and all tokens of the answer.
+    /// Pages to reserve now. A sequence that outgrows them takes free ones as it goes; if there are none, somebody is
+    /// preempted: `closed` with CLOSE_REASON_PREEMPTED, and the router computes it again elsewhere or later.
     #[prost(uint32, tag = "2")]
     pub pages: u32,
     /// Lower goes first.
@@ -316,6 +348,13 @@ pub struct Open {
     /// Hash of the tenant's name, for `KvScrub`; 0: no tenant.
     #[prost(fixed64, tag = "14")]
     pub tenant: u64,
+    /// Target per token after the first in microseconds; 0: the policy's own.
+    #[prost(uint32, tag = "15")]
+    pub slo_tpot_us: u32,
+    /// 16 bytes: start of the hash chain of this prompt's prefixes, from its tenant and cache salt. Sequences share cached
+    /// pages only if it is equal. Empty: this one neither uses nor fills the cache.
+    #[prost(bytes = "vec", tag = "16")]
+    pub prefix_salt: ::prost::alloc::vec::Vec<u8>,
     #[prost(oneof = "open::Kind", tags = "8, 9")]
     pub kind: ::core::option::Option<open::Kind>,
 }
@@ -350,6 +389,10 @@ pub struct Import {
     /// The prompt; sent only if `adjustments.repetition_penalty` needs it, since the KV comes from the other worker.
     #[prost(uint32, repeated, tag = "2")]
     pub prompt: ::prost::alloc::vec::Vec<u32>,
+    /// 16 bytes each: the hash chain at each full page of the prompt that the destination may have cached, from the first
+    /// page on; it asks the source for the other pages only. Empty: for all.
+    #[prost(bytes = "vec", tag = "3")]
+    pub prefix: ::prost::alloc::vec::Vec<u8>,
 }
 /// Changes to the logits before a draw, in this order: bias, then penalties. Log probabilities are of the raw logits.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -498,6 +541,15 @@ pub struct Report {
     /// Milliseconds since the worker last heard from this router when it sent this: a link may lose one direction only.
     #[prost(uint32, tag = "16")]
     pub heard_ms: u32,
+    /// What was expected of the step that this report closes; 0: it cannot tell, or none.
+    #[prost(uint32, tag = "17")]
+    pub step_expected_us: u32,
+    /// Expected of a step that only decodes those that run; 0: nobody runs, or it cannot tell.
+    #[prost(uint32, tag = "18")]
+    pub decode_step_us: u32,
+    /// Time for prompts before those that run miss their target: the policy's quantile over them; 0: none.
+    #[prost(uint32, tag = "19")]
+    pub slack_us: u32,
     #[prost(uint32, repeated, tag = "20")]
     pub opened_slots: ::prost::alloc::vec::Vec<u32>,
     #[prost(message, repeated, tag = "21")]
@@ -534,6 +586,27 @@ pub struct Report {
     /// Of the prompt tokens that this step computed, for seats that asked.
     #[prost(message, optional, tag = "34")]
     pub prompt_logprobs: ::core::option::Option<PromptLogprobs>,
+    /// How much dearer mixed steps are here, as learnt; in thousandths.
+    #[prost(uint32, tag = "35")]
+    pub mixed_penalty_permille: u32,
+    /// Seats that began with cached pages, and the tokens that these hold.
+    #[prost(uint32, repeated, tag = "36")]
+    pub reused_slots: ::prost::alloc::vec::Vec<u32>,
+    #[prost(uint32, repeated, tag = "37")]
+    pub reused_tokens: ::prost::alloc::vec::Vec<u32>,
+    /// First 8 bytes (little endian) of the hash chain at each page that is cached from now on, and no longer.
+    #[prost(fixed64, repeated, tag = "38")]
+    pub stored_hashes: ::prost::alloc::vec::Vec<u64>,
+    #[prost(fixed64, repeated, tag = "39")]
+    pub evicted_hashes: ::prost::alloc::vec::Vec<u64>,
+    /// Steps of this incarnation that computed prompts beside those that decode, and while those paused.
+    #[prost(uint64, tag = "40")]
+    pub steps_mixed: u64,
+    #[prost(uint64, tag = "41")]
+    pub steps_paused: u64,
+    /// Seats of this incarnation that were preempted.
+    #[prost(uint64, tag = "42")]
+    pub preempted: u64,
 }
 /// Columns over runs of prompt positions, then over positions. The first token of a prompt has no log probability: runs
 /// begin at position 1 or later.
@@ -602,6 +675,45 @@ impl Role {
             "ROLE_PREFILL" => Some(Self::Prefill),
             "ROLE_DECODE" => Some(Self::Decode),
             "ROLE_MIXED" => Some(Self::Mixed),
+            _ => None,
+        }
+    }
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum StepMode {
+    Unspecified = 0,
+    /// Prompts take what is left of the step's token limit.
+    Fill = 1,
+    /// Prompts take what is left of `chunk_tokens`.
+    Chunk = 2,
+    /// Prompts take what keeps the step within `mixed_step_ratio` of the target per token.
+    ChunkInTime = 3,
+    /// A prompt alone between two decode steps as far as slack allows, or mixed where that is measured to be cheaper.
+    PauseOrMix = 4,
+}
+impl StepMode {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "STEP_MODE_UNSPECIFIED",
+            Self::Fill => "STEP_MODE_FILL",
+            Self::Chunk => "STEP_MODE_CHUNK",
+            Self::ChunkInTime => "STEP_MODE_CHUNK_IN_TIME",
+            Self::PauseOrMix => "STEP_MODE_PAUSE_OR_MIX",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "STEP_MODE_UNSPECIFIED" => Some(Self::Unspecified),
+            "STEP_MODE_FILL" => Some(Self::Fill),
+            "STEP_MODE_CHUNK" => Some(Self::Chunk),
+            "STEP_MODE_CHUNK_IN_TIME" => Some(Self::ChunkInTime),
+            "STEP_MODE_PAUSE_OR_MIX" => Some(Self::PauseOrMix),
             _ => None,
         }
     }

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13\x64opd/v1/types.proto\x12\x07\x64opd.v1\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r*\xb3\x05\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x45RROR_REASON_INVALID_JSON\x10\x01\x12\x1e\n\x1a\x45RROR_REASON_INVALID_VALUE\x10\x02\x12\"\n\x1e\x45RROR_REASON_UNSUPPORTED_VALUE\x10\x03\x12(\n$ERROR_REASON_CONTEXT_LENGTH_EXCEEDED\x10\x04\x12 \n\x1c\x45RROR_REASON_MODEL_NOT_FOUND\x10\x05\x12\x1a\n\x16\x45RROR_REASON_NOT_FOUND\x10\x06\x12#\n\x1f\x45RROR_REASON_METHOD_NOT_ALLOWED\x10\x07\x12\x1f\n\x1b\x45RROR_REASON_BODY_TOO_LARGE\x10\x08\x12 \n\x1c\x45RROR_REASON_UNAUTHENTICATED\x10\t\x12\"\n\x1e\x45RROR_REASON_PERMISSION_DENIED\x10\n\x12\x1d\n\x19\x45RROR_REASON_RATE_LIMITED\x10\x0b\x12\x1b\n\x17\x45RROR_REASON_QUEUE_FULL\x10\x0c\x12\x1a\n\x16\x45RROR_REASON_NO_WORKER\x10\r\x12\x19\n\x15\x45RROR_REASON_DRAINING\x10\x0e\x12\"\n\x1e\x45RROR_REASON_DEADLINE_EXCEEDED\x10\x0f\x12\x1a\n\x16\x45RROR_REASON_CANCELLED\x10\x10\x12\x1e\n\x1a\x45RROR_REASON_WORKER_FAILED\x10\x11\x12\x1f\n\x1b\x45RROR_REASON_POISON_SUSPECT\x10\x12\x12\x19\n\x15\x45RROR_REASON_INTERNAL\x10\x13\x12 \n\x1c\x45RROR_REASON_CLIENT_TOO_SLOW\x10\x14*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13\x64opd/v1/types.proto\x12\x07\x64opd.v1\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r*\xef\x05\n\x0b\x45rrorReason\x12\x1c\n\x18\x45RROR_REASON_UNSPECIFIED\x10\x00\x12\x1d\n\x19\x45RROR_REASON_INVALID_JSON\x10\x01\x12\x1e\n\x1a\x45RROR_REASON_INVALID_VALUE\x10\x02\x12\"\n\x1e\x45RROR_REASON_UNSUPPORTED_VALUE\x10\x03\x12(\n$ERROR_REASON_CONTEXT_LENGTH_EXCEEDED\x10\x04\x12 \n\x1c\x45RROR_REASON_MODEL_NOT_FOUND\x10\x05\x12\x1a\n\x16\x45RROR_REASON_NOT_FOUND\x10\x06\x12#\n\x1f\x45RROR_REASON_METHOD_NOT_ALLOWED\x10\x07\x12\x1f\n\x1b\x45RROR_REASON_BODY_TOO_LARGE\x10\x08\x12 \n\x1c\x45RROR_REASON_UNAUTHENTICATED\x10\t\x12\"\n\x1e\x45RROR_REASON_PERMISSION_DENIED\x10\n\x12\x1d\n\x19\x45RROR_REASON_RATE_LIMITED\x10\x0b\x12\x1b\n\x17\x45RROR_REASON_QUEUE_FULL\x10\x0c\x12\x1a\n\x16\x45RROR_REASON_NO_WORKER\x10\r\x12\x19\n\x15\x45RROR_REASON_DRAINING\x10\x0e\x12\"\n\x1e\x45RROR_REASON_DEADLINE_EXCEEDED\x10\x0f\x12\x1a\n\x16\x45RROR_REASON_CANCELLED\x10\x10\x12\x1e\n\x1a\x45RROR_REASON_WORKER_FAILED\x10\x11\x12\x1f\n\x1b\x45RROR_REASON_POISON_SUSPECT\x10\x12\x12\x19\n\x15\x45RROR_REASON_INTERNAL\x10\x13\x12 \n\x1c\x45RROR_REASON_CLIENT_TOO_SLOW\x10\x14\x12\x19\n\x15\x45RROR_REASON_SLO_LATE\x10\x15\x12\x1f\n\x1b\x45RROR_REASON_SLO_UNMEETABLE\x10\x16*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,9 +32,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'dopd.v1.types_pb2', _global
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ERRORREASON']._serialized_start=115
-  _globals['_ERRORREASON']._serialized_end=806
-  _globals['_FINISHREASON']._serialized_start=808
-  _globals['_FINISHREASON']._serialized_end=903
+  _globals['_ERRORREASON']._serialized_end=866
+  _globals['_FINISHREASON']._serialized_start=868
+  _globals['_FINISHREASON']._serialized_end=963
   _globals['_USAGE']._serialized_start=32
   _globals['_USAGE']._serialized_end=112
 # @@protoc_insertion_point(module_scope)

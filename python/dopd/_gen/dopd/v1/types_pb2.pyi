@@ -64,6 +64,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A defect of dopd."""
     ERROR_REASON_CLIENT_TOO_SLOW: _ErrorReason.ValueType  # 20
     """The client took too long to send its request or to read its answer."""
+    ERROR_REASON_SLO_LATE: _ErrorReason.ValueType  # 21
+    """The target for the first token was missed, and the longest wait after it is over."""
+    ERROR_REASON_SLO_UNMEETABLE: _ErrorReason.ValueType  # 22
+    """No order of work could meet the target for the first token."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Every way in which a request can fail. The name in lower case without the prefix is the stable code that HTTP
@@ -113,6 +117,10 @@ ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 19
 """A defect of dopd."""
 ERROR_REASON_CLIENT_TOO_SLOW: ErrorReason.ValueType  # 20
 """The client took too long to send its request or to read its answer."""
+ERROR_REASON_SLO_LATE: ErrorReason.ValueType  # 21
+"""The target for the first token was missed, and the longest wait after it is over."""
+ERROR_REASON_SLO_UNMEETABLE: ErrorReason.ValueType  # 22
+"""No order of work could meet the target for the first token."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 class _FinishReason:

@@ -47,12 +47,8 @@ pub(crate) fn joined(session: u64, worker: WorkerFacts) -> Event {
 
 pub(crate) fn request(id: u64, prompt: u32, max_tokens: u32) -> RequestFacts {
     RequestFacts {
-        id: RequestId(id),
-        choices: 1,
-        prompt_tokens: Tokens(prompt),
-        max_tokens: Tokens(max_tokens),
-        priority: 0,
         deadline: NEVER,
+        ..RequestFacts::of(RequestId(id), Tokens(prompt), Tokens(max_tokens))
     }
 }
 
@@ -75,6 +71,9 @@ pub(crate) fn report(session: u64, role: Role) -> StepReport {
         arrived: Vec::new(),
         tokens: Vec::new(),
         closed: Vec::new(),
+        reused: Vec::new(),
+        stored: Vec::new(),
+        evicted: Vec::new(),
     }
 }
 

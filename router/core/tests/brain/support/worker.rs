@@ -336,6 +336,7 @@ impl Worker {
             pages_owned: Pages(0),
             running: u32::try_from(self.seats.len()).expect("few seats"),
             prefill_tokens_queued: Tokens(queued.sum()),
+            ..WorkerLoad::default()
         };
         self.next.step.role = self.role;
         self.next.step.role_epoch = self.role_epoch;

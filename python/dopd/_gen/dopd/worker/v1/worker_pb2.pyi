@@ -39,6 +39,35 @@ ROLE_DECODE: Role.ValueType  # 2
 ROLE_MIXED: Role.ValueType  # 3
 Global___Role: _TypeAlias = Role  # noqa: Y015
 
+class _StepMode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _StepModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_StepMode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    STEP_MODE_UNSPECIFIED: _StepMode.ValueType  # 0
+    STEP_MODE_FILL: _StepMode.ValueType  # 1
+    """Prompts take what is left of the step's token limit."""
+    STEP_MODE_CHUNK: _StepMode.ValueType  # 2
+    """Prompts take what is left of `chunk_tokens`."""
+    STEP_MODE_CHUNK_IN_TIME: _StepMode.ValueType  # 3
+    """Prompts take what keeps the step within `mixed_step_ratio` of the target per token."""
+    STEP_MODE_PAUSE_OR_MIX: _StepMode.ValueType  # 4
+    """A prompt alone between two decode steps as far as slack allows, or mixed where that is measured to be cheaper."""
+
+class StepMode(_StepMode, metaclass=_StepModeEnumTypeWrapper): ...
+
+STEP_MODE_UNSPECIFIED: StepMode.ValueType  # 0
+STEP_MODE_FILL: StepMode.ValueType  # 1
+"""Prompts take what is left of the step's token limit."""
+STEP_MODE_CHUNK: StepMode.ValueType  # 2
+"""Prompts take what is left of `chunk_tokens`."""
+STEP_MODE_CHUNK_IN_TIME: StepMode.ValueType  # 3
+"""Prompts take what keeps the step within `mixed_step_ratio` of the target per token."""
+STEP_MODE_PAUSE_OR_MIX: StepMode.ValueType  # 4
+"""A prompt alone between two decode steps as far as slack allows, or mixed where that is measured to be cheaper."""
+Global___StepMode: _TypeAlias = StepMode  # noqa: Y015
+
 class _KvCheck:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -327,6 +356,8 @@ class Welcome(_message.Message):
     REPORT_INTERVAL_MS_FIELD_NUMBER: _builtins.int
     KV_CHECK_FIELD_NUMBER: _builtins.int
     KV_SCRUB_FIELD_NUMBER: _builtins.int
+    STEP_POLICY_FIELD_NUMBER: _builtins.int
+    PREFIX_CACHE_FIELD_NUMBER: _builtins.int
     session: _builtins.int
     """Never reused by this router."""
     router: _builtins.str
@@ -335,6 +366,10 @@ class Welcome(_message.Message):
     kv_check: Global___KvCheck.ValueType
     """The same for all workers of a router, so that both ends of a hand-off agree."""
     kv_scrub: Global___KvScrub.ValueType
+    prefix_cache: _builtins.bool
+    """Pages of ended sequences are kept for others with the same prefix."""
+    @_builtins.property
+    def step_policy(self) -> Global___StepPolicy: ...
     def __init__(
         self,
         *,
@@ -344,14 +379,67 @@ class Welcome(_message.Message):
         report_interval_ms: _builtins.int = ...,
         kv_check: Global___KvCheck.ValueType = ...,
         kv_scrub: Global___KvScrub.ValueType = ...,
+        step_policy: Global___StepPolicy | None = ...,
+        prefix_cache: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["step_policy", b"step_policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kv_check", b"kv_check", "kv_scrub", b"kv_scrub", "lease_ms", b"lease_ms", "report_interval_ms", b"report_interval_ms", "router", b"router", "session", b"session"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kv_check", b"kv_check", "kv_scrub", b"kv_scrub", "lease_ms", b"lease_ms", "prefix_cache", b"prefix_cache", "report_interval_ms", b"report_interval_ms", "router", b"router", "session", b"session", "step_policy", b"step_policy"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Welcome: _TypeAlias = Welcome  # noqa: Y015
+
+@_typing.final
+class StepPolicy(_message.Message):
+    """What a worker with prompts and with sequences that run computes next: router/core/src/step has the meaning of each."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODE_FIELD_NUMBER: _builtins.int
+    CHUNK_TOKENS_FIELD_NUMBER: _builtins.int
+    TPOT_US_FIELD_NUMBER: _builtins.int
+    MIXED_STEP_RATIO_FIELD_NUMBER: _builtins.int
+    PACE_RATIO_FIELD_NUMBER: _builtins.int
+    PAUSE_MAX_US_FIELD_NUMBER: _builtins.int
+    PAUSE_MIN_US_FIELD_NUMBER: _builtins.int
+    SLACK_QUANTILE_FIELD_NUMBER: _builtins.int
+    MIXED_PENALTY_START_FIELD_NUMBER: _builtins.int
+    PROBE_EVERY_FIELD_NUMBER: _builtins.int
+    IDLE_SLICE_MAX_US_FIELD_NUMBER: _builtins.int
+    mode: Global___StepMode.ValueType
+    chunk_tokens: _builtins.int
+    tpot_us: _builtins.int
+    mixed_step_ratio: _builtins.float
+    pace_ratio: _builtins.float
+    pause_max_us: _builtins.int
+    pause_min_us: _builtins.int
+    slack_quantile: _builtins.float
+    mixed_penalty_start: _builtins.float
+    probe_every: _builtins.int
+    idle_slice_max_us: _builtins.int
+    def __init__(
+        self,
+        *,
+        mode: Global___StepMode.ValueType = ...,
+        chunk_tokens: _builtins.int = ...,
+        tpot_us: _builtins.int = ...,
+        mixed_step_ratio: _builtins.float = ...,
+        pace_ratio: _builtins.float = ...,
+        pause_max_us: _builtins.int = ...,
+        pause_min_us: _builtins.int = ...,
+        slack_quantile: _builtins.float = ...,
+        mixed_penalty_start: _builtins.float = ...,
+        probe_every: _builtins.int = ...,
+        idle_slice_max_us: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_tokens", b"chunk_tokens", "idle_slice_max_us", b"idle_slice_max_us", "mixed_penalty_start", b"mixed_penalty_start", "mixed_step_ratio", b"mixed_step_ratio", "mode", b"mode", "pace_ratio", b"pace_ratio", "pause_max_us", b"pause_max_us", "pause_min_us", b"pause_min_us", "probe_every", b"probe_every", "slack_quantile", b"slack_quantile", "tpot_us", b"tpot_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StepPolicy: _TypeAlias = StepPolicy  # noqa: Y015
 
 @_typing.final
 class Refusal(_message.Message):
@@ -457,10 +545,14 @@ class Open(_message.Message):
     PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
     TENANT_FIELD_NUMBER: _builtins.int
+    SLO_TPOT_US_FIELD_NUMBER: _builtins.int
+    PREFIX_SALT_FIELD_NUMBER: _builtins.int
     slot: _builtins.int
     """Small number chosen by the router; free on this session."""
     pages: _builtins.int
-    """Pages to reserve: enough for prompt and all tokens of the answer."""
+    """Pages to reserve now. A sequence that outgrows them takes free ones as it goes; if there are none, somebody is
+    preempted: `closed` with CLOSE_REASON_PREEMPTED, and the router computes it again elsewhere or later.
+    """
     priority: _builtins.int
     """Lower goes first."""
     prompt_tokens: _builtins.int
@@ -476,6 +568,12 @@ class Open(_message.Message):
     """W3C trace context of the request, for spans and logs of the worker; empty: none."""
     tenant: _builtins.int
     """Hash of the tenant's name, for `KvScrub`; 0: no tenant."""
+    slo_tpot_us: _builtins.int
+    """Target per token after the first in microseconds; 0: the policy's own."""
+    prefix_salt: _builtins.bytes
+    """16 bytes: start of the hash chain of this prompt's prefixes, from its tenant and cache salt. Sequences share cached
+    pages only if it is equal. Empty: this one neither uses nor fills the cache.
+    """
     @_builtins.property
     def sampling(self) -> Global___Sampling: ...
     @_builtins.property
@@ -502,10 +600,12 @@ class Open(_message.Message):
         prompt_logprobs: _builtins.int | None = ...,
         traceparent: _builtins.str = ...,
         tenant: _builtins.int = ...,
+        slo_tpot_us: _builtins.int = ...,
+        prefix_salt: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_adjustments", b"_adjustments", "_prompt_logprobs", b"_prompt_logprobs", "adjustments", b"adjustments", "compute", b"compute", "import", b"import", "kind", b"kind", "limits", b"limits", "prompt_logprobs", b"prompt_logprobs", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adjustments", b"_adjustments", "_prompt_logprobs", b"_prompt_logprobs", "adjustments", b"adjustments", "compute", b"compute", "import", b"import", "kind", b"kind", "limits", b"limits", "pages", b"pages", "priority", b"priority", "prompt_hash", b"prompt_hash", "prompt_logprobs", b"prompt_logprobs", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "sampling", b"sampling", "slot", b"slot", "tenant", b"tenant", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_adjustments", b"_adjustments", "_prompt_logprobs", b"_prompt_logprobs", "adjustments", b"adjustments", "compute", b"compute", "import", b"import", "kind", b"kind", "limits", b"limits", "pages", b"pages", "prefix_salt", b"prefix_salt", "priority", b"priority", "prompt_hash", b"prompt_hash", "prompt_logprobs", b"prompt_logprobs", "prompt_tokens", b"prompt_tokens", "request_id", b"request_id", "sampling", b"sampling", "slo_tpot_us", b"slo_tpot_us", "slot", b"slot", "tenant", b"tenant", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__adjustments: _TypeAlias = _typing.Literal["adjustments"]  # noqa: Y015
     _WhichOneofArgType__adjustments: _TypeAlias = _typing.Literal["_adjustments", b"_adjustments"]  # noqa: Y015
@@ -562,8 +662,13 @@ class Import(_message.Message):
 
     HAVE_FIELD_NUMBER: _builtins.int
     PROMPT_FIELD_NUMBER: _builtins.int
+    PREFIX_FIELD_NUMBER: _builtins.int
     have: _builtins.int
     """Answer tokens that the router holds."""
+    prefix: _builtins.bytes
+    """16 bytes each: the hash chain at each full page of the prompt that the destination may have cached, from the first
+    page on; it asks the source for the other pages only. Empty: for all.
+    """
     @_builtins.property
     def prompt(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The prompt; sent only if `adjustments.repetition_penalty` needs it, since the KV comes from the other worker."""
@@ -573,10 +678,11 @@ class Import(_message.Message):
         *,
         have: _builtins.int = ...,
         prompt: _abc.Iterable[_builtins.int] | None = ...,
+        prefix: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["have", b"have", "prompt", b"prompt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["have", b"have", "prefix", b"prefix", "prompt", b"prompt"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -859,6 +965,9 @@ class Report(_message.Message):
     STEP_DECODE_SEQS_FIELD_NUMBER: _builtins.int
     PAGES_OWNED_FIELD_NUMBER: _builtins.int
     HEARD_MS_FIELD_NUMBER: _builtins.int
+    STEP_EXPECTED_US_FIELD_NUMBER: _builtins.int
+    DECODE_STEP_US_FIELD_NUMBER: _builtins.int
+    SLACK_US_FIELD_NUMBER: _builtins.int
     OPENED_SLOTS_FIELD_NUMBER: _builtins.int
     OPENED_GRANTS_FIELD_NUMBER: _builtins.int
     ARRIVED_SLOTS_FIELD_NUMBER: _builtins.int
@@ -874,6 +983,14 @@ class Report(_message.Message):
     CLOSED_MESSAGES_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
     PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
+    MIXED_PENALTY_PERMILLE_FIELD_NUMBER: _builtins.int
+    REUSED_SLOTS_FIELD_NUMBER: _builtins.int
+    REUSED_TOKENS_FIELD_NUMBER: _builtins.int
+    STORED_HASHES_FIELD_NUMBER: _builtins.int
+    EVICTED_HASHES_FIELD_NUMBER: _builtins.int
+    STEPS_MIXED_FIELD_NUMBER: _builtins.int
+    STEPS_PAUSED_FIELD_NUMBER: _builtins.int
+    PREEMPTED_FIELD_NUMBER: _builtins.int
     session: _builtins.int
     step: _builtins.int
     """Counts engine steps of this incarnation."""
@@ -898,6 +1015,19 @@ class Report(_message.Message):
     """Pages of seats, counted by themselves: owned + free + cached + fenced = pages_total, or the worker has lost count."""
     heard_ms: _builtins.int
     """Milliseconds since the worker last heard from this router when it sent this: a link may lose one direction only."""
+    step_expected_us: _builtins.int
+    """What was expected of the step that this report closes; 0: it cannot tell, or none."""
+    decode_step_us: _builtins.int
+    """Expected of a step that only decodes those that run; 0: nobody runs, or it cannot tell."""
+    slack_us: _builtins.int
+    """Time for prompts before those that run miss their target: the policy's quantile over them; 0: none."""
+    mixed_penalty_permille: _builtins.int
+    """How much dearer mixed steps are here, as learnt; in thousandths."""
+    steps_mixed: _builtins.int
+    """Steps of this incarnation that computed prompts beside those that decode, and while those paused."""
+    steps_paused: _builtins.int
+    preempted: _builtins.int
+    """Seats of this incarnation that were preempted."""
     @_builtins.property
     def opened_slots(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -940,6 +1070,18 @@ class Report(_message.Message):
     def prompt_logprobs(self) -> Global___PromptLogprobs:
         """Of the prompt tokens that this step computed, for seats that asked."""
 
+    @_builtins.property
+    def reused_slots(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Seats that began with cached pages, and the tokens that these hold."""
+
+    @_builtins.property
+    def reused_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def stored_hashes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """First 8 bytes (little endian) of the hash chain at each page that is cached from now on, and no longer."""
+
+    @_builtins.property
+    def evicted_hashes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
         self,
         *,
@@ -959,6 +1101,9 @@ class Report(_message.Message):
         step_decode_seqs: _builtins.int = ...,
         pages_owned: _builtins.int = ...,
         heard_ms: _builtins.int = ...,
+        step_expected_us: _builtins.int = ...,
+        decode_step_us: _builtins.int = ...,
+        slack_us: _builtins.int = ...,
         opened_slots: _abc.Iterable[_builtins.int] | None = ...,
         opened_grants: _abc.Iterable[Global___Grant] | None = ...,
         arrived_slots: _abc.Iterable[_builtins.int] | None = ...,
@@ -974,10 +1119,18 @@ class Report(_message.Message):
         closed_messages: _abc.Iterable[_builtins.str] | None = ...,
         logprobs: Global___Logprobs | None = ...,
         prompt_logprobs: Global___PromptLogprobs | None = ...,
+        mixed_penalty_permille: _builtins.int = ...,
+        reused_slots: _abc.Iterable[_builtins.int] | None = ...,
+        reused_tokens: _abc.Iterable[_builtins.int] | None = ...,
+        stored_hashes: _abc.Iterable[_builtins.int] | None = ...,
+        evicted_hashes: _abc.Iterable[_builtins.int] | None = ...,
+        steps_mixed: _builtins.int = ...,
+        steps_paused: _builtins.int = ...,
+        preempted: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrived_pos", b"arrived_pos", "arrived_slots", b"arrived_slots", "arrived_tail_lens", b"arrived_tail_lens", "arrived_tails", b"arrived_tails", "closed_messages", b"closed_messages", "closed_reasons", b"closed_reasons", "closed_retry_ms", b"closed_retry_ms", "closed_slots", b"closed_slots", "draining", b"draining", "heard_ms", b"heard_ms", "logprobs", b"logprobs", "next_step_us", b"next_step_us", "opened_grants", b"opened_grants", "opened_slots", b"opened_slots", "pages_cached", b"pages_cached", "pages_fenced", b"pages_fenced", "pages_free", b"pages_free", "pages_owned", b"pages_owned", "prefill_tokens_queued", b"prefill_tokens_queued", "prompt_logprobs", b"prompt_logprobs", "role", b"role", "role_epoch", b"role_epoch", "running", b"running", "session", b"session", "step", b"step", "step_decode_seqs", b"step_decode_seqs", "step_prefill_tokens", b"step_prefill_tokens", "step_us", b"step_us", "token_counts", b"token_counts", "token_slots", b"token_slots", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrived_pos", b"arrived_pos", "arrived_slots", b"arrived_slots", "arrived_tail_lens", b"arrived_tail_lens", "arrived_tails", b"arrived_tails", "closed_messages", b"closed_messages", "closed_reasons", b"closed_reasons", "closed_retry_ms", b"closed_retry_ms", "closed_slots", b"closed_slots", "decode_step_us", b"decode_step_us", "draining", b"draining", "evicted_hashes", b"evicted_hashes", "heard_ms", b"heard_ms", "logprobs", b"logprobs", "mixed_penalty_permille", b"mixed_penalty_permille", "next_step_us", b"next_step_us", "opened_grants", b"opened_grants", "opened_slots", b"opened_slots", "pages_cached", b"pages_cached", "pages_fenced", b"pages_fenced", "pages_free", b"pages_free", "pages_owned", b"pages_owned", "preempted", b"preempted", "prefill_tokens_queued", b"prefill_tokens_queued", "prompt_logprobs", b"prompt_logprobs", "reused_slots", b"reused_slots", "reused_tokens", b"reused_tokens", "role", b"role", "role_epoch", b"role_epoch", "running", b"running", "session", b"session", "slack_us", b"slack_us", "step", b"step", "step_decode_seqs", b"step_decode_seqs", "step_expected_us", b"step_expected_us", "step_prefill_tokens", b"step_prefill_tokens", "step_us", b"step_us", "steps_mixed", b"steps_mixed", "steps_paused", b"steps_paused", "stored_hashes", b"stored_hashes", "token_counts", b"token_counts", "token_slots", b"token_slots", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,13 @@
+//! dopd's simulator: discrete events around the very [`dopd_core::brain::Brain`] that serves.
+//!
+//! ```text
+//! outcome = run(scenario)       a trace, a fleet, a policy, targets, faults, a seed
+//! ```
+//!
+//! The same scenario gives the same bytes, on any machine. All times are simulated: whatever is
+//! quoted from here is called so. `run` drives the brain; `fleet` is what it drives: workers with
+//! step times from [`dopd_core::cost`], pages, preemption, hand-off, prefix caches, stragglers,
+//! deaths. `trace` reads and makes arrivals, `report` turns outcomes into figures.
+
+pub mod outcome;
+pub mod scenario;
