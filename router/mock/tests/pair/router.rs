@@ -154,6 +154,8 @@ impl WorkerService for Service {
             report_interval_ms: 20,
             kv_check: wire::KvCheck::Header.into(),
             kv_scrub: wire::KvScrub::Tenant.into(),
+            step_policy: None,
+            prefix_cache: false,
         });
         let welcome = AttachResponse {
             kind: Some(welcome),

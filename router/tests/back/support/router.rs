@@ -181,6 +181,9 @@ impl Router {
             traceparent: String::new(),
             tenant: "default".into(),
             priority: 0,
+            weight: 1,
+            slo: dopd_core::request::Slo::default(),
+            prefix: [].into(),
             deadline: Instant::now() + request.timeout,
             sinks,
         };
