@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    step::StepPolicy,
+    step::{StepMode, StepPolicy},
     units::{Micros, Tokens},
 };
 
@@ -187,6 +187,33 @@ impl Default for PolicyConfig {
             peak_z: 2.33,
             use_prefixes: true,
             step: StepPolicy::default(),
+        }
+    }
+}
+
+impl PolicyConfig {
+    /// dopd before it had a policy: by arrival, whole reservation, most free pages, nothing stolen,
+    /// nobody refused for a target. What tests of other rules, and baselines, begin with.
+    pub fn plain() -> Self {
+        Self {
+            order: Order::Fcfs,
+            demote: false,
+            refuse: Refuse::Never,
+            fair_ratio: 0.0,
+            share_tenants: false,
+            steal: Steal::Never,
+            place: PlaceBy::MostPages,
+            place_kv_ratio: 1.0,
+            place_step_ratio: 0.0,
+            keep_step_ratio: 0.0,
+            bind_ahead: Micros(u64::MAX),
+            reserve: Reserve::MaxTokens,
+            use_prefixes: false,
+            step: StepPolicy {
+                mode: StepMode::Fill,
+                ..StepPolicy::default()
+            },
+            ..Self::default()
         }
     }
 }

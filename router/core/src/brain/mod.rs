@@ -9,14 +9,15 @@
 //! | `eject` | workers that are silent, stuck, on their way out or gone |
 //! | `replay` | what is computed again, how often, and when |
 //! | `arrive` | requests that come, time that passes |
-//! | `admit`, `pace` | who gets a place in the queue and at a worker, and who is too late |
-//! | `place` | where the next sequence goes |
+//! | `admit`, `pace` | who gets a place in the queue, and who is too late |
+//! | `assign`, `place` | which sequence goes next, and where |
 //! | `breaker`, `pairs`, `judge` | workers and pairs of workers that fail get no work for a while |
 //! | `queue`, `sequences`, `workers`, `timers`, `random` | what the brain remembers |
 
 mod act;
 mod admit;
 mod arrive;
+mod assign;
 mod breaker;
 mod config;
 mod eject;

@@ -7,14 +7,14 @@
 
 use dopd_core::{
     action::{Action, OpenKind},
-    brain::{Brain, BrainConfig, BreakerState},
+    brain::{Brain, BreakerState},
     event::{CloseReason, Event, StepReport, Suspicion},
     fleet::Role::{self, Decode, Mixed, Prefill},
     ids::{SeatId, SessionId, SlotId},
     units::{Micros, Tokens},
 };
 
-use crate::support::{closed, joined, report, request, said, worker};
+use crate::support::{closed, joined, plain, report, request, said, worker};
 
 /// Brain, clock and names of requests.
 struct Bench {
@@ -27,7 +27,7 @@ struct Bench {
 impl Bench {
     fn new(workers: &[(Role, u32)]) -> Self {
         let mut bench = Self {
-            brain: Brain::new(BrainConfig::default()),
+            brain: Brain::new(plain()),
             now: Micros::from_millis(1_000),
             requests: 0,
             roles: Vec::new(),

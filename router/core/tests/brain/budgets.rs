@@ -12,7 +12,7 @@ use dopd_core::{
     units::{Micros, Tokens},
 };
 
-use crate::support::{closed, joined, report, request, said, worker};
+use crate::support::{closed, joined, plain, report, request, said, worker};
 
 /// A worker with room and places for everybody.
 fn large() -> dopd_core::fleet::WorkerFacts {
@@ -80,7 +80,7 @@ const SETTLED: Micros = Micros::from_millis(50);
 
 #[test]
 fn one_death_costs_no_answer_however_many_it_held() {
-    let mut brain = fleet(BrainConfig::default(), 2);
+    let mut brain = fleet(plain(), 2);
     let seats = opens(&arrive(&mut brain, 1..=400));
     let at_first = seats.values().filter(|seat| seat.session.0 == 1).count();
     assert!(at_first >= 100, "{at_first}");
@@ -95,7 +95,7 @@ fn one_death_costs_no_answer_however_many_it_held() {
 
 #[test]
 fn who_made_no_token_shares_the_budget_and_waits() {
-    let mut brain = fleet(BrainConfig::default(), 2);
+    let mut brain = fleet(plain(), 2);
     let seats = opens(&arrive(&mut brain, 1..=200));
     let held: Vec<&SeatId> = seats.values().filter(|seat| seat.session.0 == 1).collect();
     let staying: Vec<&SeatId> = seats.values().filter(|seat| seat.session.0 == 2).collect();
@@ -142,7 +142,7 @@ fn who_made_no_token_shares_the_budget_and_waits() {
 
 #[test]
 fn some_may_be_tried_again_however_little_runs() {
-    let mut brain = fleet(BrainConfig::default(), 1);
+    let mut brain = fleet(plain(), 1);
     arrive(&mut brain, 1..=10);
     brain.handle(Micros(1), silent(1));
     let again = brain.handle(SETTLED, joined(2, large()));
@@ -151,7 +151,7 @@ fn some_may_be_tried_again_however_little_runs() {
 
 #[test]
 fn workers_that_die_together_are_one_incident() {
-    let mut brain = fleet(BrainConfig::default(), 4);
+    let mut brain = fleet(plain(), 4);
     let seats = opens(&arrive(&mut brain, 1..=40));
     for event in tokens(seats.values()) {
         brain.handle(Micros(1), event);
@@ -172,7 +172,7 @@ fn workers_that_die_together_are_one_incident() {
 
 #[test]
 fn total_outage_costs_a_fifth_more_work_at_most() {
-    let mut brain = Brain::new(BrainConfig::default());
+    let mut brain = Brain::new(plain());
     let (mut session, mut id, mut now) = (0, 0, Micros(0));
     let (mut fresh, mut again) = (0_u32, 0_u32);
     let mut seen = std::collections::BTreeSet::new();
@@ -210,7 +210,7 @@ fn total_outage_costs_a_fifth_more_work_at_most() {
 fn first_replay_is_free_of_the_token_budget_the_next_are_not() {
     let config = || BrainConfig {
         replay_tokens_max: 20,
-        ..BrainConfig::default()
+        ..plain()
     };
     for (prompt, allowed) in [(30, 1), (10, 2), (4, 3)] {
         let mut brain = fleet(config(), 1);
@@ -236,7 +236,7 @@ fn refusals_and_drains_take_nothing_from_the_token_budget() {
     let config = BrainConfig {
         replay_tokens_max: 0,
         replays_max: 1,
-        ..BrainConfig::default()
+        ..plain()
     };
     let mut brain = fleet(config, 1);
     brain.handle(Micros(0), Event::RequestArrived(request(1, 8, 8)));
@@ -261,7 +261,7 @@ fn refusals_and_drains_take_nothing_from_the_token_budget() {
 
 #[test]
 fn request_that_is_dead_in_the_queue_is_never_placed() {
-    let mut brain = Brain::new(BrainConfig::default());
+    let mut brain = Brain::new(plain());
     brain.handle(Micros(0), joined(1, worker(Role::Mixed, 4)));
     brain.handle(Micros(0), Event::RequestArrived(request(1, 8, 8)));
     let deadline = Micros::from_millis(100);
@@ -289,7 +289,7 @@ fn request_that_is_dead_in_the_queue_is_never_placed() {
 #[test]
 fn queue_outlives_an_outage_and_goes_on_with_the_first_worker() {
     for is_dead in [true, false] {
-        let mut brain = fleet(BrainConfig::default(), 2);
+        let mut brain = fleet(plain(), 2);
         let seats = opens(&arrive(&mut brain, 1..=4));
         for event in tokens(seats.values()) {
             brain.handle(Micros(1), event);

@@ -13,7 +13,7 @@ use dopd_core::{
     units::{Micros, Tokens},
 };
 
-use crate::support::{NEVER, closed, joined, report, request, said, sequence, worker};
+use crate::support::{NEVER, closed, joined, plain, report, request, said, sequence, worker};
 
 /// Workers by session; D has more room than E, so a hand-off goes there first.
 const NAMES: [(u64, &str, Role, u32); 3] = [
@@ -90,7 +90,7 @@ pub(crate) fn brain(at: At) -> Brain {
 fn brain_until(at: At, deadline: Micros) -> Brain {
     let mut brain = Brain::new(BrainConfig {
         death_settle: Micros(0),
-        ..BrainConfig::default()
+        ..plain()
     });
     let mut tell = |event| brain.handle(Micros(0), event);
     for (session, _, role, pages) in NAMES {

@@ -3,7 +3,7 @@
 
 use dopd_core::{
     action::Action,
-    brain::{Brain, BrainConfig},
+    brain::Brain,
     event::{CloseReason, Event, StepReport, Suspicion},
     fleet::Role,
     ids::{SessionId, SlotId},
@@ -13,7 +13,7 @@ use dopd_core::{
 
 use crate::{
     cells::{At, D, E, P, arrived, brain, cell, ended, lost, of, opened, shown, token},
-    support::{joined, report, request, said, worker},
+    support::{joined, plain, report, request, said, worker},
 };
 
 fn suspected(session: u64, why: Suspicion) -> Event {
@@ -111,7 +111,7 @@ fn silent_worker_is_back_with_its_next_report_a_stuck_one_when_it_moves() {
             ..report(1, Role::Mixed)
         })
     };
-    let mut brain = Brain::new(BrainConfig::default());
+    let mut brain = Brain::new(plain());
     brain.handle(Micros(0), joined(1, worker(Role::Mixed, 40)));
     brain.handle(Micros(1), suspected(1, Suspicion::Stuck));
     assert_eq!(brain.status().sessions[0].ejected, Some(Suspicion::Stuck));
@@ -129,7 +129,7 @@ fn silent_worker_is_back_with_its_next_report_a_stuck_one_when_it_moves() {
 
 /// Mixed workers 1 to 5 and one request that runs at the first.
 fn five() -> Brain {
-    let mut brain = Brain::new(BrainConfig::default());
+    let mut brain = Brain::new(plain());
     for session in 1..=5 {
         brain.handle(Micros(0), joined(session, worker(Role::Mixed, 40)));
     }
@@ -233,7 +233,7 @@ fn break_stream(brain: &mut Brain, at: u64, incarnation: u64) -> Vec<RejectReaso
 #[test]
 fn broken_stream_of_a_process_that_lives_on_is_no_death() {
     for (incarnation, second) in [(7, vec![]), (8, vec![RejectReason::PoisonSuspect])] {
-        let mut brain = Brain::new(BrainConfig::default());
+        let mut brain = Brain::new(plain());
         for session in 1..=5 {
             let mut facts = worker(Role::Mixed, 40);
             (facts.name, facts.incarnation) = (format!("process {session}"), 7);
@@ -268,7 +268,7 @@ fn worker_that_dies_as_a_destination_is_blamed_on_nobody() {
 #[test]
 fn choices_of_a_request_are_condemned_together_others_survive() {
     // Seven pages each: two beside each other on ten pages do not fit.
-    let mut brain = Brain::new(BrainConfig::default());
+    let mut brain = Brain::new(plain());
     for session in 1..=4 {
         brain.handle(Micros(0), joined(session, worker(Role::Mixed, 16)));
     }
@@ -304,7 +304,7 @@ fn choices_of_a_request_are_condemned_together_others_survive() {
 
 #[test]
 fn one_worker_under_all_choices_is_one_death() {
-    let mut brain = Brain::new(BrainConfig::default());
+    let mut brain = Brain::new(plain());
     for session in 1..=2 {
         brain.handle(Micros(0), joined(session, worker(Role::Mixed, 60)));
     }
@@ -324,7 +324,7 @@ fn worker_that_broke_the_protocol_and_is_back_forgives_no_other_death() {
         (facts.name, facts.incarnation) = (format!("process {number}"), number);
         facts
     };
-    let mut brain = Brain::new(BrainConfig::default());
+    let mut brain = Brain::new(plain());
     for session in 1..=4 {
         brain.handle(Micros(0), joined(session, process(session)));
     }
@@ -385,7 +385,7 @@ fn token_of(session: u64, slot: u32) -> Event {
 /// The first worker has died under four requests, of which the first had made a token; the second
 /// is there.
 fn four_struck() -> Brain {
-    let mut brain = Brain::new(BrainConfig::default());
+    let mut brain = Brain::new(plain());
     for session in 1..=2 {
         let mut facts = worker(Role::Mixed, 400);
         facts.batch_tokens_max = Tokens(1_000);

@@ -6,14 +6,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use dopd_core::{
     action::Action,
-    brain::{Brain, BrainConfig},
+    brain::Brain,
     event::{CloseReason, ClosedSeat, Event, Suspicion},
     fleet::Role,
     ids::{SeatId, SequenceId, SessionId, SlotId},
     units::{Micros, Tokens},
 };
 
-use crate::support::{joined, report, request, said, worker};
+use crate::support::{joined, plain, report, request, said, worker};
 
 /// Session of the worker behind the link; the other one is always there.
 const FLAPS: SessionId = SessionId(1);
@@ -78,7 +78,7 @@ impl Bench {
 #[test]
 fn flapping_link_moves_nobody_more_than_a_few_times() {
     let mut bench = Bench {
-        brain: Brain::new(BrainConfig::default()),
+        brain: Brain::new(plain()),
         now: Micros(0),
         seats: BTreeMap::new(),
         closing: BTreeSet::new(),

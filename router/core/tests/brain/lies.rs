@@ -3,7 +3,7 @@
 
 use dopd_core::{
     action::Action,
-    brain::{Brain, BrainConfig},
+    brain::Brain,
     event::{CloseReason, ClosedSeat, Event, StepReport, Suspicion},
     fleet::{Role, WorkerLoad},
     ids::{RequestId, SessionId, SlotId},
@@ -11,7 +11,7 @@ use dopd_core::{
 };
 use proptest::{prelude::*, test_runner::Config};
 
-use crate::support::{joined, report, request, said, sequence, worker};
+use crate::support::{joined, plain, report, request, said, sequence, worker};
 
 fn any_tokens() -> impl Strategy<Value = Tokens> {
     prop_oneof![0..9_u32, Just(u32::MAX), any::<u32>()].prop_map(Tokens)
@@ -134,7 +134,7 @@ proptest! {
     fn garbage_neither_panics_nor_leaves_anything_behind(
         events in prop::collection::vec((0..2_000_u64, any_event()), 1..200),
     ) {
-        let mut brain = Brain::new(BrainConfig::default());
+        let mut brain = Brain::new(plain());
         let mut now = Micros(0);
         for (later, event) in events {
             now = now.plus(Micros(later));
@@ -168,7 +168,7 @@ proptest! {
 
 /// One worker with one sequence of two tokens at most, then what it says of it.
 fn answer(tell: impl FnOnce(&mut StepReport)) -> Vec<Action> {
-    let mut brain = Brain::new(BrainConfig::default());
+    let mut brain = Brain::new(plain());
     brain.handle(Micros(0), joined(1, worker(Role::Mixed, 40)));
     brain.handle(Micros(0), Event::RequestArrived(request(1, 8, 2)));
     let mut lie = report(1, Role::Mixed);
@@ -202,7 +202,7 @@ fn an_unknown_session_is_not_heard() {
 
 #[test]
 fn a_label_of_an_older_epoch_is_not_taken() {
-    let mut brain = Brain::new(BrainConfig::default());
+    let mut brain = Brain::new(plain());
     brain.handle(Micros(0), joined(1, worker(Role::Prefill, 40)));
     for (role_epoch, role) in [(3, Role::Decode), (2, Role::Mixed)] {
         brain.handle(
@@ -218,7 +218,7 @@ fn a_label_of_an_older_epoch_is_not_taken() {
 
 #[test]
 fn a_position_behind_the_client_breaks_the_session() {
-    let mut brain = Brain::new(BrainConfig::default());
+    let mut brain = Brain::new(plain());
     brain.handle(Micros(0), joined(1, worker(Role::Prefill, 60)));
     brain.handle(Micros(0), joined(2, worker(Role::Decode, 40)));
     brain.handle(Micros(0), Event::RequestArrived(request(1, 8, 8)));
@@ -260,7 +260,7 @@ fn a_position_behind_the_client_breaks_the_session() {
 
 /// A hand-off of a request of at most three tokens, up to its Send: P (1) to D (2), slots 0.
 fn shipping() -> Brain {
-    let mut brain = Brain::new(BrainConfig::default());
+    let mut brain = Brain::new(plain());
     brain.handle(Micros(0), joined(1, worker(Role::Prefill, 60)));
     brain.handle(Micros(0), joined(2, worker(Role::Decode, 40)));
     brain.handle(Micros(0), Event::RequestArrived(request(1, 8, 3)));

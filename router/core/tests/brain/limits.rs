@@ -10,7 +10,7 @@ use dopd_core::{
     units::{Micros, Tokens},
 };
 
-use crate::support::{NEVER, closed, joined, report, request, said, sequence, worker};
+use crate::support::{NEVER, closed, joined, plain, report, request, said, sequence, worker};
 
 fn brain(config: BrainConfig) -> Brain {
     let mut brain = Brain::new(config);
@@ -34,7 +34,7 @@ fn arrive(brain: &mut Brain, id: u64, prompt: u32) -> Vec<Action> {
 fn full_queue_rejects_with_a_hint() {
     let config = BrainConfig {
         queue_requests_max: 2,
-        ..BrainConfig::default()
+        ..plain()
     };
     let (hint_min, hint_max) = (config.retry_after_min, config.retry_after_max);
     let mut brain = brain(config);
@@ -68,7 +68,7 @@ fn full_queue_rejects_with_a_hint() {
 fn waiting_tokens_are_limited_unless_nothing_else_waits() {
     let config = BrainConfig {
         queue_tokens_max: 20,
-        ..BrainConfig::default()
+        ..plain()
     };
     let mut brain = brain(config);
     for id in 1..=2 {
@@ -83,7 +83,7 @@ fn waiting_tokens_are_limited_unless_nothing_else_waits() {
 fn a_prompt_of_several_choices_waits_once() {
     let mut brain = brain(BrainConfig {
         queue_tokens_max: 40,
-        ..BrainConfig::default()
+        ..plain()
     });
     for id in 1..=2 {
         arrive(&mut brain, id, 16);
@@ -99,7 +99,7 @@ fn a_prompt_of_several_choices_waits_once() {
 
 #[test]
 fn drain_takes_no_new_request_and_ends_the_old_ones() {
-    let mut brain = brain(BrainConfig::default());
+    let mut brain = brain(plain());
     for id in 1..=3 {
         arrive(&mut brain, id, 16);
     }
@@ -129,7 +129,7 @@ fn end(why: CloseReason, retry_after: Micros) -> Event {
 
 #[test]
 fn refusal_is_followed_by_a_random_doubling_wait_and_costs_no_replay() {
-    let (mut brain, mut now) = (brain(BrainConfig::default()), Micros(0));
+    let (mut brain, mut now) = (brain(plain()), Micros(0));
     arrive(&mut brain, 1, 8);
     let mut waits = Vec::new();
     for _ in 0..40 {
@@ -159,7 +159,7 @@ fn refusal_is_followed_by_a_random_doubling_wait_and_costs_no_replay() {
 
 #[test]
 fn replays_have_a_budget_and_carry_what_was_made() {
-    let mut brain = brain(BrainConfig::default());
+    let mut brain = brain(plain());
     arrive(&mut brain, 1, 8);
     for replay in 0..3 {
         let tokens = vec![(SlotId(0), Tokens(1))];
@@ -184,7 +184,7 @@ fn replays_have_a_budget_and_carry_what_was_made() {
 
 #[test]
 fn second_worker_that_dies_under_a_sequence_ends_it() {
-    let mut brain = brain(BrainConfig::default());
+    let mut brain = brain(plain());
     for session in 2..=4 {
         brain.handle(Micros(0), joined(session, worker(Role::Mixed, 40)));
     }
@@ -212,7 +212,7 @@ fn second_worker_that_dies_under_a_sequence_ends_it() {
 
 #[test]
 fn session_broken_by_the_router_is_no_death() {
-    let mut brain = brain(BrainConfig::default());
+    let mut brain = brain(plain());
     for session in 2..=3 {
         brain.handle(Micros(0), joined(session, worker(Role::Mixed, 40)));
     }
@@ -233,7 +233,7 @@ fn session_broken_by_the_router_is_no_death() {
 
 #[test]
 fn replay_goes_before_everything_that_waits() {
-    let mut brain = brain(BrainConfig::default());
+    let mut brain = brain(plain());
     for id in 1..=3 {
         arrive(&mut brain, id, 16);
     }
@@ -249,7 +249,7 @@ fn replay_goes_before_everything_that_waits() {
 
 #[test]
 fn moves_have_a_budget() {
-    let mut brain = brain(BrainConfig::default());
+    let mut brain = brain(plain());
     brain.handle(Micros(0), joined(2, worker(Role::Mixed, 40)));
     arrive(&mut brain, 1, 8);
     let ask = || Event::MoveRequested {
@@ -272,7 +272,7 @@ fn moves_have_a_budget() {
 
 #[test]
 fn waiting_request_gives_up_at_its_own_time_without_workers() {
-    let mut brain = Brain::new(BrainConfig::default());
+    let mut brain = Brain::new(plain());
     brain.handle(Micros(0), Event::Woke); // No worker from now on.
     let second = Micros::from_millis(1_000);
     brain.handle(second, Event::RequestArrived(request(1, 8, 4)));
@@ -314,7 +314,7 @@ fn hand_off_gets_twice_its_predicted_time_within_limits() {
         (1e3, 0, 5_000_000),
         (0.0, u32::MAX, 5_000_000),
     ] {
-        let mut brain = Brain::new(BrainConfig::default());
+        let mut brain = Brain::new(plain());
         let mut source = worker(Role::Prefill, 40);
         source.timings.handoff_bytes_per_s = bytes_per_s;
         brain.handle(Micros(0), joined(1, source));
@@ -367,7 +367,7 @@ fn hand_off_timer_ends_with_the_hand_off() {
         },
     ];
     for way_out in ways_out {
-        let mut brain = Brain::new(BrainConfig::default());
+        let mut brain = Brain::new(plain());
         brain.handle(Micros(0), joined(1, worker(Role::Prefill, 40)));
         brain.handle(Micros(0), joined(2, worker(Role::Decode, 40)));
         arrive(&mut brain, 1, 8);

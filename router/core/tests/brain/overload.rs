@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use dopd_core::{
     action::Action,
-    brain::{Brain, BrainConfig},
+    brain::Brain,
     event::{CloseReason, ClosedSeat, Event},
     fleet::Role,
     ids::{SeatId, SequenceId, SessionId},
@@ -13,7 +13,7 @@ use dopd_core::{
     units::{Micros, Tokens},
 };
 
-use crate::support::{joined, report, request, said, worker};
+use crate::support::{joined, plain, report, request, said, worker};
 
 /// One step of the worker, in which each of its eight seats makes a token.
 const STEP: Micros = Micros::from_millis(10);
@@ -44,7 +44,7 @@ struct Bench {
 impl Bench {
     fn new(lengths: fn(u64) -> u32) -> Self {
         let mut bench = Self {
-            brain: Brain::new(BrainConfig::default()),
+            brain: Brain::new(plain()),
             now: Micros(0),
             seats: BTreeMap::new(),
             closing: Vec::new(),

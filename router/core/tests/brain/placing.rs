@@ -2,18 +2,18 @@
 
 use dopd_core::{
     action::{Action, OpenKind},
-    brain::{Brain, BrainConfig},
+    brain::Brain,
     event::{CloseReason, Event, StepReport, Suspicion},
     fleet::Role::{self, Decode, Mixed, Prefill},
     ids::{SessionId, SlotId},
     units::{Micros, Tokens},
 };
 
-use crate::support::{closed, joined, report, request, said, worker};
+use crate::support::{closed, joined, plain, report, request, said, worker};
 
 /// Sessions are numbered from 1 in the order given.
 fn fleet(workers: &[(Role, u32)]) -> Brain {
-    let mut brain = Brain::new(BrainConfig::default());
+    let mut brain = Brain::new(plain());
     for (session, &(role, pages)) in (1..).zip(workers) {
         brain.handle(Micros(0), joined(session, worker(role, pages)));
     }

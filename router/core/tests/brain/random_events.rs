@@ -15,7 +15,7 @@ use proptest::{prelude::*, test_runner::Config};
 use crate::support::{
     self,
     fleet::{Fleet, Outcome},
-    request, worker,
+    plain, request, worker,
 };
 
 /// Mostly pairs.
@@ -54,7 +54,7 @@ fn config(slack_ms: u64) -> BrainConfig {
         replays_max: 2,
         queue_requests_max: 12,
         queue_tokens_max: 200,
-        ..BrainConfig::default()
+        ..plain()
     }
 }
 

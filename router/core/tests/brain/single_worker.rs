@@ -2,7 +2,7 @@
 
 use dopd_core::{
     action::{Action, OpenKind},
-    brain::{Brain, BrainConfig},
+    brain::Brain,
     event::{CloseReason, Event},
     fleet::Role,
     ids::{SeatId, SessionId, SlotId},
@@ -37,7 +37,7 @@ fn report(tokens: &[(u32, u32)], closed: &[(u32, CloseReason)]) -> Event {
 
 #[test]
 fn request_runs_to_its_end_and_its_slot_is_used_again() {
-    let mut brain = Brain::new(BrainConfig::default());
+    let mut brain = Brain::new(support::plain());
     assert_eq!(brain.handle(Micros(0), joined()), []);
     let seat = SeatId {
         session: SESSION,
@@ -63,7 +63,7 @@ fn request_runs_to_its_end_and_its_slot_is_used_again() {
 
 #[test]
 fn request_that_fits_nowhere_is_too_large_only_once_a_worker_is_there() {
-    let mut brain = Brain::new(BrainConfig::default());
+    let mut brain = Brain::new(support::plain());
     assert_eq!(brain.handle(Micros(0), arrived(1, 200, 57)), []);
     let reject = Action::Reject {
         sequence: support::sequence(1, 0),
@@ -76,7 +76,7 @@ fn request_that_fits_nowhere_is_too_large_only_once_a_worker_is_there() {
 
 #[test]
 fn without_a_worker_a_request_waits_its_time_and_is_rejected() {
-    let mut brain = Brain::new(BrainConfig::default());
+    let mut brain = Brain::new(support::plain());
     assert_eq!(brain.handle(Micros(5), arrived(1, 9, 1)), []);
     let at = Micros::from_millis(10_000).plus(Micros(5));
     assert_eq!(brain.next_wake(), Some(at));

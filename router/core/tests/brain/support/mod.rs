@@ -9,10 +9,12 @@ pub(crate) mod fleet;
 pub(crate) mod worker;
 
 use dopd_core::{
+    brain::BrainConfig,
     cost::Timings,
     event::{CloseReason, ClosedSeat, Event, StepReport},
     fleet::{Role, WorkerFacts, WorkerLoad},
     ids::{RequestId, SequenceId, SessionId, SlotId},
+    policy::PolicyConfig,
     request::RequestFacts,
     units::{Micros, Pages, Tokens},
 };
@@ -22,6 +24,14 @@ pub(crate) const PAGE_SIZE: u32 = 4;
 
 /// Far enough that no test reaches it by accident.
 pub(crate) const NEVER: Micros = Micros::from_millis(1_000_000_000);
+
+/// Bounds and budgets as they are, none of the policy's rules: for tests of everything else.
+pub(crate) fn plain() -> BrainConfig {
+    BrainConfig {
+        policy: PolicyConfig::plain(),
+        ..BrainConfig::default()
+    }
+}
 
 pub(crate) fn worker(role: Role, pages: u32) -> WorkerFacts {
     WorkerFacts {
