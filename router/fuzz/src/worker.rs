@@ -146,6 +146,7 @@ fn attachments() -> Arc<Attachments> {
         model_name: "m".to_owned(),
         model_hash: None,
         vocab_size: None,
+        step: dopd_core::step::StepPolicy::default(),
     };
     Attachments::seeded(config, Metrics::new("m"), 1)
 }

@@ -68,6 +68,7 @@ impl Router {
             model_name: "mock".to_owned(),
             model_hash: None,
             vocab_size: None,
+            step: dopd_core::step::StepPolicy::default(),
         };
         // A router that comes back has other sessions: in truth by chance, here for sure.
         let seed = 7 + epoch;

@@ -33,6 +33,8 @@ pub struct Config {
     pub admin: AdminConfig,
     /// Latency targets.
     pub slo: SloConfig,
+    /// Order, places and steps.
+    pub policy: PolicySettings,
     /// Bounds on requests.
     pub limits: LimitsConfig,
     /// Spans.
@@ -177,12 +179,56 @@ settings! {
             one_of &["none", "vllm"];
     }
 
-    /// Latency targets, counted as attainment and goodput.
+    /// Latency targets: requests are scheduled by them, and counted as attainment and goodput. A
+    /// key and a request may have others.
     SloConfig "slo" {
         /// Time to first token in milliseconds; none: no target.
         ttft_ms: Option<u64> = None, flag "slo-ttft-ms" "MS", within 1..=DAY_MS;
+        /// The target is at least this for each 1,000 tokens of the prompt, in milliseconds: long
+        /// prompts take longer on any machine. It holds for `ttft_ms` and for those of keys.
+        ttft_ms_per_1k_tokens: u64 = 0, within 0..=DAY_MS;
         /// Mean time per output token in milliseconds; none: no target.
         tpot_ms: Option<u64> = None, flag "slo-tpot-ms" "MS", within 1..=DAY_MS;
+    }
+
+    /// Order, places and steps. docs/concepts/policy.md says what each rule is worth.
+    PolicySettings "policy" {
+        /// Order of prompts that wait: by arrival, shortest first, earliest target first, or
+        /// shortest first but not for ever.
+        order: String = "aged".to_owned(), one_of &["fcfs", "sjf", "edf", "aged"];
+        /// A prompt that can no longer meet its target goes behind all that can.
+        demote: bool = true;
+        /// Who is refused for a target that was asked for: nobody, who missed it by `late_max_ms`,
+        /// or besides who could not meet it even if it went first.
+        refuse: String = "late".to_owned(), one_of &["never", "late", "early"];
+        /// How long one that missed its target waits at most, in milliseconds.
+        late_max_ms: u64 = 10_000, within 0..=DAY_MS;
+        /// What the longest tenth of prompts is owed of the others' attainment, in percent.
+        fair_percent: u32 = 50, within 0..=100;
+        /// Tenants that compete share by tokens and weight.
+        share_tenants: bool = true;
+        /// Prompt tokens that a worker takes at once; one prompt may be longer.
+        prefill_tokens_max: u32 = 4_096, within 1..=16_777_216;
+        /// Prompts that workers labelled decode compute themselves: none, short ones, or any that
+        /// they finish in time while prefill workers are behind.
+        steal: String = "in_time".to_owned(), one_of &["never", "shorter", "in_time"];
+        /// Of `shorter`: prompts of fewer tokens than this.
+        steal_tokens: u32 = 512, within 0..=16_777_216;
+        /// Workers labelled prefill keep answers for which no decode worker has a place.
+        keep: bool = true;
+        /// Which decode worker gets an answer.
+        place: String = "least_tokens".to_owned(),
+            one_of &["least_tokens", "fewest_sequences", "most_pages", "round_robin"];
+        /// Pages promised to an answer: for its longest, or as many as all need at any time.
+        reserve: String = "future_peak".to_owned(), one_of &["max_tokens", "future_peak"];
+        /// How a worker with answers under way computes prompts: in what is left of a step, of a
+        /// chunk, of the time per token, or in pauses where that is cheaper than mixing.
+        step: String = "pause_or_mix".to_owned(),
+            one_of &["fill", "chunk", "chunk_in_time", "pause_or_mix"];
+        /// Of `chunk`: tokens of a step.
+        chunk_tokens: u32 = 512, within 1..=16_777_216;
+        /// Longest pause between two tokens of an answer for prompts, in milliseconds.
+        pause_max_ms: u64 = 100, within 1..=DAY_MS;
     }
 
     /// Bounds on requests, checked before anything is allocated for them.

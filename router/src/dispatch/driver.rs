@@ -49,7 +49,7 @@ pub(super) fn start(
         .enable_time()
         .build()
         .map_err(|e| failed("starting the brain's runtime failed", &e))?;
-    let brain_config = brain_config(&config.limits, seed);
+    let brain_config = brain_config(&config.limits, &config.policy, seed);
     let recorder = (config.record.as_deref())
         .map(|path| Recorder::open(path, config.record_bytes_max, &brain_config))
         .transpose()?;

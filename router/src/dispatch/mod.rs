@@ -35,6 +35,7 @@ use std::{
 use dopd_core::{
     brain::BrainConfig,
     ids::{RequestId, SequenceId},
+    policy::PolicyConfig,
     request::{RequestFacts, Slo},
     units::{Micros, Tokens},
 };
@@ -70,6 +71,8 @@ pub(crate) const DRAINING_RETRY: Duration = Duration::from_secs(1);
 pub struct DispatchConfig {
     /// Bounds on requests and waiting.
     pub limits: LimitsConfig,
+    /// Which rules are on, checked.
+    pub policy: PolicyConfig,
     /// Number of front threads, at least 1.
     pub front_threads: usize,
     /// File for the brain's event log; one of an earlier run is kept as `FILE.1`.
@@ -314,12 +317,13 @@ impl Dispatch {
 }
 
 /// The brain's settings, as far as the router has them.
-fn brain_config(limits: &LimitsConfig, seed: u64) -> BrainConfig {
+fn brain_config(limits: &LimitsConfig, policy: &PolicyConfig, seed: u64) -> BrainConfig {
     BrainConfig {
         seed,
         queue_requests_max: limits.queue_requests_max,
         queue_tokens_max: limits.queue_tokens_max,
         no_worker_wait: Micros::from_millis(limits.no_worker_wait_ms),
+        policy: policy.clone(),
         ..BrainConfig::default()
     }
 }

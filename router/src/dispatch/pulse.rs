@@ -295,6 +295,7 @@ mod tests {
     async fn a_canary_that_has_just_ended_hides_no_request() {
         let config = DispatchConfig {
             limits: LimitsConfig::default(),
+            policy: dopd_core::policy::PolicyConfig::default(),
             front_threads: 1,
             record: None,
             record_bytes_max: 0,

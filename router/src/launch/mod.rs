@@ -14,6 +14,7 @@ mod listeners;
 mod loading;
 mod model;
 mod outline;
+mod policy;
 mod replay;
 mod roll;
 mod serve;

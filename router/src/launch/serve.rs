@@ -12,6 +12,7 @@ use super::{
     listeners::Listeners,
     loading::Loading,
     model,
+    policy::policy,
     token::JoinToken,
     watch::{Site, Watch},
     workers as local,
@@ -122,6 +123,7 @@ fn metrics(config: &Config, model: &ServedModel) -> Metrics {
 fn dispatch(config: &Config, front_threads: usize) -> Result<(Dispatch, BrainThread), Failure> {
     Dispatch::start(DispatchConfig {
         limits: config.limits.clone(),
+        policy: policy(config),
         front_threads,
         record: config.log.record.clone(),
         record_bytes_max: config.log.record_bytes_max,
@@ -141,6 +143,7 @@ fn attachments(
         model_name: model.name.clone(),
         model_hash: model.model_hash,
         vocab_size: Some(model.vocab_size),
+        step: policy(config).step,
     };
     Attachments::new(attach, metrics.clone()).map_err(Failure::new)
 }

@@ -33,6 +33,8 @@ pub use serve::serve;
 
 use std::{fmt, sync::Arc};
 
+use dopd_core::step::StepPolicy;
+
 use crate::{
     config::records::WorkersConfig,
     error::{Error, Reason},
@@ -52,6 +54,8 @@ pub struct AttachConfig {
     pub model_hash: Option<[u8; 32]>,
     /// Size of the router's vocabulary; `None`: the first worker decides.
     pub vocab_size: Option<u32>,
+    /// How workers choose their steps.
+    pub step: StepPolicy,
 }
 
 impl fmt::Debug for AttachConfig {
@@ -102,6 +106,7 @@ mod tests {
             model_name: "mock".to_owned(),
             model_hash: None,
             vocab_size: None,
+            step: StepPolicy::default(),
         };
         let attachments = Attachments::new(config, Metrics::new("mock")).unwrap();
         assert!(!format!("{attachments:?}").contains("tell-nobody"));

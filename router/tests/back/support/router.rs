@@ -10,6 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use dopd_core::policy::PolicyConfig;
 use dopd_router::{
     config::records::{LimitsConfig, WorkersConfig},
     dispatch::{BrainThread, Dispatch, DispatchConfig, Submission, Ticket},
@@ -39,6 +40,7 @@ pub(crate) struct Options {
     pub(crate) model_hash: Option<[u8; 32]>,
     pub(crate) vocab_size: Option<u32>,
     pub(crate) record: Option<PathBuf>,
+    pub(crate) policy: PolicyConfig,
 }
 
 impl Default for Options {
@@ -55,6 +57,7 @@ impl Default for Options {
             model_hash: None,
             vocab_size: None,
             record: None,
+            policy: PolicyConfig::default(),
         }
     }
 }
@@ -76,6 +79,7 @@ impl Router {
         let metrics = Metrics::new("test");
         let (dispatch, brain) = Dispatch::start(DispatchConfig {
             limits: options.limits,
+            policy: options.policy.clone(),
             front_threads: options.threads,
             record: options.record,
             record_bytes_max: 1 << 20,
@@ -88,6 +92,7 @@ impl Router {
                 model_name: "test".to_owned(),
                 model_hash: options.model_hash,
                 vocab_size: options.vocab_size,
+                step: options.policy.step,
             },
             metrics.clone(),
         )
