@@ -82,6 +82,7 @@ impl Brain {
         let Some(worker) = self.workers.remove(key) else {
             return;
         };
+        self.prefixes.forget(session);
         if let Some(at) = worker.backoff {
             self.timers.clear(at, Timer::Backoff(key));
         }

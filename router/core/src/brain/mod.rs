@@ -12,6 +12,7 @@
 //! | `admit`, `pace` | who gets a place in the queue, and who is too late |
 //! | `assign`, `place` | which sequence goes next, and where |
 //! | `breaker`, `pairs`, `judge` | workers and pairs of workers that fail get no work for a while |
+//! | `prefixes` | who holds which prefix |
 //! | `queue`, `sequences`, `workers`, `timers`, `random` | what the brain remembers |
 
 mod act;
@@ -25,6 +26,7 @@ mod judge;
 mod pace;
 mod pairs;
 mod place;
+mod prefixes;
 mod queue;
 mod random;
 mod replay;
@@ -43,8 +45,8 @@ pub use self::{
     status::{BrainStatus, BreakerState, SessionStatus},
 };
 use self::{
-    pace::Pace, pairs::Pairs, queue::WaitQueue, random::Random, sequences::Sequences,
-    timers::Timers, workers::Workers,
+    pace::Pace, pairs::Pairs, prefixes::Prefixes, queue::WaitQueue, random::Random,
+    sequences::Sequences, timers::Timers, workers::Workers,
 };
 use crate::{action::Action, event::Event, units::Micros};
 
@@ -55,6 +57,8 @@ pub struct Brain {
     random: Random,
     workers: Workers,
     sequences: Sequences,
+    /// Fed by `report`.
+    prefixes: Prefixes,
     queue: WaitQueue,
     timers: Timers,
     /// Time of the event at hand; never falls.
@@ -97,6 +101,7 @@ impl Brain {
             config,
             workers: Workers::default(),
             sequences: Sequences::default(),
+            prefixes: Prefixes::default(),
             queue: WaitQueue::default(),
             timers: Timers::default(),
             now: Micros(0),

@@ -50,6 +50,8 @@ impl Brain {
             }
             report.draining && !was_draining
         });
+        self.prefixes
+            .reported(report.session, &report.stored, &report.evicted);
         if let Err(why) = self.columns(worker, report) {
             self.violations_total += 1;
             self.actions.push(Action::Break {
