@@ -5,6 +5,7 @@ use super::{
     Brain,
     breaker::Outcome,
     pace::Run,
+    queue::Item,
     sequences::{Phase, Seat},
     table::{Cell, Input, PhaseKind, cell},
     timers::Timer,
@@ -216,7 +217,13 @@ impl Brain {
         let timer =
             (!self.workers.is_any_usable()).then(|| self.now.plus(self.config.no_worker_wait));
         sequence.phase = Phase::Wait { timer };
-        self.queue.push(sequence.queue_key, key, sequence.queued());
+        let tokens = sequence.queued();
+        let item = Item {
+            sequence: key,
+            tokens,
+            prefill: self.workers.prefill_us(tokens),
+        };
+        self.queue.push(sequence.queue_key, item);
         let request = sequence.id.request;
         self.sequences.waits(request);
         if let Some(at) = timer {

@@ -36,6 +36,7 @@ impl Brain {
         }
         self.sequences.add_request(facts.id, facts.deadline);
         self.timers.set(facts.deadline, Timer::Deadline(facts.id));
+        let targets = self.targets(facts);
         for choice in 0..choices {
             self.arrivals += 1;
             let key = self.sequences.add(Sequence {
@@ -56,6 +57,10 @@ impl Brain {
                 moves: 0,
                 deadline: facts.deadline,
                 arrived: self.now,
+                prefill: targets.prefill,
+                ttft_due: targets.ttft_due,
+                is_asked: facts.slo.ttft.is_some(),
+                tpot: targets.tpot,
                 placed: self.now,
                 first: None,
             });

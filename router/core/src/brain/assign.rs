@@ -56,8 +56,9 @@ impl Brain {
         }
     }
 
-    fn next_to_place(&self, quarantined: &[Lane]) -> Option<usize> {
-        let is_open = |lane| self.is_open(lane) && !quarantined.contains(&lane);
+    fn next_to_place(&mut self, quarantined: &[Lane]) -> Option<usize> {
+        let open = self.open_lanes();
+        let is_open = |lane| open.has(lane) && !quarantined.contains(&lane);
         self.queue.first(is_open)
     }
 

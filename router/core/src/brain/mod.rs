@@ -23,6 +23,7 @@ mod breaker;
 mod config;
 mod eject;
 mod judge;
+mod order;
 mod pace;
 mod pairs;
 mod place;

@@ -118,6 +118,14 @@ pub(super) struct Sequence {
     pub(super) moves: u32,
     pub(super) deadline: Micros,
     pub(super) arrived: Micros,
+    /// Predicted prefill of its prompt when it arrived.
+    pub(super) prefill: Micros,
+    /// When its first token is due, by its own target or the policy's.
+    pub(super) ttft_due: Micros,
+    /// Somebody asked for that target.
+    pub(super) is_asked: bool,
+    /// Its target per token, its own or the policy's.
+    pub(super) tpot: Micros,
     /// When it was last placed.
     pub(super) placed: Micros,
     /// Its first token since then.

@@ -18,6 +18,7 @@ pub(super) use self::groups::GroupTotals;
 use self::gone::Gone;
 use super::{breaker::Breaker, slots::Slots, status::BreakerState};
 use crate::{
+    cost::Timings,
     event::Suspicion,
     fleet::{Role, WorkerFacts, WorkerLoad},
     ids::{RequestId, SessionId, SlotId},
@@ -221,6 +222,8 @@ pub(super) struct Workers {
     /// Ready for hand-offs, most room first.
     imports: BTreeSet<(Reverse<u64>, usize)>,
     totals: [GroupTotals; 2],
+    /// Timings of the fastest of each group, at a full batch.
+    fastest: [Option<Timings>; 2],
     /// Workers that went, by name.
     gone: BTreeMap<String, Gone>,
     /// Over those that do not drain, ejected ones included.
@@ -315,6 +318,14 @@ impl Workers {
         } else {
             decode.prefill_tokens_per_s
         }
+    }
+
+    /// Predicted time of a prompt of so many tokens on a usable worker that prompts go to, a fast
+    /// one; zero without any.
+    pub(super) fn prefill_us(&self, tokens: Tokens) -> Micros {
+        let [prompts, decode] = &self.fastest;
+        let timings = prompts.as_ref().or(decode.as_ref());
+        timings.map_or(Micros(0), |timings| timings.prefill_us(tokens))
     }
 
     fn refresh(&mut self, key: usize) {

@@ -6,6 +6,7 @@ use std::cmp::Reverse;
 use super::{Group, Worker, Workers};
 use crate::{
     brain::{breaker::Breaker, status::BreakerState},
+    cost::Timings,
     units::Tokens,
 };
 
@@ -67,6 +68,24 @@ impl Workers {
                 self.totals[Group::of(worker.role) as usize].add(worker);
             }
         }
+        self.fastest = [Group::Prompts, Group::Decode].map(|group| self.fastest(group));
+    }
+}
+
+impl Workers {
+    /// Timings of the fastest usable worker of a group.
+    fn fastest(&self, group: Group) -> Option<Timings> {
+        /// Long enough that computing outweighs what a step costs in any case.
+        const PROMPT: Tokens = Tokens(4_096);
+        let of_group = |worker: &&Worker| worker.is_usable() && Group::of(worker.role) == group;
+        let workers = self
+            .by_session
+            .values()
+            .filter_map(|&key| self.by_key.get(key));
+        let timings = workers.filter(of_group).map(|worker| &worker.facts.timings);
+        timings
+            .min_by_key(|timings| timings.prefill_us(PROMPT))
+            .cloned()
     }
 }
 
