@@ -103,7 +103,8 @@ def test_crates_depend_only_on_those_below() -> None:
         "router": {"dopd-core", "dopd-sync"},
         "router/mock": {"dopd-core", "dopd-router"},
         "router/protocol": {"dopd-core", "dopd-mock", "dopd-router", "dopd-sync"},
-        "router/python": {"dopd-core", "dopd-router"},
+        "router/sim": {"dopd-core"},
+        "router/python": {"dopd-core", "dopd-router", "dopd-sim"},
         "proto/codegen": set(),
     }
     for folder, allowed in below.items():

@@ -11,3 +11,4 @@
 
 pub mod outcome;
 pub mod scenario;
+pub mod trace;
