@@ -4,6 +4,7 @@
 use super::{
     Brain,
     breaker::Outcome,
+    explain::Chosen,
     pace::Run,
     queue::Item,
     sequences::{Phase, Seat},
@@ -45,10 +46,14 @@ impl Brain {
             Cell::Deliver(tokens) => self.deliver(key, phase.cur()?, tokens),
             Cell::Switch(pos) => self.switch(key, phase.cur()?, phase.nxt()?, pos),
             Cell::Finish => {
+                self.note_plain(key, Chosen::Finish);
                 self.observe(key, true);
                 self.end(key, None)
             }
             Cell::End(why) => {
+                if why.is_none() {
+                    self.note_plain(key, Chosen::Cancel);
+                }
                 self.observe(key, false);
                 self.end(key, why.map(|why| (why, Micros(0))))
             }
@@ -143,6 +148,8 @@ impl Brain {
         sequence.answer = pos;
         sequence.first.get_or_insert(self.now);
         let id = sequence.id;
+        let worker = self.workers.get(nxt.worker)?.session;
+        self.note_plain(key, Chosen::Switch { worker });
         self.trial_over(key);
         self.judge_handoff(key, Outcome::Succeeded);
         self.set_phase(key, Phase::Run { cur: nxt });
@@ -157,6 +164,9 @@ impl Brain {
 
     /// A destination is given up: whether or not the source is done, it is told to go on.
     fn give_up_next(&mut self, key: usize, cur: Seat, nxt: Seat) -> Option<Violation> {
+        if let Some(worker) = self.workers.get(cur.worker).map(|worker| worker.session) {
+            self.note_plain(key, Chosen::Stay { worker });
+        }
         self.close(nxt);
         self.send(cur, None);
         self.set_phase(key, Phase::Run { cur });
@@ -195,6 +205,7 @@ impl Brain {
         self.trial_over(key);
         let sequence = self.sequences.get(key)?.id;
         if let Some((why, retry_after)) = why {
+            self.note_plain(key, Chosen::Reject { why });
             self.actions.push(Action::Reject {
                 sequence,
                 why,

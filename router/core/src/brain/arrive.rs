@@ -3,6 +3,7 @@
 use super::{
     Brain,
     breaker::Outcome,
+    explain::{Chosen, Saw},
     queue::{Lane, QueueKey},
     sequences::{Phase, Sequence},
     table::{Input, PhaseKind},
@@ -32,6 +33,8 @@ impl Brain {
                 retry_after,
             };
             self.actions.extend((0..choices).map(reject));
+            let saw = Saw::of(facts, &self.queue);
+            self.note_refused(id(0), saw, why);
             return;
         }
         self.sequences.add_request(facts.id, facts.deadline);
@@ -65,6 +68,7 @@ impl Brain {
                 first: None,
             });
             self.wait(key);
+            self.note_plain(key, Chosen::Queue);
         }
     }
 

@@ -2,6 +2,7 @@
 
 use super::{
     Brain,
+    explain::{Chosen, Considered},
     place::{Need, Place, choose},
     queue::Lane,
     sequences::Risk,
@@ -44,13 +45,17 @@ impl Brain {
                 risk: Risk::None,
                 ..need
             };
-            if let Some(place) = self.choose(key, need) {
+            let mut considered = self.considered();
+            if let Some(place) = self.choose(key, need, &mut considered) {
+                self.note_place(key, place, &considered);
                 self.apply(key, Input::Place(place));
                 self.places += 1;
-            } else if risk != Risk::None && self.choose(key, anybody).is_some() {
+            } else if risk != Risk::None && self.choose(key, anybody, &mut considered).is_some() {
+                self.note(key, Chosen::Wait, &considered);
                 // There is room, but not in its company.
                 quarantined.push(lane);
             } else {
+                self.note(key, Chosen::Wait, &considered);
                 return;
             }
         }
@@ -62,9 +67,16 @@ impl Brain {
         self.queue.first(is_open)
     }
 
-    fn choose(&self, key: usize, need: Need) -> Option<Place> {
+    fn choose(&self, key: usize, need: Need, considered: &mut Considered) -> Option<Place> {
         let sibling = self.siblings(key).next();
         let percent = self.config.keep_pool_percent;
-        choose(&self.workers, &self.pairs, need, sibling, percent)
+        choose(
+            &self.workers,
+            &self.pairs,
+            need,
+            sibling,
+            percent,
+            considered,
+        )
     }
 }

@@ -60,6 +60,8 @@ pub struct BrainConfig {
     pub retry_after_min: Micros,
     /// See `retry_after_min`.
     pub retry_after_max: Micros,
+    /// Decisions that are remembered for people; 0: none.
+    pub explain_decisions_max: usize,
     /// Which rules are on.
     pub policy: PolicyConfig,
 }
@@ -91,6 +93,7 @@ impl Default for BrainConfig {
             keep_pool_percent: 50,
             retry_after_min: Micros::from_millis(100),
             retry_after_max: Micros::from_millis(10_000),
+            explain_decisions_max: 8_192,
             policy: PolicyConfig::default(),
         }
     }

@@ -60,6 +60,7 @@ impl Brain {
     /// A worker attached: with the breaker that it had, if it was here. If its process is the same,
     /// nobody killed it.
     pub(super) fn attach(&mut self, session: SessionId, facts: WorkerFacts) {
+        self.explain.name(session, &facts.name);
         let (key, incident) = self.workers.add(session, facts);
         if let Some(incident) = incident {
             self.sequences.forgive(incident);

@@ -13,6 +13,7 @@
 //! | `assign`, `place` | which sequence goes next, and where |
 //! | `breaker`, `pairs`, `judge` | workers and pairs of workers that fail get no work for a while |
 //! | `prefixes` | who holds which prefix |
+//! | `explain` | why, for people |
 //! | `queue`, `sequences`, `workers`, `timers`, `random` | what the brain remembers |
 
 mod act;
@@ -22,6 +23,7 @@ mod assign;
 mod breaker;
 mod config;
 mod eject;
+mod explain;
 mod judge;
 mod order;
 mod pace;
@@ -43,11 +45,15 @@ use std::collections::BTreeMap;
 
 pub use self::{
     config::BrainConfig,
+    explain::{
+        ALTERNATIVES_MAX, Alternative, Chosen, Decision, ExplainRing, Explanation, Kept, Saw, Task,
+        Verdict,
+    },
     status::{BrainStatus, BreakerState, SessionStatus},
 };
 use self::{
-    pace::Pace, pairs::Pairs, prefixes::Prefixes, queue::WaitQueue, random::Random,
-    sequences::Sequences, timers::Timers, workers::Workers,
+    explain::Explain, pace::Pace, pairs::Pairs, prefixes::Prefixes, queue::WaitQueue,
+    random::Random, sequences::Sequences, timers::Timers, workers::Workers,
 };
 use crate::{action::Action, event::Event, units::Micros};
 
@@ -81,6 +87,7 @@ pub struct Brain {
     breaker_openings_by: BTreeMap<&'static str, u64>,
     poison_total: u64,
     pace: Pace,
+    explain: Explain,
     /// Sequences that were placed.
     places: u64,
     hopeless_total: u64,
@@ -99,6 +106,7 @@ impl Brain {
     pub fn new(config: BrainConfig) -> Self {
         Self {
             random: Random::new(config.seed),
+            explain: Explain::new(config.explain_decisions_max),
             config,
             workers: Workers::default(),
             sequences: Sequences::default(),

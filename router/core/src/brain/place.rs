@@ -7,6 +7,7 @@
 //! none labelled for prompts could hold the sequence, a decode worker takes it whole.
 
 use super::{
+    explain::{Considered, Task, Verdict},
     pairs::Pairs,
     sequences::Risk,
     workers::{Group, Worker, Workers},
@@ -42,6 +43,7 @@ pub(super) fn choose(
     need: Need,
     sibling: Option<usize>,
     keep_pool_percent: u32,
+    considered: &mut Considered,
 ) -> Option<Place> {
     let can_hold = |group| workers.totals(group).len_max >= need.len;
     let group = if can_hold(Group::Prompts) {
@@ -57,9 +59,19 @@ pub(super) fn choose(
         .filter(|(_, worker)| worker.can_take(need.len));
     let candidates = sibling.into_iter().chain(workers.ready_for_prompts(group));
     for (key, worker) in candidates {
-        if !worker.has_room(need.len) || !may_meet(worker, need.risk) {
+        let mut looked = |verdict| {
+            let before = i64::try_from(worker.prefill_pending()).unwrap_or(i64::MAX);
+            considered.add(worker.session, Task::Prefill, before, verdict);
+        };
+        if !worker.has_room(need.len) {
+            looked(Verdict::Kv);
             continue;
         }
+        if !may_meet(worker, need.risk) {
+            looked(Verdict::Quarantine);
+            continue;
+        }
+        looked(Verdict::Gate);
         if worker.role != Role::Prefill || !wants_pair {
             return Some(Place::Keep(key));
         }

@@ -98,6 +98,7 @@ impl Brain {
             self.replay_tokens_total += u64::from(sequence.to_prefill().0);
             sequence.queue_key.lane = if is_retry { Lane::Retry } else { Lane::Replay };
         }
+        self.note_replay(key, fault);
         *self.replays_by.entry(fault.word()).or_default() += 1;
         self.close_seats(key);
         self.wait(key);

@@ -1,0 +1,597 @@
+//! Why a request went where it went: a bounded ring of decisions, by sequence.
+//!
+//! Who decides notes what was seen, chosen and refused; people read it (`GET /admin/explain/{id}`,
+//! `dopd explain`). Nothing is decided by it: a brain with and one without it act alike. A row is
+//! about 250 bytes, [`BrainConfig::explain_decisions_max`] of them at most; 0 turns it off, and a
+//! note then costs one comparison. A prompt that waits at the front is looked at after every event:
+//! that is one decision, which is brought up to date.
+//!
+//! [`BrainConfig::explain_decisions_max`]: super::BrainConfig::explain_decisions_max
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use super::{Brain, place::Place, queue::WaitQueue, table::Fault};
+use crate::{
+    fleet::Role,
+    ids::{RequestId, SequenceId, SessionId},
+    request::{RejectReason, RequestFacts},
+    units::{Micros, Tokens},
+};
+
+/// Workers that a decision keeps with their scores; of the others it keeps the number.
+pub const ALTERNATIVES_MAX: usize = 6;
+
+/// Names of workers that are kept, the latest sessions.
+const NAMES_MAX: usize = 4_096;
+
+/// What a worker was looked at for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Task {
+    /// Compute the prompt. Score: prompt tokens that it has before it, or predicted time (us).
+    Prefill,
+    /// Take the sequence over. Score: what the policy's placing compares, lower is better.
+    Decode,
+    /// A decode worker: compute the prompt itself. Score: predicted time to first token (us).
+    Steal,
+    /// A prefill worker: go on decoding what it computes. Score: its decode step (us).
+    Keep,
+}
+
+/// Why a worker was taken or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// It was.
+    Chosen,
+    /// Another one is better.
+    Worse,
+    /// No place to decode is free, and prompts start only with one.
+    Gate,
+    /// Its KV pool would overflow, now or later.
+    Kv,
+    /// Its decode step would take too long.
+    Step,
+    /// It would not finish the prompt in time.
+    InTime,
+    /// Its breaker, or that of the way to it, is open.
+    Breaker,
+    /// It takes nothing new: it drains, is ejected or waits after a refusal.
+    Drain,
+    /// It has enough prompts before it.
+    Busy,
+    /// It has no seat left.
+    Seats,
+    /// It must not meet a suspect of a worker's death.
+    Quarantine,
+    /// The sequence is longer than it can hold.
+    TooLong,
+    /// Those that are labelled for it are fast enough.
+    NotNeeded,
+}
+
+/// One worker that was looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Alternative {
+    /// Which.
+    pub worker: SessionId,
+    /// For what.
+    pub task: Task,
+    /// See [`Task`].
+    pub score: i64,
+    /// What came of it.
+    pub verdict: Verdict,
+}
+
+/// Workers that were looked at for one decision; the caller of a choice makes it, the choice fills
+/// it in.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Considered {
+    rows: [Option<Alternative>; ALTERNATIVES_MAX],
+    count: u32,
+    is_on: bool,
+}
+
+impl Considered {
+    /// Notes a worker; the last word about a worker and task counts.
+    #[inline]
+    pub(super) fn add(&mut self, worker: SessionId, task: Task, score: i64, verdict: Verdict) {
+        if self.is_on {
+            self.keep(Alternative {
+                worker,
+                task,
+                score,
+                verdict,
+            });
+        }
+    }
+
+    /// These were taken, for prefill and decode: who noted them did not know yet.
+    fn take(&mut self, [prefill, decode]: [Option<SessionId>; 2]) {
+        for row in self.rows.iter_mut().flatten() {
+            let is_taken = match row.task {
+                Task::Prefill | Task::Steal => prefill == Some(row.worker),
+                Task::Decode => decode == Some(row.worker),
+                Task::Keep => decode.is_none() && prefill == Some(row.worker),
+            };
+            if is_taken {
+                row.verdict = Verdict::Chosen;
+            }
+        }
+    }
+
+    fn keep(&mut self, row: Alternative) {
+        for kept in &mut self.rows {
+            match kept {
+                Some(old) if (old.worker, old.task) != (row.worker, row.task) => {}
+                old => {
+                    self.count += u32::from(old.is_none());
+                    *old = Some(row);
+                    return;
+                }
+            }
+        }
+        self.count += 1;
+        // The one that was taken is always kept.
+        if row.verdict == Verdict::Chosen {
+            self.rows[ALTERNATIVES_MAX - 1] = Some(row);
+        }
+    }
+}
+
+/// Why the worker that computes a prompt goes on with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kept {
+    /// It is labelled mixed, or there is nobody else to hand to.
+    Label,
+    /// It is labelled decode, and helps.
+    Stolen,
+    /// It is labelled prefill; no decode worker has a place that can be reached.
+    NoPlace,
+    /// Its first tokens cost less time than the hand-off.
+    Linger,
+}
+
+/// What was chosen, or happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "choice", rename_all = "snake_case")]
+pub enum Chosen {
+    /// It came, and waits.
+    Queue,
+    /// Nobody could take it when it was its turn.
+    Wait,
+    /// A worker computes it and goes on with it.
+    Keep {
+        /// Which.
+        worker: SessionId,
+        /// Why.
+        why: Kept,
+    },
+    /// One computes it, another takes it over.
+    Pair {
+        /// The one.
+        prefill: SessionId,
+        /// The other.
+        decode: SessionId,
+    },
+    /// Its pages arrived: it goes on there.
+    Switch {
+        /// Where.
+        worker: SessionId,
+    },
+    /// The hand-off was given up: it goes on where it is.
+    Stay {
+        /// Where.
+        worker: SessionId,
+    },
+    /// It waits again, to be computed again.
+    Replay {
+        /// The fault.
+        fault: &'static str,
+    },
+    /// It cannot meet its target any more, so it goes behind those that can.
+    Demote,
+    /// It ends with an error.
+    Reject {
+        /// Why.
+        why: RejectReason,
+    },
+    /// It ended.
+    Finish,
+    /// Its client, or a stop string, ended it.
+    Cancel,
+}
+
+/// What was known of a sequence.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Saw {
+    /// Tokens of the prompt.
+    pub prompt_tokens: Tokens,
+    /// Answer tokens made so far.
+    pub answer_tokens: Tokens,
+    /// Most of them.
+    pub max_tokens: Tokens,
+    /// Since it arrived.
+    pub waited_us: u64,
+    /// Predicted time to compute it alone; 0: unknown.
+    pub prefill_us: u64,
+    /// When its first token is due, from its arrival; `None`: no matter when, or it is out.
+    pub target_us: Option<u64>,
+    /// Sequences that wait, itself included.
+    pub waiting: u32,
+    /// Prompt tokens that wait, its own included.
+    pub waiting_tokens: u64,
+}
+
+impl Saw {
+    /// Of a request that comes.
+    pub(super) fn of(facts: &RequestFacts, queue: &WaitQueue) -> Self {
+        Self {
+            prompt_tokens: facts.prompt_tokens,
+            max_tokens: facts.max_tokens,
+            waiting: u32::try_from(queue.len()).unwrap_or(u32::MAX),
+            waiting_tokens: queue.tokens(),
+            ..Self::default()
+        }
+    }
+}
+
+/// One decision.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Decision {
+    /// Decisions before it, ever.
+    pub number: u64,
+    /// When it was made first.
+    pub at: Micros,
+    /// When it was made last; a prompt that waits is looked at again and again.
+    pub until: Micros,
+    /// How often.
+    pub times: u32,
+    /// Of which sequence.
+    pub sequence: SequenceId,
+    /// What was known.
+    pub saw: Saw,
+    /// What was chosen.
+    #[serde(flatten)]
+    pub chose: Chosen,
+    /// Workers that were looked at, at most [`ALTERNATIVES_MAX`].
+    pub alternatives: Vec<Alternative>,
+    /// Workers that were looked at and are not listed.
+    pub alternatives_more: u32,
+}
+
+/// What the ring holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ExplainRing {
+    /// Decisions that it holds.
+    pub decisions: usize,
+    /// Most that it may hold; 0: it is off.
+    pub decisions_max: usize,
+    /// Decisions that were ever noted.
+    pub decisions_total: u64,
+    /// Time of the oldest that it holds.
+    pub oldest: Option<Micros>,
+}
+
+/// Everything that is known of one request.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub struct Explanation {
+    /// Its decisions, oldest first; empty: unknown or forgotten.
+    pub decisions: Vec<Decision>,
+    /// Earlier ones were forgotten.
+    pub is_cut: bool,
+    /// Names of the workers that it speaks of.
+    pub workers: BTreeMap<SessionId, String>,
+    /// How far back anything is known.
+    pub ring: ExplainRing,
+    /// The brain's time.
+    pub now: Micros,
+}
+
+/// A decision as the ring keeps it.
+#[derive(Clone, Debug)]
+struct Row {
+    at: Micros,
+    until: Micros,
+    times: u32,
+    sequence: SequenceId,
+    saw: Saw,
+    chose: Chosen,
+    considered: Considered,
+    /// Number + 1 of the sequence's decision before; 0: this is its first.
+    before: u64,
+}
+
+/// The ring.
+#[derive(Debug, Default)]
+pub(super) struct Explain {
+    rows: Vec<Row>,
+    rows_max: usize,
+    total: u64,
+    /// Number of the newest decision of each sequence that the ring holds.
+    newest: BTreeMap<SequenceId, u64>,
+    names: BTreeMap<SessionId, String>,
+}
+
+impl Explain {
+    pub(super) fn new(rows_max: usize) -> Self {
+        Self {
+            rows_max,
+            ..Self::default()
+        }
+    }
+
+    /// It keeps something.
+    pub(super) const fn is_on(&self) -> bool {
+        self.rows_max > 0
+    }
+
+    /// An empty list for the workers of one choice.
+    pub(super) const fn considered(&self) -> Considered {
+        Considered {
+            rows: [None; ALTERNATIVES_MAX],
+            count: 0,
+            is_on: self.is_on(),
+        }
+    }
+
+    /// A worker attached.
+    pub(super) fn name(&mut self, session: SessionId, name: &str) {
+        if !self.is_on() {
+            return;
+        }
+        self.names.insert(session, name.to_owned());
+        if self.names.len() > NAMES_MAX {
+            self.names.pop_first();
+        }
+    }
+
+    fn note(
+        &mut self,
+        at: Micros,
+        sequence: SequenceId,
+        saw: Saw,
+        chose: Chosen,
+        considered: Considered,
+    ) {
+        let newest = self.newest.get(&sequence).copied();
+        if let Some(row) = newest.and_then(|number| self.row_mut(number))
+            && (row.chose, chose) == (Chosen::Wait, Chosen::Wait)
+        {
+            (row.until, row.saw, row.considered) = (at, saw, considered);
+            row.times = row.times.saturating_add(1);
+            return;
+        }
+        let row = Row {
+            at,
+            until: at,
+            times: 1,
+            sequence,
+            saw,
+            chose,
+            considered,
+            before: newest.map_or(0, |number| number + 1),
+        };
+        let number = self.total;
+        self.total += 1;
+        if self.rows.len() < self.rows_max {
+            self.rows.push(row);
+        } else {
+            let index = self.index(number);
+            let old = std::mem::replace(&mut self.rows[index], row);
+            let forgotten = number - self.rows_max as u64;
+            if self.newest.get(&old.sequence) == Some(&forgotten) {
+                self.newest.remove(&old.sequence);
+            }
+        }
+        self.newest.insert(sequence, number);
+    }
+
+    /// Rows turn round in place: the number says where.
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "less than rows_max, which is a usize"
+    )]
+    const fn index(&self, number: u64) -> usize {
+        (number % self.rows_max as u64) as usize
+    }
+
+    /// Number of the oldest decision that is held.
+    const fn oldest(&self) -> u64 {
+        self.total - self.rows.len() as u64
+    }
+
+    fn row(&self, number: u64) -> Option<&Row> {
+        let is_held = self.is_on() && (self.oldest()..self.total).contains(&number);
+        is_held.then(|| self.rows.get(self.index(number)))?
+    }
+
+    fn row_mut(&mut self, number: u64) -> Option<&mut Row> {
+        self.row(number)?;
+        let index = self.index(number);
+        self.rows.get_mut(index)
+    }
+
+    fn decision(&self, number: u64) -> Option<Decision> {
+        let row = self.row(number)?;
+        let rows = row.considered.rows;
+        let alternatives: Vec<Alternative> = rows.into_iter().flatten().collect();
+        let listed = u32::try_from(alternatives.len()).unwrap_or(u32::MAX);
+        Some(Decision {
+            number,
+            at: row.at,
+            until: row.until,
+            times: row.times,
+            sequence: row.sequence,
+            saw: row.saw,
+            chose: row.chose,
+            alternatives,
+            alternatives_more: row.considered.count.saturating_sub(listed),
+        })
+    }
+
+    fn ring(&self) -> ExplainRing {
+        ExplainRing {
+            decisions: self.rows.len(),
+            decisions_max: self.rows_max,
+            decisions_total: self.total,
+            oldest: self.row(self.oldest()).map(|row| row.at),
+        }
+    }
+
+    fn of_request(&self, request: RequestId) -> Explanation {
+        let id = |choice| SequenceId { request, choice };
+        let (mut numbers, mut is_cut) = (Vec::new(), false);
+        for (_, &newest) in self.newest.range(id(0)..=id(u8::MAX)) {
+            let mut next = newest + 1;
+            while let Some(row) = next.checked_sub(1).and_then(|number| self.row(number)) {
+                numbers.push(next - 1);
+                next = row.before;
+            }
+            is_cut |= next > 0;
+        }
+        numbers.sort_unstable();
+        self.explanation(numbers.into_iter(), is_cut)
+    }
+
+    fn explanation(&self, numbers: impl Iterator<Item = u64>, is_cut: bool) -> Explanation {
+        let decisions: Vec<Decision> = numbers.filter_map(|n| self.decision(n)).collect();
+        let named = decisions.iter().flat_map(Decision::sessions);
+        let name = |session: SessionId| Some((session, self.names.get(&session)?.clone()));
+        Explanation {
+            workers: named.filter_map(name).collect(),
+            decisions,
+            is_cut,
+            ring: self.ring(),
+            now: Micros(0),
+        }
+    }
+}
+
+impl Decision {
+    /// Sessions that it speaks of.
+    fn sessions(&self) -> impl Iterator<Item = SessionId> {
+        let chosen = match self.chose {
+            Chosen::Pair { prefill, decode } => [Some(prefill), Some(decode)],
+            Chosen::Keep { worker, .. } | Chosen::Switch { worker } | Chosen::Stay { worker } => {
+                [Some(worker), None]
+            }
+            _ => [None, None],
+        };
+        let others = self.alternatives.iter().map(|row| row.worker);
+        chosen.into_iter().flatten().chain(others)
+    }
+}
+
+impl Brain {
+    /// An empty list for the workers of one choice; see [`Considered::add`].
+    pub(super) const fn considered(&self) -> Considered {
+        self.explain.considered()
+    }
+
+    /// Notes what was chosen for a living sequence, and what was looked at for it.
+    #[inline]
+    pub(super) fn note(&mut self, key: usize, chose: Chosen, considered: &Considered) {
+        if self.explain.is_on() {
+            self.note_now(key, chose, considered);
+        }
+    }
+
+    fn note_now(&mut self, key: usize, chose: Chosen, considered: &Considered) {
+        let Some(sequence) = self.sequences.get(key) else {
+            return;
+        };
+        let saw = Saw {
+            prompt_tokens: sequence.prompt,
+            answer_tokens: sequence.answer,
+            max_tokens: sequence.max_tokens,
+            waited_us: self.now.since(sequence.arrived).0,
+            prefill_us: 0,
+            target_us: None,
+            waiting: u32::try_from(self.queue.len()).unwrap_or(u32::MAX),
+            waiting_tokens: self.queue.tokens(),
+        };
+        let id = sequence.id;
+        self.explain.note(self.now, id, saw, chose, *considered);
+    }
+
+    /// The same, of what was chosen without looking at workers.
+    #[inline]
+    pub(super) fn note_plain(&mut self, key: usize, chose: Chosen) {
+        self.note(key, chose, &self.explain.considered());
+    }
+
+    /// The same, of a place that was found; the workers of it are among those considered.
+    #[inline]
+    pub(super) fn note_place(&mut self, key: usize, place: Place, considered: &Considered) {
+        if self.explain.is_on() {
+            let session = |key| self.workers.get(key).map(|worker| worker.session);
+            let (chose, ends) = match place {
+                Place::Keep(at) => {
+                    let role = self.workers.get(at).map(|worker| worker.role);
+                    let why = match role {
+                        Some(Role::Prefill) => Kept::NoPlace,
+                        Some(Role::Decode) => Kept::Stolen,
+                        Some(Role::Mixed) | None => Kept::Label,
+                    };
+                    let Some(worker) = session(at) else { return };
+                    (Chosen::Keep { worker, why }, [Some(worker), None])
+                }
+                Place::Pair { prefill, decode } => {
+                    let (Some(prefill), Some(decode)) = (session(prefill), session(decode)) else {
+                        return;
+                    };
+                    let chose = Chosen::Pair { prefill, decode };
+                    (chose, [Some(prefill), Some(decode)])
+                }
+            };
+            let mut considered = *considered;
+            considered.take(ends);
+            self.note_now(key, chose, &considered);
+        }
+    }
+
+    /// A fault sends it back.
+    pub(super) fn note_replay(&mut self, key: usize, fault: Fault) {
+        self.note_plain(
+            key,
+            Chosen::Replay {
+                fault: fault.word(),
+            },
+        );
+    }
+
+    /// A request that was refused when it came: it has no sequence.
+    pub(super) fn note_refused(&mut self, sequence: SequenceId, saw: Saw, why: RejectReason) {
+        if self.explain.is_on() {
+            let considered = self.explain.considered();
+            let chose = Chosen::Reject { why };
+            self.explain
+                .note(self.now, sequence, saw, chose, considered);
+        }
+    }
+
+    /// What was decided about a request, and why, as far as it is remembered.
+    pub fn explain(&self, request: RequestId) -> Explanation {
+        Explanation {
+            now: self.now,
+            ..self.explain.of_request(request)
+        }
+    }
+
+    /// The newest decisions about anybody, oldest first.
+    pub fn decisions(&self, count: usize) -> Explanation {
+        let (oldest, total) = (self.explain.oldest(), self.explain.total);
+        let first = total.saturating_sub(count as u64).max(oldest);
+        Explanation {
+            now: self.now,
+            ..self.explain.explanation(first..total, first > 0)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
