@@ -93,6 +93,10 @@ pub enum Refuse {
 /// All rules and constants. `StepPolicy` is carried out by workers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a rule that is on or off"
+)]
 pub struct PolicyConfig {
     /// Targets of requests for which nobody asked for any: time to first token.
     pub ttft: Micros,

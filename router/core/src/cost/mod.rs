@@ -13,11 +13,15 @@
 //! so every machine gets the same microseconds.
 
 mod builtin;
+mod learned;
 mod load;
 
 use serde::{Deserialize, Serialize};
 
-pub use self::load::{JSON_BYTES_MAX, TimingsError, VALUE_MAX};
+pub use self::{
+    learned::{Learned, RATIO_MAX, RATIO_MIN},
+    load::{JSON_BYTES_MAX, TimingsError, VALUE_MAX},
+};
 use crate::units::{Micros, Tokens};
 
 /// Step times of one model on one device. Microseconds, tokens, bytes; every value finite and at
@@ -99,6 +103,14 @@ impl Timings {
         } else {
             sum_us
         })
+    }
+
+    /// Steps take no time: those of a worker that measured nothing, or of an instant mock.
+    pub const fn is_instant(&self) -> bool {
+        self.step_prefill_us + self.step_decode_us == 0.0
+            && self.weights_us + self.memory_us_per_token == 0.0
+            && self.compute_us_per_token + self.attention_us_per_pair == 0.0
+            && self.context_us_per_token + self.batch_us_per_seq == 0.0
     }
 
     /// Time of one step that computes a prompt of so many tokens and nothing else.
