@@ -58,6 +58,8 @@ NEUTRAL: list[tuple[str, dict[str, Any]]] = [
     ("stop_token_ids.absent", {"stop_token_ids": [0, 1, 2]}),
     ("priority.high", {"priority": -5}),
     ("priority.low", {"priority": 5}),
+    ("slo_ttft_ms", {"slo_ttft_ms": 60_000}),
+    ("slo_tpot_ms", {"slo_tpot_ms": 1}),
     ("cache_salt.empty", {"cache_salt": ""}),
     ("return_token_ids", {"return_token_ids": True}),
     ("skip_special_tokens", {"skip_special_tokens": True}),

@@ -80,6 +80,8 @@ BOTH: list[tuple[str, dict[str, Any], str, str]] = [
     ("ignore_eos.text", {"ignore_eos": "yes"}, BAD, "ignore_eos"),
     ("priority.text", {"priority": "high"}, BAD, "priority"),
     ("priority.large", {"priority": 2**40}, BAD, "priority"),
+    ("slo_ttft_ms.zero", {"slo_ttft_ms": 0}, BAD, "slo_ttft_ms"),
+    ("slo_tpot_ms.large", {"slo_tpot_ms": 86_400_001}, BAD, "slo_tpot_ms"),
     ("user.number", {"user": 5}, BAD, "user"),
     ("user.long", {"user": "u" * 513}, BAD, "user"),
     ("truncate_prompt_tokens.0", {"truncate_prompt_tokens": 0}, BAD, "truncate_prompt_tokens"),

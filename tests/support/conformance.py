@@ -25,6 +25,7 @@ EXTRA = frozenset(
     cache_salt prompt_logprobs truncate_prompt_tokens add_special_tokens skip_special_tokens
     include_stop_str_in_output structured_outputs guided_json guided_regex guided_choice
     guided_grammar use_beam_search length_penalty allowed_token_ids bad_words logits_processors
+    slo_ttft_ms slo_tpot_ms
     chat_template chat_template_kwargs add_generation_prompt continue_final_message documents
     spaces_between_special_tokens kv_transfer_params mm_processor_kwargs some_future_field
     prompt_cache_options moderation""".split()

@@ -47,6 +47,8 @@ class AnswerOptions(TypedDict, total=False):
     top_logprobs: give log probabilities of each token and of this many alternatives, 0 to 20.
         Default: none.
     priority: lower goes first, -100 to 100. Default 0.
+    slo_ttft_ms, slo_tpot_ms: targets for the time to the first token and per later token, in
+        milliseconds, up to 86,400,000. Default: those of the key or server.
     """
 
     max_tokens: int | None
@@ -66,3 +68,5 @@ class AnswerOptions(TypedDict, total=False):
     ignore_eos: bool | None
     top_logprobs: int | None
     priority: int | None
+    slo_ttft_ms: int | None
+    slo_tpot_ms: int | None

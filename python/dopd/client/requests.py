@@ -14,7 +14,16 @@ from dopd._gen.dopd.v1 import inference_pb2 as pb
 from dopd.client.errors import InvalidRequestError
 from dopd.client.options import AnswerOptions, Chat, Prompt
 
-PLAIN = ("max_tokens", "min_tokens", "n", "ignore_eos", "top_logprobs", "priority")
+PLAIN = (
+    "max_tokens",
+    "min_tokens",
+    "n",
+    "ignore_eos",
+    "top_logprobs",
+    "priority",
+    "slo_ttft_ms",
+    "slo_tpot_ms",
+)
 SAMPLING = (
     "temperature",
     "top_p",

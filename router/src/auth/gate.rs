@@ -1,5 +1,7 @@
 //! The gate of both fronts: default-deny over all their routes, known and unknown.
 
+use std::time::Duration;
+
 use hyper::{HeaderMap, header::AUTHORIZATION};
 use subtle::{ConditionallySelectable as _, ConstantTimeEq as _};
 
@@ -7,6 +9,7 @@ use super::{Caller, quota::Quota};
 use crate::{
     config::{KEY_BYTES_MAX, KeyConfig, KeyDigest},
     error::{Error, Reason},
+    metrics::SloTargets,
 };
 
 /// Which front asks.
@@ -53,6 +56,11 @@ impl Gate {
             let caller = Caller {
                 key: config.name.as_str().into(),
                 tenant: config.tenant.as_str().into(),
+                weight: config.weight,
+                slo: SloTargets {
+                    ttft: config.slo_ttft_ms.map(Duration::from_millis),
+                    tpot: config.slo_tpot_ms.map(Duration::from_millis),
+                },
                 quota: Quota::of(config),
             };
             Some(Key { digest, caller })

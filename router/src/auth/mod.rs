@@ -16,7 +16,7 @@ pub use self::{
     gate::{Door, Gate},
     quota::{Lease, Standing},
 };
-use crate::error::Error;
+use crate::{error::Error, metrics::SloTargets};
 
 /// Who a request is from, as far as keys tell. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -25,6 +25,10 @@ pub struct Caller {
     pub key: Arc<str>,
     /// Who pays; one or more keys' label. Bounded by the configuration.
     pub tenant: Arc<str>,
+    /// Share of the tenant where tenants compete, at least 1.
+    pub weight: u32,
+    /// Targets of its key.
+    pub slo: SloTargets,
     quota: Option<Arc<Quota>>,
 }
 
@@ -34,6 +38,8 @@ impl Default for Caller {
         Self {
             key: Arc::from("anonymous"),
             tenant: Arc::from("default"),
+            weight: 1,
+            slo: SloTargets::default(),
             quota: None,
         }
     }

@@ -31,8 +31,12 @@ settings! {
         sha256: String = String::new();
         /// Whose key it is; several keys may have the same tenant.
         tenant: String = "default".to_owned();
-        /// Share of the tenant where tenants compete. All wait in one queue so far.
+        /// Share of the tenant where tenants compete.
         weight: u32 = 1, within 1..=1_000;
+        /// Target for the time to first token in milliseconds; none: as `slo.ttft_ms`.
+        slo_ttft_ms: Option<u64> = None, within 1..=86_400_000;
+        /// Target for the time per output token in milliseconds; none: as `slo.tpot_ms`.
+        slo_tpot_ms: Option<u64> = None, within 1..=86_400_000;
         /// Requests a minute; none: any number.
         requests_per_minute: Option<u32> = None, within 1..=1_000_000_000;
         /// Tokens of prompts and answers a minute; none: any number.

@@ -48,8 +48,10 @@ async fn submit<R: Reply>(
     params: Result<Params, Error>,
     call: &Call,
 ) -> Result<AnswerStream<R>, Error> {
-    let checked =
-        params.and_then(|params| validate::check(params, service.limits(), service.model()));
+    let checked = params.and_then(|mut params| {
+        params.slo_default(call.slo);
+        validate::check(params, service.limits(), service.model())
+    });
     let mut spec = checked.inspect_err(|error| service.refuse(&arrival, error))?;
     spec.timeout = call.timeout;
     let wanted = Wanted {

@@ -24,7 +24,9 @@ use super::{status, timeout};
 use crate::{
     auth::Caller,
     error::{Error, Reason},
+    metrics::SloTargets,
     service::Preparing,
+    validate,
 };
 
 /// Header with the W3C trace context.
@@ -43,6 +45,8 @@ pub(super) struct Call {
     pub(super) timeout: Option<Duration>,
     /// W3C trace context; empty: none.
     pub(super) traceparent: String,
+    /// Targets in its metadata.
+    pub(super) slo: SloTargets,
     /// What its message takes, until the last clone is dropped.
     share: Share,
 }
@@ -62,6 +66,7 @@ impl Call {
             began: Instant::now(),
             timeout: timeout::of(headers)?,
             traceparent: trace.unwrap_or_default().to_owned(),
+            slo: validate::slo_headers(headers)?,
             share: Arc::new(Mutex::new(share)),
         })
     }

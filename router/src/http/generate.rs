@@ -78,13 +78,15 @@ async fn read(
     arrival: &Arrival,
 ) -> Result<(Prepared, Form), Error> {
     let service = &app.service;
+    let slo = validate::slo_headers(request.headers())?;
     let body = receive::json(request, app).await?;
     let bytes = body.bytes.len();
     let (model, limits) = (service.shared_model(), service.shared_limits());
     let (metrics, strict) = (service.metrics().clone(), app.config.strict);
     let deadline = service.deadline(arrival.at, None);
     let work = move || {
-        let asked = validate::parse(endpoint, &body.bytes, &limits, &model)?;
+        let mut asked = validate::parse(endpoint, &body.bytes, &limits, &model)?;
+        asked.params.slo_default(slo);
         metrics.fields_ignored(asked.params.ignored_fields);
         receive::check_known(asked.unknown.as_deref(), strict)?;
         let spec = validate::check(asked.params, &limits, &model)?;

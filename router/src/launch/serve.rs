@@ -60,6 +60,7 @@ pub(super) fn run(launch: &Launch, plan: &ServePlan) -> Result<i32, Failure> {
         service: Service::new(
             Arc::clone(&model),
             config.limits.clone(),
+            config.slo.clone(),
             dispatch.clone(),
             metrics.clone(),
         ),

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use prometheus_client::metrics::gauge::Gauge;
 
+use super::SloTargets;
+
 /// How one request ended, told once by the service.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct RequestOutcome {
@@ -19,6 +21,8 @@ pub struct RequestOutcome {
     pub choices: u32,
     /// Answer tokens that a choice may have; 0 if it was refused before that was known.
     pub limit_tokens: u32,
+    /// Its targets; none: the configured ones.
+    pub targets: SloTargets,
     /// Whether a worker had it.
     pub was_placed: bool,
     /// From arrival to the first token, if there was one.

@@ -89,14 +89,19 @@ impl Slo {
     /// client's is left out.
     pub(super) fn count(&self, outcome: &RequestOutcome) {
         let is_ok = outcome.code == CODE_OK;
-        if !self.targets.is_set() || (!is_ok && is_clients_fault(outcome.code)) {
+        let targets = if outcome.targets.is_set() {
+            outcome.targets
+        } else {
+            self.targets
+        };
+        if !targets.is_set() || (!is_ok && is_clients_fault(outcome.code)) {
             return;
         }
-        let (ttft, tpot) = self.targets.met(outcome);
-        if self.targets.ttft.is_some() {
+        let (ttft, tpot) = targets.met(outcome);
+        if targets.ttft.is_some() {
             self.row("ttft", is_ok && ttft);
         }
-        if self.targets.tpot.is_some() {
+        if targets.tpot.is_some() {
             self.row("tpot", is_ok && tpot);
         }
         if is_ok && ttft && tpot {

@@ -17,6 +17,7 @@ fn outcome(code: &'static str, ttft_ms: u64, tpot_ms: u64) -> RequestOutcome {
         longest_tokens: 20,
         choices: 1,
         limit_tokens: 128,
+        targets: SloTargets::default(),
         was_placed: true,
         ttft: Some(Duration::from_millis(ttft_ms)),
         tpot: Some(Duration::from_millis(tpot_ms)),
@@ -382,6 +383,29 @@ fn goodput_counts_only_requests_that_met_all_targets() {
             .contains("target=\"tpot\""),
         "no such target"
     );
+}
+
+#[test]
+fn a_request_is_judged_by_its_own_targets() {
+    let targets = SloTargets {
+        ttft: Some(Duration::from_millis(200)),
+        tpot: None,
+    };
+    let metrics = full("mock", targets);
+    let own = |ttft_ms| SloTargets {
+        ttft: Some(Duration::from_millis(ttft_ms)),
+        tpot: None,
+    };
+    let judged = |ttft_ms, target_ms| RequestOutcome {
+        targets: own(target_ms),
+        ..outcome(CODE_OK, ttft_ms, 1)
+    };
+    metrics.request_done(&judged(150, 100));
+    metrics.request_done(&judged(900, 1_000));
+    let goodput = value(&metrics, "dopd_goodput_requests_total");
+    assert_eq!(goodput.as_deref(), Some("1"));
+    let missed = "dopd_slo_requests_total{model=\"mock\",target=\"ttft\",met=\"false\"";
+    assert_eq!(value(&metrics, missed).as_deref(), Some("1"));
 }
 
 #[test]

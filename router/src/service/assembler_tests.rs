@@ -19,7 +19,7 @@ use super::{
 use crate::{
     auth::Caller,
     error::Error,
-    metrics::Metrics,
+    metrics::{Metrics, SloTargets},
     streams::sink::{FinishReason, Flow, TokenChunk},
     tokens::{Framing, StopStrings, Tokenizer, Vocabulary},
 };
@@ -115,6 +115,7 @@ impl Script {
             prompt_tokens: 1,
             choices: 1,
             limit_tokens: u32::MAX,
+            targets: SloTargets::default(),
             operation: "text_completion",
         };
         let config = OutboxConfig {

@@ -21,6 +21,7 @@ mod prompt;
 mod record;
 mod sink;
 mod start;
+mod targets;
 mod text;
 
 use std::{
@@ -43,7 +44,7 @@ pub use self::{
 use self::{budget::Budget, live::Live};
 use crate::{
     auth::{Caller, Lease},
-    config::records::LimitsConfig,
+    config::records::{LimitsConfig, SloConfig},
     error::{Error, Reason},
     metrics::Metrics,
     status::{FleetStatus, Readiness},
@@ -139,6 +140,7 @@ impl Drop for Watch<'_> {
 pub struct Service {
     model: Arc<ServedModel>,
     limits: Arc<LimitsConfig>,
+    slo: SloConfig,
     backend: Box<dyn Backend>,
     metrics: Metrics,
     /// One permit per core: long prompts queue here instead of filling the blocking pool.
@@ -153,6 +155,7 @@ impl Service {
     pub fn new(
         model: Arc<ServedModel>,
         limits: LimitsConfig,
+        slo: SloConfig,
         backend: impl Backend + 'static,
         metrics: Metrics,
     ) -> Arc<Self> {
@@ -161,6 +164,7 @@ impl Service {
             model,
             preparing: Budget::new(limits.preparing_bytes_max),
             limits: Arc::new(limits),
+            slo,
             backend: Box::new(backend),
             metrics,
             cores: Arc::new(Semaphore::new(cores)),

@@ -8,7 +8,9 @@ use std::{
 use super::Arrival;
 use crate::{
     error::{Error, Reason},
-    metrics::{CODE_OK, Counted, Metrics, Parts, Progress, RequestOutcome, SequenceEnd},
+    metrics::{
+        CODE_OK, Counted, Metrics, Parts, Progress, RequestOutcome, SequenceEnd, SloTargets,
+    },
     streams::sink::{FinishReason, SeatNews},
     trace::{self, Finished, Gate, TraceContext, Value},
 };
@@ -25,6 +27,8 @@ pub(super) struct Asked {
     pub(super) choices: u32,
     /// Most tokens of one choice.
     pub(super) limit_tokens: u32,
+    /// What it should keep.
+    pub(super) targets: SloTargets,
     /// `gen_ai.operation.name` of its span.
     pub(super) operation: &'static str,
 }
@@ -274,6 +278,7 @@ impl Record {
             longest_tokens: self.choices.iter().map(|c| c.tokens).max().unwrap_or(0),
             choices: self.asked.choices,
             limit_tokens: self.asked.limit_tokens,
+            targets: self.asked.targets,
             was_placed: self.placed.is_some(),
             ttft: since(self.first_token, Some(self.arrival.at)),
             tpot,

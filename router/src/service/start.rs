@@ -10,6 +10,7 @@ use super::{
     prompt::{PreparedPrompt, Prompt},
     record::{Asked, Record},
     sink::ChoiceSink,
+    targets::{slo, targets},
     text::{AnswerText, TextForm},
 };
 use crate::{
@@ -40,10 +41,17 @@ impl Service {
             .map(|prompt| Prompt::new(prompt, with_logprobs))
             .collect();
         let limits = prepared.prompts.iter().map(|prompt| prompt.max_tokens);
+        // Several prompts are one answer: it is as late as the longest of them.
+        let longest = prepared.prompts.iter().map(|prompt| prompt.tokens.len());
+        let judged = |tokens: usize| {
+            let tokens = u32::try_from(tokens).unwrap_or(u32::MAX);
+            targets(spec.slo, arrival.caller.slo, &self.slo, tokens)
+        };
         let asked = Asked {
             prompt_tokens,
             choices: u32::try_from(told.len()).map_or(u32::MAX, |prompts| prompts * spec.choices),
             limit_tokens: limits.max().unwrap_or(0),
+            targets: judged(longest.max().unwrap_or(0)),
             operation: match spec.prompt {
                 validate::Prompt::Messages(_) => "chat",
                 validate::Prompt::Text(_) | validate::Prompt::Tokens(_) => "text_completion",
@@ -63,7 +71,8 @@ impl Service {
         let text = self.text(spec);
         let mut running = Vec::with_capacity(prepared.prompts.len());
         for (index, prompt) in prepared.prompts.iter().enumerate() {
-            let submission = submission(arrival, spec, prompt, deadline, || {
+            let slo = slo(judged(prompt.tokens.len()));
+            let submission = submission(arrival, spec, prompt, (deadline, slo), || {
                 let first = index * spec.choices as usize;
                 let choices = first..first + spec.choices as usize;
                 let sink = |choice| {
@@ -111,7 +120,7 @@ fn submission(
     arrival: &Arrival,
     spec: &Spec,
     prompt: &PreparedPrompt,
-    deadline: Instant,
+    (deadline, slo): (Instant, Slo),
     sinks: impl FnOnce() -> Vec<Box<dyn Sink>>,
 ) -> Result<Submission, Error> {
     let seed = match spec.sampling.seed {
@@ -132,9 +141,9 @@ fn submission(
         prompt_logprobs: spec.prompt_logprobs,
         traceparent: arrival.traceparent.clone(),
         tenant: Arc::clone(&arrival.caller.tenant),
-        weight: 1,
+        weight: arrival.caller.weight,
         priority: spec.priority,
-        slo: Slo::default(),
+        slo,
         prefix: Arc::from([]),
         deadline,
         sinks: sinks(),

@@ -4,6 +4,7 @@ use std::fmt::Display;
 
 use super::{
     adjust,
+    slo::slo_fields,
     spec::{AnswerLength, Params, Prompt, Sampling, Spec, Truncate},
 };
 use crate::{
@@ -35,6 +36,7 @@ pub fn check(
     let (told, choices) = choices(&params, limits)?;
     let (top_logprobs, prompt_logprobs) = logprobs(&params, limits)?;
     let min_tokens = params.min_tokens.unwrap_or(0);
+    let slo = slo_fields(&params)?;
     Ok(Spec {
         prompt,
         batch: params.batch,
@@ -55,6 +57,7 @@ pub fn check(
         include_stop: params.include_stop,
         skip_special: params.skip_special_tokens.unwrap_or(true),
         priority: priority(params.priority.unwrap_or(0))?,
+        slo,
         timeout: None,
     })
 }
@@ -196,7 +199,7 @@ fn check_prompt(prompt: &Prompt, limits: &LimitsConfig, model: &ServedModel) -> 
 }
 
 /// An integer from `min` to `max`, which is at most `u32::MAX`.
-fn count(field: &'static str, value: i64, min: i64, max: i64) -> Result<u32, Error> {
+pub(super) fn count(field: &'static str, value: i64, min: i64, max: i64) -> Result<u32, Error> {
     u32::try_from(value)
         .ok()
         .filter(|_| (min..=max).contains(&value))

@@ -14,6 +14,7 @@ mod messages;
 mod numbers;
 mod parse;
 mod prompt;
+mod slo;
 mod spec;
 #[cfg(test)]
 mod tests;
@@ -23,6 +24,7 @@ pub use self::{
     check::{check, check_model},
     messages::chat_role,
     parse::{AnswerForm, ChatOrText, Endpoint, parse},
+    slo::slo_headers,
     spec::{AnswerLength, Params, Prompt, Sampling, Spec, Truncate},
     tokenize::{Detokenize, Tokenize, parse_detokenize, parse_tokenize},
 };

@@ -4,6 +4,7 @@ use std::{iter, time::Duration};
 
 use crate::{
     error::{Error, Reason},
+    metrics::SloTargets,
     tokens::Message,
     wire::worker::LogitAdjustments,
 };
@@ -101,8 +102,24 @@ pub struct Params {
     pub skip_special_tokens: Option<bool>,
     /// Lower goes first.
     pub priority: Option<i64>,
+    /// Target: time to first token in milliseconds.
+    pub slo_ttft_ms: Option<i64>,
+    /// Target: time per token after the first in milliseconds.
+    pub slo_tpot_ms: Option<i64>,
     /// Fields that were read past: unknown ones, and known ones that change nothing.
     pub ignored_fields: u64,
+}
+
+impl Params {
+    /// Targets of its head, where its fields have none.
+    pub fn slo_default(&mut self, head: SloTargets) {
+        let or = |own: &mut Option<i64>, head: Option<Duration>| {
+            let millis = |target: Duration| i64::try_from(target.as_millis()).unwrap_or(i64::MAX);
+            *own = own.or(head.map(millis));
+        };
+        or(&mut self.slo_ttft_ms, head.ttft);
+        or(&mut self.slo_tpot_ms, head.tpot);
+    }
 }
 
 /// How tokens are drawn, in the worker's terms.
@@ -182,6 +199,8 @@ pub struct Spec {
     pub skip_special: bool,
     /// Lower goes first.
     pub priority: i32,
+    /// Targets that it asks for.
+    pub slo: SloTargets,
     /// What the client gives the request, at most; `None`: the server's limit.
     pub timeout: Option<Duration>,
 }

@@ -10,7 +10,7 @@ use crate::{
     tokens::ServedModel,
 };
 
-const NAMES: [&str; 30] = [
+const NAMES: [&str; 32] = [
     "model",
     "messages",
     "prompt",
@@ -31,6 +31,8 @@ const NAMES: [&str; 30] = [
     "stream",
     "stream_options",
     "priority",
+    "slo_ttft_ms",
+    "slo_tpot_ms",
     "logit_bias",
     "tools",
     "response_format",

@@ -10,9 +10,10 @@ use std::{
     },
 };
 
+use dopd_core::request::Slo;
 use dopd_router::{
     auth::Gate,
-    config::records::{HttpConfig, LimitsConfig, ModelConfig},
+    config::records::{HttpConfig, LimitsConfig, ModelConfig, SloConfig},
     dispatch::Submission,
     drain::Stop,
     error::Error,
@@ -77,6 +78,8 @@ pub(crate) struct Seen {
     pub(crate) adjustments: Option<worker::LogitAdjustments>,
     pub(crate) prompt_logprobs: Option<u32>,
     pub(crate) priority: i32,
+    pub(crate) slo: Slo,
+    pub(crate) weight: u32,
     pub(crate) tenant: Arc<str>,
 }
 
@@ -128,6 +131,8 @@ impl Backend for Fake {
             adjustments: submission.adjustments.clone(),
             prompt_logprobs: submission.prompt_logprobs,
             priority: submission.priority,
+            slo: submission.slo,
+            weight: submission.weight,
             tenant: Arc::clone(&submission.tenant),
         });
         let ended = Arc::new(AtomicUsize::new(0));
@@ -224,7 +229,13 @@ pub(crate) fn model(max_model_len: u32) -> Arc<ServedModel> {
 }
 
 pub(crate) fn service(fake: Fake, limits: LimitsConfig) -> Arc<Service> {
-    Service::new(model(1_024), limits, fake, Metrics::new("mock"))
+    Service::new(
+        model(1_024),
+        limits,
+        SloConfig::default(),
+        fake,
+        Metrics::new("mock"),
+    )
 }
 
 /// Runs `test` beside an HTTP server with `config` on a free port; both end together.

@@ -92,6 +92,9 @@ const PROMPTS: &[&str] = &[
         "13","14","15","16","17"]}"#,
     r#"{"prompt":"hi","max_tokens":9,"stop_token_ids":[258]}"#,
     r#"{"prompt":"hi","max_tokens":9,"model":"other"}"#,
+    r#"{"prompt":"a","max_tokens":9,"slo_ttft_ms":500,"slo_tpot_ms":30}"#,
+    r#"{"prompt":"a","max_tokens":9,"slo_ttft_ms":0}"#,
+    r#"{"prompt":"a","max_tokens":9,"slo_tpot_ms":86400001}"#,
 ];
 
 /// Rows of `/v1/chat/completions` and Chat.
@@ -113,7 +116,7 @@ const CHATS: &[&str] = &[
 ];
 
 /// Rows that are refused with default limits.
-const REFUSED: usize = 31;
+const REFUSED: usize = 33;
 
 fn numbers(value: &Value) -> Vec<u32> {
     let list = value.as_array().map(Vec::as_slice).unwrap_or_default();
@@ -154,6 +157,8 @@ fn options(row: &Value) -> AnswerOptions {
         ignore_eos: row["ignore_eos"].as_bool().unwrap_or(false),
         top_logprobs: count("top_logprobs"),
         priority: row["priority"].as_i64().map(|n| n as i32),
+        slo_ttft_ms: count("slo_ttft_ms"),
+        slo_tpot_ms: count("slo_tpot_ms"),
     }
 }
 

@@ -23,4 +23,5 @@ mod http_shapes;
 mod http_stream;
 mod quota;
 mod service;
+mod slo;
 mod smollm2;

@@ -14,7 +14,7 @@ use std::{
 };
 
 use dopd_router::{
-    config::records::{LimitsConfig, ModelConfig},
+    config::records::{LimitsConfig, ModelConfig, SloConfig},
     error::{Error, Reason},
     metrics::{Format, Metrics},
     service::{Answer, Delta, Head, Next, PromptPart, Render, Service, Usage, Wake, Wanted},
@@ -289,7 +289,13 @@ async fn a_client_that_leaves_makes_no_room_for_another_tokenization() {
     let mut model = ServedModel::mock(&ModelConfig::default()).unwrap();
     model.tokenizer = Arc::clone(&slow) as Arc<dyn Tokenizer>;
     let (fake, metrics) = (Fake::new(vec![]), Metrics::new("mock"));
-    let service = Service::new(Arc::new(model), LimitsConfig::default(), fake, metrics);
+    let service = Service::new(
+        Arc::new(model),
+        LimitsConfig::default(),
+        SloConfig::default(),
+        fake,
+        metrics,
+    );
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let long = Prompt::Text("x".repeat(64 << 10));
     for _ in 0..cores + 4 {

@@ -29,6 +29,8 @@ FULL: dopd.AnswerOptions = {
     "ignore_eos": True,
     "top_logprobs": 0,
     "priority": -3,
+    "slo_ttft_ms": 500,
+    "slo_tpot_ms": 30,
 }
 
 
@@ -55,6 +57,8 @@ def test_every_option_arrives() -> None:
         ignore_eos=True,
         top_logprobs=0,
         priority=-3,
+        slo_ttft_ms=500,
+        slo_tpot_ms=30,
     )
     assert requests.options(FULL) == expected
 

@@ -231,6 +231,13 @@ pub struct AnswerOptions {
     /// Lower goes first. Absent: 0.
     #[prost(int32, optional, tag = "9")]
     pub priority: ::core::option::Option<i32>,
+    /// Target for the time to the first token in milliseconds, 1 to 86,400,000. The server orders its work by targets, counts
+    /// which it meets, and may refuse what can meet none. Absent: the metadata `x-slo-ttft-ms`, else that of the key or server.
+    #[prost(uint32, optional, tag = "10")]
+    pub slo_ttft_ms: ::core::option::Option<u32>,
+    /// Target for the mean time per token after the first, likewise. Absent: the metadata `x-slo-tpot-ms`, else as above.
+    #[prost(uint32, optional, tag = "11")]
+    pub slo_tpot_ms: ::core::option::Option<u32>,
 }
 /// Token ids of the model's vocabulary.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

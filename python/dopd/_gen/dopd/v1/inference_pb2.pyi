@@ -129,6 +129,8 @@ class AnswerOptions(_message.Message):
     IGNORE_EOS_FIELD_NUMBER: _builtins.int
     TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    SLO_TTFT_MS_FIELD_NUMBER: _builtins.int
+    SLO_TPOT_MS_FIELD_NUMBER: _builtins.int
     max_tokens: _builtins.int
     """Most tokens to generate per choice. Absent: what the context leaves."""
     min_tokens: _builtins.int
@@ -141,6 +143,12 @@ class AnswerOptions(_message.Message):
     """Log probabilities: of the chosen token and of this many alternatives, 0 to 20. Absent: none."""
     priority: _builtins.int
     """Lower goes first. Absent: 0."""
+    slo_ttft_ms: _builtins.int
+    """Target for the time to the first token in milliseconds, 1 to 86,400,000. The server orders its work by targets, counts
+    which it meets, and may refuse what can meet none. Absent: the metadata `x-slo-ttft-ms`, else that of the key or server.
+    """
+    slo_tpot_ms: _builtins.int
+    """Target for the mean time per token after the first, likewise. Absent: the metadata `x-slo-tpot-ms`, else as above."""
     @_builtins.property
     def sampling(self) -> Global___Sampling: ...
     @_builtins.property
@@ -163,10 +171,12 @@ class AnswerOptions(_message.Message):
         ignore_eos: _builtins.bool = ...,
         top_logprobs: _builtins.int | None = ...,
         priority: _builtins.int | None = ...,
+        slo_ttft_ms: _builtins.int | None = ...,
+        slo_tpot_ms: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_min_tokens", b"_min_tokens", "_n", b"_n", "_priority", b"_priority", "_top_logprobs", b"_top_logprobs", "max_tokens", b"max_tokens", "min_tokens", b"min_tokens", "n", b"n", "priority", b"priority", "sampling", b"sampling", "top_logprobs", b"top_logprobs"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_min_tokens", b"_min_tokens", "_n", b"_n", "_priority", b"_priority", "_slo_tpot_ms", b"_slo_tpot_ms", "_slo_ttft_ms", b"_slo_ttft_ms", "_top_logprobs", b"_top_logprobs", "max_tokens", b"max_tokens", "min_tokens", b"min_tokens", "n", b"n", "priority", b"priority", "sampling", b"sampling", "slo_tpot_ms", b"slo_tpot_ms", "slo_ttft_ms", b"slo_ttft_ms", "top_logprobs", b"top_logprobs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_min_tokens", b"_min_tokens", "_n", b"_n", "_priority", b"_priority", "_top_logprobs", b"_top_logprobs", "ignore_eos", b"ignore_eos", "max_tokens", b"max_tokens", "min_tokens", b"min_tokens", "n", b"n", "priority", b"priority", "sampling", b"sampling", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "top_logprobs", b"top_logprobs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_min_tokens", b"_min_tokens", "_n", b"_n", "_priority", b"_priority", "_slo_tpot_ms", b"_slo_tpot_ms", "_slo_ttft_ms", b"_slo_ttft_ms", "_top_logprobs", b"_top_logprobs", "ignore_eos", b"ignore_eos", "max_tokens", b"max_tokens", "min_tokens", b"min_tokens", "n", b"n", "priority", b"priority", "sampling", b"sampling", "slo_tpot_ms", b"slo_tpot_ms", "slo_ttft_ms", b"slo_ttft_ms", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "top_logprobs", b"top_logprobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
@@ -176,6 +186,10 @@ class AnswerOptions(_message.Message):
     _WhichOneofArgType__n: _TypeAlias = _typing.Literal["_n", b"_n"]  # noqa: Y015
     _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
     _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
+    _WhichOneofReturnType__slo_tpot_ms: _TypeAlias = _typing.Literal["slo_tpot_ms"]  # noqa: Y015
+    _WhichOneofArgType__slo_tpot_ms: _TypeAlias = _typing.Literal["_slo_tpot_ms", b"_slo_tpot_ms"]  # noqa: Y015
+    _WhichOneofReturnType__slo_ttft_ms: _TypeAlias = _typing.Literal["slo_ttft_ms"]  # noqa: Y015
+    _WhichOneofArgType__slo_ttft_ms: _TypeAlias = _typing.Literal["_slo_ttft_ms", b"_slo_ttft_ms"]  # noqa: Y015
     _WhichOneofReturnType__top_logprobs: _TypeAlias = _typing.Literal["top_logprobs"]  # noqa: Y015
     _WhichOneofArgType__top_logprobs: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs"]  # noqa: Y015
     @_typing.overload
@@ -186,6 +200,10 @@ class AnswerOptions(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__n) -> _WhichOneofReturnType__n | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__priority) -> _WhichOneofReturnType__priority | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__slo_tpot_ms) -> _WhichOneofReturnType__slo_tpot_ms | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__slo_ttft_ms) -> _WhichOneofReturnType__slo_ttft_ms | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__top_logprobs) -> _WhichOneofReturnType__top_logprobs | None: ...
 
