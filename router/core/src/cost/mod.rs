@@ -22,7 +22,10 @@ pub use self::{
     learned::{Learned, RATIO_MAX, RATIO_MIN},
     load::{JSON_BYTES_MAX, TimingsError, VALUE_MAX},
 };
-use crate::units::{Micros, Tokens};
+use crate::{
+    step::StepWork,
+    units::{Micros, Tokens},
+};
 
 /// Step times of one model on one device. Microseconds, tokens, bytes; every value finite and at
 /// least 0.
@@ -69,40 +72,42 @@ pub struct StepShape<'a> {
 impl Timings {
     /// Time of one step; 0 for an empty one.
     pub fn step_us(&self, step: StepShape<'_>) -> u64 {
-        let mut new_sum = 0_u64;
-        let mut pairs = 0.0;
-        for &(new, context) in step.prefill {
-            let (new_f, context_f) = (f64::from(new), f64::from(context));
-            new_sum = new_sum.saturating_add(u64::from(new));
-            pairs += new_f * context_f + new_f * (new_f + 1.0) / 2.0;
-        }
-        let seqs = f64::from(step.decode_seqs);
-        let tokens = new_sum as f64 + seqs;
+        let work = StepWork::of(step);
+        let sum_us = self.sum_us(work);
+        whole_us(if work.is_mixed() {
+            sum_us * (1.0 + self.mixed_penalty_ratio)
+        } else {
+            sum_us
+        })
+    }
+
+    /// Time of one step as if mixing cost nothing on top; 0 for an empty one.
+    pub fn plain_us(&self, work: StepWork) -> u64 {
+        whole_us(self.sum_us(work))
+    }
+
+    fn sum_us(&self, work: StepWork) -> f64 {
+        let seqs = f64::from(work.decode_seqs);
+        let tokens = f64::from(work.prefill_tokens) + seqs;
         if tokens == 0.0 {
-            return 0;
+            return 0.0;
         }
-        let start_us = if new_sum > 0 {
+        let start_us = if work.prefill_tokens > 0 {
             self.step_prefill_us
         } else {
             self.step_decode_us
         };
         let memory_us = self.weights_us + self.memory_us_per_token * tokens;
         let compute_us = self.compute_us_per_token * tokens;
-        let sum_us = start_us
+        start_us
             + if memory_us > compute_us {
                 memory_us
             } else {
                 compute_us
             }
-            + self.attention_us_per_pair * pairs
-            + self.context_us_per_token * step.decode_context_sum as f64
-            + self.batch_us_per_seq * seqs;
-        let is_mixed = new_sum > 0 && step.decode_seqs > 0;
-        whole_us(if is_mixed {
-            sum_us * (1.0 + self.mixed_penalty_ratio)
-        } else {
-            sum_us
-        })
+            + self.attention_us_per_pair * work.prefill_pairs as f64
+            + self.context_us_per_token * work.decode_context as f64
+            + self.batch_us_per_seq * seqs
     }
 
     /// Steps take no time: those of a worker that measured nothing, or of an instant mock.

@@ -2,12 +2,70 @@
 //!
 //! Carried out by workers, who alone know their residents' slack at each step boundary; the brain
 //! decides which prompts they have. Called by mock workers and the simulator; Python's batcher does
-//! the same (`python/dopd/sched/choice.py`, compared by tests/contract). Source: policy study,
-//! section 4, STEP.
+//! the same (`python/dopd/sched/choice.py`, compared by `tests/contract/step_vectors.json`). Source:
+//! policy study, section 4, STEP; the least chunk of 64 tokens: its section on policies.
+//!
+//! # Definition
+//!
+//! Times are whole microseconds; a product with a ratio is rounded to the nearest, `floor(x + 0.5)`
+//! in `f64`. `plain(n)` is the predicted time of a step with the first `n` tokens of the prompts, in
+//! their order, beside all that decode, without what mixing costs on top; `alone(n)` the same with
+//! nobody who decodes; `mixed(n) = round(plain(n) * (1 + p))` with the believed penalty `p`;
+//! `decode = plain(0)`.
+//!
+//! `tpot` is the tightest target among those that decode (of each its own, or the policy's),
+//! `tau = round(mixed_step_ratio * tpot)`, `pace = round(pace_ratio * tpot)`. `todo` are the tokens
+//! of all prompts. `beside = min(todo, step's token limit - those that decode)`: what a mixed step
+//! may take; `most = min(todo, token limit)`: what a step of prompts alone may.
+//! `fit(limit, n, f)` is the largest of `0 ..= n` with `f <= limit`, by bisection: `n` if that fits,
+//! else `low = 0, high = n`, and while `high - low > 1` the middle `low + (high - low) / 2`.
+//! `least = 64` tokens, or all there are.
+//!
+//! No prompts: decode, or idle. Prompts and nobody who decodes: `most`; with mode `chunk` at most
+//! `max(chunk_tokens, least)`; with `pause_or_mix` on a worker labelled decode at most
+//! `max(fit(idle_slice_max, most, alone), least)`.
+//!
+//! Both, `beside > 0`, and mode `fill`: mixed, `beside`. `chunk`: mixed, `chunk_tokens` less those
+//! that decode. `chunk_in_time`: mixed, `fit(tau, beside, mixed)`. Each at least `least` and at most
+//! `beside`; `beside = 0`: decode.
+//!
+//! Both, and mode `pause_or_mix`:
+//!
+//! 1. `chunk = fit(tau, beside, mixed)` and, for `decode > tpot` (the target is lost whatever is
+//!    done), `fit(decode + pause_max, beside, mixed)` instead. `slice = fit(pause_max, most, alone)`.
+//! 2. Mixed, `max(chunk, least)` up to `beside`, if `beside > 0` and one of these holds:
+//!    `chunk > 0` and tokens per extra microsecond are as many as alone, that is
+//!    `chunk * alone(slice) >= slice * (mixed(chunk) - decode)`; `decode > round(0.95 * pace)`; this
+//!    would be the `probe_every`th pause since a mixed step; 50 decode steps have gone by while a
+//!    prompt waited. (`beside = 0` and one of the last two: a pause of `least` tokens.)
+//! 3. Else `s = min(slack, pause_max - gap)`: the quantile of the residents' slack with what the
+//!    next decode step gains them ([`Residents::slack_us`]), and the time since their last token.
+//!    `n = fit(s, most, alone)` tokens alone if `n > 0` and either `s >= pause_min` or `n` ends the
+//!    first prompt.
+//! 4. Else a decode step.
+//!
+//! So those that decode wait at most `pause_max` and one step for a token, as predicted, and a prompt
+//! at most 50 decode steps for its next 64 tokens.
+
+mod belief;
+mod choose;
+mod residents;
+mod work;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::{
+    belief::Belief,
+    choose::{StepView, choose},
+    residents::{Residents, Stay},
+    work::{StepCost, StepWork},
+};
 use crate::units::{Micros, Tokens};
+
+/// Prompt tokens that a mixed step takes at least.
+pub const MIXED_TOKENS_MIN: u32 = 64;
+/// A prompt that waits moves after so many decode steps, whatever slack there is.
+pub const DECODES_MAX: u32 = 50;
 
 /// How a worker with sequences that run, and a prompt, goes on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -71,8 +129,36 @@ impl Default for StepPolicy {
     }
 }
 
+impl StepPolicy {
+    /// Time per token that sequences with this target are to keep.
+    pub fn pace_us(&self, tpot: Micros) -> u64 {
+        whole_us(self.pace_ratio * tpot.0 as f64)
+    }
+
+    /// Longest mixed step beside sequences with this target.
+    pub fn tau_us(&self, tpot: Micros) -> u64 {
+        whole_us(self.mixed_step_ratio * tpot.0 as f64)
+    }
+}
+
+/// Nearest whole number, halves up; what is below 0 or no number is 0.
+pub(crate) fn whole_us(value: f64) -> u64 {
+    floor_us(value + 0.5)
+}
+
+/// Largest whole number not above; what is below 0 or no number is 0.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a cast saturates, and takes no number for 0"
+)]
+pub(crate) fn floor_us(value: f64) -> u64 {
+    libm::floor(value) as u64
+}
+
 /// The answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum StepChoice {
     /// Nothing to compute.
     Idle,
