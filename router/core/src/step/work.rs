@@ -39,7 +39,8 @@ impl StepWork {
             rest -= new;
             self.prefill_tokens += new;
             let (new, computed) = (u64::from(new), u64::from(computed));
-            self.prefill_pairs += new * computed + new * (new + 1) / 2;
+            let pairs = (new * computed).saturating_add(new * (new + 1) / 2);
+            self.prefill_pairs = self.prefill_pairs.saturating_add(pairs);
         }
         self
     }
