@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from dopd._gen.dopd.worker.v1 import logprobs_pb2
 from dopd._gen.dopd.worker.v1 import worker_pb2 as pb
 from dopd.errors import ProtocolError
 from dopd.types import (
@@ -173,7 +174,9 @@ def report(head: ReportHead, columns: ReportColumns) -> pb.AttachRequest:
     return message
 
 
-def _add_run(it: pb.PromptLogprobs, slot: int, start: int, values: list[Logprobs]) -> None:
+def _add_run(
+    it: logprobs_pb2.PromptLogprobs, slot: int, start: int, values: list[Logprobs]
+) -> None:
     it.slots.append(slot)
     it.starts.append(start)
     it.lens.append(len(values))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from dopd import wire
+from dopd._gen.dopd.worker.v1 import logprobs_pb2
 from dopd._gen.dopd.worker.v1 import worker_pb2 as pb
 from dopd.worker import attach
 from tests.support.scripted_router import ScriptedRouter, close, open_compute, open_import
@@ -55,7 +56,9 @@ def test_a_router_that_does_not_even_read_loses_the_worker_too() -> None:
         router.is_deaf = router.is_silent = True
         stream = worker.attach._stream
         assert stream is not None
-        large = pb.AttachRequest(report=pb.Report(logprobs=pb.Logprobs(chosen=[0.5] * 25_000)))
+        large = pb.AttachRequest(
+            report=pb.Report(logprobs=logprobs_pb2.Logprobs(chosen=[0.5] * 25_000))
+        )
         while stream.num_waiting < 8:
             stream.report(large)
             time.sleep(POLL_S)

@@ -117,6 +117,44 @@ pub struct End {
     #[prost(fixed64, optional, tag = "7")]
     pub checksum: ::core::option::Option<u64>,
 }
+/// Columns over runs of prompt positions, then over positions. The first token of a prompt has no log probability: runs
+/// begin at position 1 or later.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct PromptLogprobs {
+    /// One entry per run: slot, position of its first token in the prompt, positions.
+    #[prost(uint32, repeated, tag = "1")]
+    pub slots: ::prost::alloc::vec::Vec<u32>,
+    #[prost(uint32, repeated, tag = "2")]
+    pub starts: ::prost::alloc::vec::Vec<u32>,
+    #[prost(uint32, repeated, tag = "3")]
+    pub lens: ::prost::alloc::vec::Vec<u32>,
+    /// One entry per position, all runs one after another: of the prompt's own token.
+    #[prost(float, repeated, tag = "4")]
+    pub chosen: ::prost::alloc::vec::Vec<f32>,
+    /// Alternatives per position; `top_tokens` and `top_logprobs` hold them one after another, most likely first.
+    #[prost(uint32, repeated, tag = "5")]
+    pub top_lens: ::prost::alloc::vec::Vec<u32>,
+    #[prost(uint32, repeated, tag = "6")]
+    pub top_tokens: ::prost::alloc::vec::Vec<u32>,
+    #[prost(float, repeated, tag = "7")]
+    pub top_logprobs: ::prost::alloc::vec::Vec<f32>,
+}
+/// Columns over those tokens of the report whose seat asked for log probabilities, in the order of `tokens`.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct Logprobs {
+    /// Index into `Report.tokens`.
+    #[prost(uint32, repeated, tag = "1")]
+    pub token_index: ::prost::alloc::vec::Vec<u32>,
+    #[prost(float, repeated, tag = "2")]
+    pub chosen: ::prost::alloc::vec::Vec<f32>,
+    /// Alternatives per entry; `top_tokens` and `top_logprobs` hold them one after another, most likely first.
+    #[prost(uint32, repeated, tag = "3")]
+    pub top_lens: ::prost::alloc::vec::Vec<u32>,
+    #[prost(uint32, repeated, tag = "4")]
+    pub top_tokens: ::prost::alloc::vec::Vec<u32>,
+    #[prost(float, repeated, tag = "5")]
+    pub top_logprobs: ::prost::alloc::vec::Vec<f32>,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct AttachRequest {
     #[prost(oneof = "attach_request::Kind", tags = "1, 2")]
@@ -607,44 +645,6 @@ pub struct Report {
     /// Seats of this incarnation that were preempted.
     #[prost(uint64, tag = "42")]
     pub preempted: u64,
-}
-/// Columns over runs of prompt positions, then over positions. The first token of a prompt has no log probability: runs
-/// begin at position 1 or later.
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct PromptLogprobs {
-    /// One entry per run: slot, position of its first token in the prompt, positions.
-    #[prost(uint32, repeated, tag = "1")]
-    pub slots: ::prost::alloc::vec::Vec<u32>,
-    #[prost(uint32, repeated, tag = "2")]
-    pub starts: ::prost::alloc::vec::Vec<u32>,
-    #[prost(uint32, repeated, tag = "3")]
-    pub lens: ::prost::alloc::vec::Vec<u32>,
-    /// One entry per position, all runs one after another: of the prompt's own token.
-    #[prost(float, repeated, tag = "4")]
-    pub chosen: ::prost::alloc::vec::Vec<f32>,
-    /// Alternatives per position; `top_tokens` and `top_logprobs` hold them one after another, most likely first.
-    #[prost(uint32, repeated, tag = "5")]
-    pub top_lens: ::prost::alloc::vec::Vec<u32>,
-    #[prost(uint32, repeated, tag = "6")]
-    pub top_tokens: ::prost::alloc::vec::Vec<u32>,
-    #[prost(float, repeated, tag = "7")]
-    pub top_logprobs: ::prost::alloc::vec::Vec<f32>,
-}
-/// Columns over those tokens of the report whose seat asked for log probabilities, in the order of `tokens`.
-#[derive(Clone, PartialEq, ::prost::Message)]
-pub struct Logprobs {
-    /// Index into `Report.tokens`.
-    #[prost(uint32, repeated, tag = "1")]
-    pub token_index: ::prost::alloc::vec::Vec<u32>,
-    #[prost(float, repeated, tag = "2")]
-    pub chosen: ::prost::alloc::vec::Vec<f32>,
-    /// Alternatives per entry; `top_tokens` and `top_logprobs` hold them one after another, most likely first.
-    #[prost(uint32, repeated, tag = "3")]
-    pub top_lens: ::prost::alloc::vec::Vec<u32>,
-    #[prost(uint32, repeated, tag = "4")]
-    pub top_tokens: ::prost::alloc::vec::Vec<u32>,
-    #[prost(float, repeated, tag = "5")]
-    pub top_logprobs: ::prost::alloc::vec::Vec<f32>,
 }
 /// A role is a label: every worker can prefill and decode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]

@@ -4,6 +4,7 @@ isort:skip_file
 Between router and workers. Internal: it may change with every release; both ends are of one version."""
 
 from collections import abc as _abc
+from dopd._gen.dopd.worker.v1 import logprobs_pb2 as _logprobs_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
@@ -1063,11 +1064,11 @@ class Report(_message.Message):
     @_builtins.property
     def closed_messages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
-    def logprobs(self) -> Global___Logprobs:
+    def logprobs(self) -> _logprobs_pb2.Logprobs:
         """Log probabilities of this report's tokens whose seats asked for them."""
 
     @_builtins.property
-    def prompt_logprobs(self) -> Global___PromptLogprobs:
+    def prompt_logprobs(self) -> _logprobs_pb2.PromptLogprobs:
         """Of the prompt tokens that this step computed, for seats that asked."""
 
     @_builtins.property
@@ -1117,8 +1118,8 @@ class Report(_message.Message):
         closed_reasons: _abc.Iterable[Global___CloseReason.ValueType] | None = ...,
         closed_retry_ms: _abc.Iterable[_builtins.int] | None = ...,
         closed_messages: _abc.Iterable[_builtins.str] | None = ...,
-        logprobs: Global___Logprobs | None = ...,
-        prompt_logprobs: Global___PromptLogprobs | None = ...,
+        logprobs: _logprobs_pb2.Logprobs | None = ...,
+        prompt_logprobs: _logprobs_pb2.PromptLogprobs | None = ...,
         mixed_penalty_permille: _builtins.int = ...,
         reused_slots: _abc.Iterable[_builtins.int] | None = ...,
         reused_tokens: _abc.Iterable[_builtins.int] | None = ...,
@@ -1135,99 +1136,3 @@ class Report(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Report: _TypeAlias = Report  # noqa: Y015
-
-@_typing.final
-class PromptLogprobs(_message.Message):
-    """Columns over runs of prompt positions, then over positions. The first token of a prompt has no log probability: runs
-    begin at position 1 or later.
-    """
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    SLOTS_FIELD_NUMBER: _builtins.int
-    STARTS_FIELD_NUMBER: _builtins.int
-    LENS_FIELD_NUMBER: _builtins.int
-    CHOSEN_FIELD_NUMBER: _builtins.int
-    TOP_LENS_FIELD_NUMBER: _builtins.int
-    TOP_TOKENS_FIELD_NUMBER: _builtins.int
-    TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def slots(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """One entry per run: slot, position of its first token in the prompt, positions."""
-
-    @_builtins.property
-    def starts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
-    @_builtins.property
-    def lens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
-    @_builtins.property
-    def chosen(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
-        """One entry per position, all runs one after another: of the prompt's own token."""
-
-    @_builtins.property
-    def top_lens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Alternatives per position; `top_tokens` and `top_logprobs` hold them one after another, most likely first."""
-
-    @_builtins.property
-    def top_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
-    @_builtins.property
-    def top_logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
-    def __init__(
-        self,
-        *,
-        slots: _abc.Iterable[_builtins.int] | None = ...,
-        starts: _abc.Iterable[_builtins.int] | None = ...,
-        lens: _abc.Iterable[_builtins.int] | None = ...,
-        chosen: _abc.Iterable[_builtins.float] | None = ...,
-        top_lens: _abc.Iterable[_builtins.int] | None = ...,
-        top_tokens: _abc.Iterable[_builtins.int] | None = ...,
-        top_logprobs: _abc.Iterable[_builtins.float] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "lens", b"lens", "slots", b"slots", "starts", b"starts", "top_lens", b"top_lens", "top_logprobs", b"top_logprobs", "top_tokens", b"top_tokens"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___PromptLogprobs: _TypeAlias = PromptLogprobs  # noqa: Y015
-
-@_typing.final
-class Logprobs(_message.Message):
-    """Columns over those tokens of the report whose seat asked for log probabilities, in the order of `tokens`."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    TOKEN_INDEX_FIELD_NUMBER: _builtins.int
-    CHOSEN_FIELD_NUMBER: _builtins.int
-    TOP_LENS_FIELD_NUMBER: _builtins.int
-    TOP_TOKENS_FIELD_NUMBER: _builtins.int
-    TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def token_index(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Index into `Report.tokens`."""
-
-    @_builtins.property
-    def chosen(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
-    @_builtins.property
-    def top_lens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Alternatives per entry; `top_tokens` and `top_logprobs` hold them one after another, most likely first."""
-
-    @_builtins.property
-    def top_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
-    @_builtins.property
-    def top_logprobs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]: ...
-    def __init__(
-        self,
-        *,
-        token_index: _abc.Iterable[_builtins.int] | None = ...,
-        chosen: _abc.Iterable[_builtins.float] | None = ...,
-        top_lens: _abc.Iterable[_builtins.int] | None = ...,
-        top_tokens: _abc.Iterable[_builtins.int] | None = ...,
-        top_logprobs: _abc.Iterable[_builtins.float] | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chosen", b"chosen", "token_index", b"token_index", "top_lens", b"top_lens", "top_logprobs", b"top_logprobs", "top_tokens", b"top_tokens"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___Logprobs: _TypeAlias = Logprobs  # noqa: Y015
