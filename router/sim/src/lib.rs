@@ -10,5 +10,6 @@
 //! deaths. `trace` reads and makes arrivals, `report` turns outcomes into figures.
 
 pub mod outcome;
+pub mod report;
 pub mod scenario;
 pub mod trace;
