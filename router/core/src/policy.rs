@@ -118,6 +118,8 @@ pub struct PolicyConfig {
     pub fair_ratio: f64,
     /// Tenants share by tokens computed, both phases, by weight.
     pub share_tenants: bool,
+    /// Tenants whose service differs by less than so many tokens, at weight 1, are equal.
+    pub share_quantum: Tokens,
     /// Prompt tokens that a worker takes at once; one prompt may be longer.
     pub prefill_tokens_max: Tokens,
     /// See [`Bind`].
@@ -172,6 +174,7 @@ impl Default for PolicyConfig {
             late_max: Micros::from_millis(10_000),
             fair_ratio: 0.5,
             share_tenants: true,
+            share_quantum: Tokens(8_192),
             prefill_tokens_max: Tokens(4_096),
             bind: Bind::default(),
             bind_ahead: Micros::from_millis(2),

@@ -6,7 +6,6 @@ use super::{
     breaker::Outcome,
     explain::Chosen,
     pace::Run,
-    queue::Item,
     sequences::{Phase, Seat},
     table::{Cell, Input, PhaseKind, cell},
     timers::Timer,
@@ -121,6 +120,8 @@ impl Brain {
         if tokens == Tokens(0) {
             return None;
         }
+        self.answers(key, tokens);
+        let sequence = self.sequences.get_mut(key)?;
         sequence.answer = sequence.answer.plus(tokens);
         sequence.first.get_or_insert(self.now);
         let is_shipping = sequence.phase.kind() == PhaseKind::Shipping;
@@ -145,6 +146,9 @@ impl Brain {
         if pos < sequence.answer || pos > sequence.max_tokens {
             return Some(Violation::WrongPosition);
         }
+        let tokens = pos.minus(sequence.answer);
+        self.answers(key, tokens);
+        let sequence = self.sequences.get_mut(key)?;
         sequence.answer = pos;
         sequence.first.get_or_insert(self.now);
         let id = sequence.id;
@@ -206,12 +210,14 @@ impl Brain {
         let sequence = self.sequences.get(key)?.id;
         if let Some((why, retry_after)) = why {
             self.note_plain(key, Chosen::Reject { why });
+            self.is_refused(key, why);
             self.actions.push(Action::Reject {
                 sequence,
                 why,
                 retry_after,
             });
         }
+        self.leaves(key);
         if let Some(deadline) = self.sequences.remove(key) {
             self.timers
                 .clear(deadline, Timer::Deadline(sequence.request));
@@ -228,14 +234,8 @@ impl Brain {
         let timer =
             (!self.workers.is_any_usable()).then(|| self.now.plus(self.config.no_worker_wait));
         sequence.phase = Phase::Wait { timer };
-        let tokens = sequence.queued();
-        let item = Item {
-            sequence: key,
-            tokens,
-            prefill: self.workers.prefill_us(tokens),
-        };
-        self.queue.push(sequence.queue_key, item);
         let request = sequence.id.request;
+        self.enqueue(key);
         self.sequences.waits(request);
         if let Some(at) = timer {
             self.timers.set(at, Timer::Waited(key));
@@ -250,14 +250,15 @@ impl Brain {
             self.timers.clear(at, Timer::Waited(key));
             sequence.phase = Phase::Wait { timer: None };
         }
-        self.queue.remove(sequence.queue_key);
         let request = sequence.id.request;
+        self.dequeue(key);
         self.sequences.waits_no_longer(request);
     }
 
     /// WAIT ends with a place at that worker.
     fn placed(&mut self, key: usize, worker: usize) {
         self.leave_wait(key);
+        self.was_placed(key);
         if let Some(sequence) = self.sequences.get_mut(key) {
             sequence.placed_at = sequence.answer;
             (sequence.placed, sequence.first) = (self.now, None);

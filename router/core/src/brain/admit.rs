@@ -1,34 +1,57 @@
 //! Who gets a place in the queue, and who waits in vain.
 
-use super::{Brain, queue::Lane, sequences::Sequence};
+use std::collections::BTreeSet;
+
+use super::{Brain, queue::Lane, sequences::Sequence, table::PhaseKind};
 use crate::{
+    ids::RequestId,
+    policy::Refuse,
     request::{RejectReason, RequestFacts},
     units::Micros,
 };
 
 impl Brain {
-    /// Why a request is not even queued.
-    pub(super) fn refusal(&self, facts: &RequestFacts) -> Option<(RejectReason, Micros)> {
+    /// Why a request is not even queued. If the queue is full others may end for it.
+    pub(super) fn refusal(&mut self, facts: &RequestFacts) -> Option<(RejectReason, Micros)> {
         if self.is_draining {
             return Some((RejectReason::Draining, self.config.retry_after_min));
         }
-        let tokens = u64::from(facts.prompt_tokens.0) + u64::from(facts.choices.max(1)) - 1;
-        let has_place = self.sequences.requests_waiting() < self.config.queue_requests_max;
-        let has_tokens = self.queue.tokens().saturating_add(tokens) <= self.config.queue_tokens_max;
-        let has_room = has_place && (has_tokens || self.queue.is_empty());
-        if has_room && !self.would_wait_too_long(facts) {
+        if self.is_unmeetable(facts) {
+            return Some((RejectReason::Unmeetable, self.retry_after()));
+        }
+        if !self.would_wait_too_long(facts) && (self.has_room(facts) || self.make_room(facts)) {
             return None;
         }
         Some((RejectReason::QueueFull, self.retry_after()))
     }
 
-    /// Behind all that wait it could not be answered in its time, but on its own it could. One that
-    /// goes before others is never judged by them: how many it goes before is not counted.
-    fn would_wait_too_long(&self, facts: &RequestFacts) -> bool {
-        if self.queue.lowest() > Some(facts.priority) {
+    fn has_room(&self, facts: &RequestFacts) -> bool {
+        let has_place = self.sequences.requests_waiting() < self.config.queue_requests_max;
+        let tokens = self.queue.tokens().saturating_add(tokens_of(facts));
+        has_place && (tokens <= self.config.queue_tokens_max || self.queue.is_empty())
+    }
+
+    /// Even if it went first, its first token would come after the target that was asked for.
+    fn is_unmeetable(&self, facts: &RequestFacts) -> bool {
+        let policy = &self.config.policy;
+        let Some(ttft) = facts.slo.ttft.filter(|_| policy.refuse == Refuse::Early) else {
             return false;
-        }
-        let wait = self.pace.wait(self.queue.len());
+        };
+        self.expected_prefill(facts) > ttft
+    }
+
+    /// Behind all of its tenant that wait it could not be answered in its time, but on its own it
+    /// could. One that goes before others is never judged by them: how many it goes before is not
+    /// counted.
+    fn would_wait_too_long(&self, facts: &RequestFacts) -> bool {
+        let targets = self.targets(facts);
+        let is_long = self.fair.is_long(facts.prompt_tokens);
+        let rank = facts
+            .order_key
+            .unwrap_or_else(|| self.rank(self.now, targets.prefill, targets.ttft_due, is_long));
+        let account = self.queue.share.find(facts.tenant);
+        let ahead = account.and_then(|account| self.queue.ahead(account, facts.priority, rank));
+        let wait = ahead.and_then(|ahead| self.pace.wait(ahead));
         let service = self.pace.service(facts.prompt_tokens, facts.max_tokens);
         let (Some(wait), Some(service)) = (wait, service) else {
             return false;
@@ -37,13 +60,76 @@ impl Brain {
         alone <= facts.deadline && alone.plus(wait) > facts.deadline
     }
 
+    /// The queue is full: the tenant that has most waiting for its share makes room, as long as it
+    /// has more than the newcomer's tenant. If that is the newcomer's own, those make room that are
+    /// late already, for one that is not. They are told so, with a hint when to try again.
+    fn make_room(&mut self, facts: &RequestFacts) -> bool {
+        /// For one newcomer.
+        const REQUESTS_MAX: usize = 16;
+        let share = &self.queue.share;
+        let Some(largest) = share.largest_backlog() else {
+            return false;
+        };
+        let is_own = share.find(facts.tenant) == Some(largest);
+        let own = share.backlog_with(facts.tenant, facts.weight, tokens_of(facts));
+        let targets = self.targets(facts);
+        if is_own && self.now.plus(targets.prefill) > targets.ttft_due {
+            return false;
+        }
+        let tokens = self.queue.tokens().saturating_add(tokens_of(facts));
+        let too_many = tokens.saturating_sub(self.config.queue_tokens_max);
+        let is_full = self.sequences.requests_waiting() >= self.config.queue_requests_max;
+        let (mut freed, mut chosen) = (0_u64, BTreeSet::new());
+        for (key, item) in self.queue.last_of(largest, is_own) {
+            if freed >= too_many && chosen.len() >= usize::from(is_full) {
+                break;
+            }
+            freed += u64::from(item.tokens.0);
+            if !is_own && share.backlog_without(largest, freed) < own {
+                return false;
+            }
+            let request = self.sequences.get(key).map(|sequence| sequence.id.request);
+            let Some(request) = request.filter(|&request| self.never_ran(request)) else {
+                return false;
+            };
+            chosen.insert(request);
+            if chosen.len() > REQUESTS_MAX {
+                return false;
+            }
+        }
+        if freed < too_many || chosen.len() < usize::from(is_full) {
+            return false;
+        }
+        let retry_after = self.retry_after();
+        for key in chosen
+            .into_iter()
+            .flat_map(|one| self.sequences.of_request(one))
+            .collect::<Vec<_>>()
+        {
+            self.evicted_total += 1;
+            self.end(key, Some((RejectReason::QueueFull, retry_after)));
+        }
+        true
+    }
+
+    /// All choices of a request wait, and none ever ran.
+    fn never_ran(&self, request: RequestId) -> bool {
+        let keys = self.sequences.of_request(request);
+        keys.into_iter().all(|key| {
+            let sequence = self.sequences.get(key);
+            sequence.is_some_and(|one| {
+                one.phase.kind() == PhaseKind::Wait && one.queue_key.lane == Lane::Fresh
+            })
+        })
+    }
+
     /// When the queue will be worked off: as fast as it was of late, or as prefill can be.
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
         reason = "a float cast stops at the ends of u64, and the result is clamped"
     )]
-    fn retry_after(&self) -> Micros {
+    pub(super) fn retry_after(&self) -> Micros {
         let prefill_s = self.queue.tokens() as f64 / self.workers.prefill_tokens_per_s().max(1.0);
         let seen = self.pace.wait(self.queue.len()).unwrap_or_default();
         let wait = seen.max(Micros((prefill_s * 1e6) as u64));
@@ -75,4 +161,9 @@ impl Brain {
                 && self.now.plus(service) > sequence.deadline
         })
     }
+}
+
+/// That a request adds to the queue: its choices share the prompt.
+fn tokens_of(facts: &RequestFacts) -> u64 {
+    u64::from(facts.prompt_tokens.0) + u64::from(facts.choices.max(1)) - 1
 }

@@ -40,6 +40,7 @@ impl Brain {
         self.sequences.add_request(facts.id, facts.deadline);
         self.timers.set(facts.deadline, Timer::Deadline(facts.id));
         let targets = self.targets(facts);
+        let is_long = self.fair.arrived(facts.prompt_tokens);
         for choice in 0..choices {
             self.arrivals += 1;
             let key = self.sequences.add(Sequence {
@@ -50,6 +51,8 @@ impl Brain {
                 queue_key: QueueKey {
                     lane: Lane::Fresh,
                     priority: facts.priority,
+                    account: self.queue.share.enter(facts.tenant, facts.weight),
+                    rank: 0,
                     arrival: self.arrivals,
                 },
                 phase: Phase::Wait { timer: None },
@@ -64,6 +67,9 @@ impl Brain {
                 ttft_due: targets.ttft_due,
                 is_asked: facts.slo.ttft.is_some(),
                 tpot: targets.tpot,
+                order_key: facts.order_key,
+                is_long,
+                is_paid: false,
                 placed: self.now,
                 first: None,
             });
@@ -134,6 +140,7 @@ impl Brain {
                 }
                 Timer::NoWorker => self.no_worker(),
                 Timer::Waited(key) => self.waited(key),
+                Timer::Late(key) => self.late(key),
                 Timer::Breaker(worker) => self.judge(worker, Outcome::Due),
                 Timer::Pair(pair) => self.judge_pair(pair, Outcome::Due),
                 Timer::Settled => self.settling = None,

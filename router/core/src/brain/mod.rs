@@ -24,7 +24,9 @@ mod breaker;
 mod config;
 mod eject;
 mod explain;
+mod fair;
 mod judge;
+mod late;
 mod order;
 mod pace;
 mod pairs;
@@ -35,6 +37,7 @@ mod random;
 mod replay;
 mod report;
 mod sequences;
+mod share;
 mod slots;
 mod status;
 mod table;
@@ -52,7 +55,7 @@ pub use self::{
     status::{BrainStatus, BreakerState, SessionStatus},
 };
 use self::{
-    explain::Explain, pace::Pace, pairs::Pairs, prefixes::Prefixes, queue::WaitQueue,
+    explain::Explain, fair::Fair, pace::Pace, pairs::Pairs, prefixes::Prefixes, queue::WaitQueue,
     random::Random, sequences::Sequences, timers::Timers, workers::Workers,
 };
 use crate::{action::Action, event::Event, units::Micros};
@@ -67,6 +70,7 @@ pub struct Brain {
     /// Fed by `report`.
     prefixes: Prefixes,
     queue: WaitQueue,
+    fair: Fair,
     timers: Timers,
     /// Time of the event at hand; never falls.
     now: Micros,
@@ -91,6 +95,11 @@ pub struct Brain {
     /// Sequences that were placed.
     places: u64,
     hopeless_total: u64,
+    /// Sequences refused long after their target.
+    late_total: u64,
+    /// Sequences that made room in a full queue for other tenants or for who is in time.
+    evicted_total: u64,
+    demotions_total: u64,
     handoffs_total: u64,
     replays_total: u64,
     replay_tokens_total: u64,
@@ -107,11 +116,11 @@ impl Brain {
         Self {
             random: Random::new(config.seed),
             explain: Explain::new(config.explain_decisions_max),
-            config,
             workers: Workers::default(),
             sequences: Sequences::default(),
             prefixes: Prefixes::default(),
-            queue: WaitQueue::default(),
+            queue: WaitQueue::new(&config.policy),
+            fair: Fair::new(config.policy.fair_ratio),
             timers: Timers::default(),
             now: Micros(0),
             arrivals: 0,
@@ -127,18 +136,23 @@ impl Brain {
             pace: Pace::default(),
             places: 0,
             hopeless_total: 0,
+            late_total: 0,
+            evicted_total: 0,
+            demotions_total: 0,
             handoffs_total: 0,
             replays_total: 0,
             replay_tokens_total: 0,
             replays_by: BTreeMap::new(),
             violations_total: 0,
             actions: Vec::new(),
+            config,
         }
     }
 
     /// What is to be done about an event, in order.
     pub fn handle(&mut self, now: Micros, event: Event) -> Vec<Action> {
         self.now = self.now.max(now);
+        self.queue.tick(self.now);
         match event {
             Event::RequestArrived(facts) => self.arrive(&facts),
             Event::RequestCancelled { request } => self.cancel(request),
@@ -153,6 +167,7 @@ impl Brain {
             Event::Woke => self.wake(),
         }
         self.place_waiting();
+        self.note_demoted();
         self.watch_workers();
         std::mem::take(&mut self.actions)
     }

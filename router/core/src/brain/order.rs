@@ -1,10 +1,17 @@
-//! What a prompt is worth of the order: its predicted prefill and its targets.
+//! What a prompt is worth of the queue's order: its targets and its rank. And what becomes of it,
+//! for those who learn from that.
 
 use super::{
     Brain,
-    queue::{Lane, OpenLanes},
+    explain::Chosen,
+    queue::{Item, Lane, OpenLanes, QueueKey},
+    timers::Timer,
 };
-use crate::{request::RequestFacts, units::Micros};
+use crate::{
+    policy::Order,
+    request::{RejectReason, RequestFacts},
+    units::{Micros, Tokens},
+};
 
 /// What is asked of a request's first and later tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +28,7 @@ impl Brain {
     /// The request's own targets; the policy's where nobody asked for any.
     pub(super) fn targets(&self, facts: &RequestFacts) -> Targets {
         let policy = &self.config.policy;
-        let prefill = self.workers.prefill_us(facts.prompt_tokens);
+        let prefill = self.expected_prefill(facts);
         let ttft = facts.slo.ttft.unwrap_or_else(|| {
             let scaled = times(prefill, policy.ttft_prefill_ratio);
             policy.ttft.max(scaled)
@@ -33,10 +40,154 @@ impl Brain {
         }
     }
 
+    /// Time that its prompt takes the fastest worker, less what some worker has cached of it.
+    pub(super) fn expected_prefill(&self, facts: &RequestFacts) -> Micros {
+        let prefill = self.workers.prefill_us(facts.prompt_tokens);
+        if !self.config.policy.use_prefixes || facts.prefix.is_empty() {
+            return prefill;
+        }
+        let (pages, sessions) = self.prefixes.best(&facts.prefix);
+        let page_size = sessions.first().and_then(|&session| {
+            let worker = self.workers.get(self.workers.key_of(session)?)?;
+            Some(worker.facts.page_size)
+        });
+        let cached = Tokens(page_size.map_or(0, |size| pages.0.saturating_mul(size)));
+        // What is left attends to what is cached, and costs a step of its own.
+        let left = prefill.since(self.workers.prefill_us(cached.min(facts.prompt_tokens)));
+        left.plus(self.workers.prefill_us(Tokens(1))).min(prefill)
+    }
+
+    /// For people: who stepped behind at this event.
+    pub(super) fn note_demoted(&mut self) {
+        for key in self.queue.take_demoted() {
+            self.demotions_total += 1;
+            self.note_plain(key, Chosen::Demote);
+        }
+    }
+
+    /// Rank of a prompt that arrived then, the lowest first.
+    pub(super) fn rank(&self, arrived: Micros, prefill: Micros, due: Micros, is_long: bool) -> i64 {
+        let policy = &self.config.policy;
+        match policy.order {
+            Order::Fcfs => 0,
+            Order::Sjf => whole(prefill),
+            Order::Edf => whole(due),
+            Order::Aged => {
+                let ageing = policy.ageing_ratio * self.fair.weight(is_long);
+                whole(arrived).saturating_add(rounded(prefill.0 as f64 * ageing))
+            }
+        }
+    }
+
     /// Lanes from which may be placed now.
     pub(super) fn open_lanes(&self) -> OpenLanes {
         OpenLanes([Lane::Replay, Lane::Retry, Lane::Fresh].map(|lane| self.is_open(lane)))
     }
+
+    /// Into the queue, by what has to be computed now.
+    pub(super) fn enqueue(&mut self, key: usize) {
+        let Some(sequence) = self.sequences.get(key) else {
+            return;
+        };
+        let has_begun = sequence.answer > Tokens(0);
+        let prefill = if has_begun {
+            self.workers.prefill_us(sequence.to_prefill())
+        } else {
+            sequence.prefill
+        };
+        let (arrived, due) = (sequence.arrived, sequence.ttft_due);
+        let tokens = sequence.queued();
+        let item = Item {
+            sequence: key,
+            tokens,
+            prefill: self.workers.prefill_us(tokens),
+            start_by: if has_begun {
+                Micros(u64::MAX)
+            } else {
+                due.since(prefill)
+            },
+        };
+        let queue_key = QueueKey {
+            rank: sequence
+                .order_key
+                .unwrap_or_else(|| self.rank(arrived, prefill, due, sequence.is_long)),
+            ..sequence.queue_key
+        };
+        if let Some(at) = self.late_at(sequence) {
+            self.timers.set(at, Timer::Late(key));
+        }
+        self.queue.push(queue_key, item, arrived);
+        if let Some(sequence) = self.sequences.get_mut(key) {
+            sequence.queue_key = queue_key;
+        }
+    }
+
+    /// Out of the queue.
+    pub(super) fn dequeue(&mut self, key: usize) {
+        let Some(sequence) = self.sequences.get(key) else {
+            return;
+        };
+        if let Some(at) = self.late_at(sequence) {
+            self.timers.clear(at, Timer::Late(key));
+        }
+        self.queue.remove(sequence.queue_key);
+    }
+
+    /// A sequence that was taken out of the queue has its place. Its tenant pays for its prompt
+    /// once: what is computed again is nobody's doing.
+    pub(super) fn was_placed(&mut self, key: usize) {
+        let Some(sequence) = self.sequences.get_mut(key) else {
+            return;
+        };
+        let (queue_key, tokens) = (sequence.queue_key, sequence.queued());
+        self.queue.placed(queue_key, sequence.arrived, tokens);
+        if !std::mem::replace(&mut sequence.is_paid, true) {
+            self.queue.share.placed(queue_key.account, tokens);
+        }
+    }
+
+    /// A sequence is about to have so many tokens more.
+    pub(super) fn answers(&mut self, key: usize, tokens: Tokens) {
+        let sequence = self.sequences.get(key);
+        let Some(sequence) = sequence.filter(|_| tokens > Tokens(0)) else {
+            return;
+        };
+        let account = sequence.queue_key.account;
+        self.queue.share.answered(account, tokens);
+        if sequence.answer == Tokens(0) {
+            let is_in_time = self.now <= sequence.ttft_due;
+            self.fair.heard(sequence.is_long, is_in_time);
+        }
+    }
+
+    /// A sequence ends with an error: if that is the time that it waited, it missed its target.
+    pub(super) fn is_refused(&mut self, key: usize, why: RejectReason) {
+        use RejectReason::{DeadlineExceeded, Late, QueueFull};
+        let sequence = self.sequences.get(key);
+        let is_late = matches!(why, DeadlineExceeded | Late | QueueFull);
+        if let Some(sequence) = sequence.filter(|one| is_late && one.answer == Tokens(0)) {
+            self.fair.heard(sequence.is_long, false);
+        }
+    }
+
+    /// A sequence is about to be forgotten.
+    pub(super) fn leaves(&mut self, key: usize) {
+        if let Some(sequence) = self.sequences.get(key) {
+            self.queue.share.leave(sequence.queue_key.account);
+        }
+    }
+}
+
+fn whole(time: Micros) -> i64 {
+    i64::try_from(time.0).unwrap_or(i64::MAX)
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "a float cast stops at the ends of i64, and takes NaN for 0"
+)]
+const fn rounded(value: f64) -> i64 {
+    value as i64
 }
 
 #[expect(

@@ -79,7 +79,6 @@ impl Prefixes {
 
     /// Workers that hold the longest of these prefixes that anybody holds, and its pages. At most
     /// [`BEST_MAX`], in the order of their sessions.
-    #[cfg_attr(not(test), expect(dead_code, reason = "placing asks it"))]
     pub(super) fn best(&self, marks: &[PrefixMark]) -> (Pages, Vec<SessionId>) {
         let held = marks.partition_point(|mark| self.holders(mark.hash).next().is_some());
         let Some(mark) = held.checked_sub(1).and_then(|last| marks.get(last)) else {

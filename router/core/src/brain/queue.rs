@@ -1,9 +1,29 @@
-//! The one place where sequences wait: lane by lane, then by priority, the lowest first, then by
-//! arrival. Every operation is O(log n).
+//! The one place where sequences wait, and the order in which they go:
+//!
+//! 1. lane by lane: who ran before, then who ran in vain, then the others;
+//! 2. in a lane, those that can still meet the target for their first token before those that
+//!    cannot (`late`);
+//! 3. by priority, the lowest first;
+//! 4. by tenant, who had least first ([`super::share`]);
+//! 5. by the policy's order ([`super::order`]), then by arrival.
+//!
+//! Every operation is O(log n). What depends on time or on others' work is not kept up to date but
+//! looked at when it comes to the front: a sequence that turns out to be late steps behind, once; a
+//! tenant that was charged since steps back, once per charge. So each costs O(log n) more, whenever
+//! that is.
+//!
+//! **Nobody starves** under demotion: see [`super::late`] for the bound.
 
-use std::collections::BTreeMap;
+mod look;
+mod scan;
 
-use crate::units::{Micros, Tokens};
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{late::Guard, share::Share};
+use crate::{
+    policy::PolicyConfig,
+    units::{Micros, Tokens},
+};
 
 /// Part of the queue, the first that goes first. `replay` says when a lane is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -16,6 +36,8 @@ pub(super) enum Lane {
     Fresh,
 }
 
+const LANES: [Lane; 3] = [Lane::Replay, Lane::Retry, Lane::Fresh];
+
 /// Lanes from which may be placed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct OpenLanes(pub(super) [bool; 3]);
@@ -26,13 +48,82 @@ impl OpenLanes {
     }
 }
 
-/// Place in the queue; smaller goes first. Unique per sequence.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// What a sequence has of its place in the queue. Unique: no two have the same `arrival`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct QueueKey {
     pub(super) lane: Lane,
     pub(super) priority: i32,
+    /// Of its tenant.
+    pub(super) account: usize,
+    /// By the policy's order, the lowest first.
+    pub(super) rank: i64,
     /// Counts arrivals of sequences.
     pub(super) arrival: u64,
+}
+
+/// Those among whom tenants share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Class {
+    lane: Lane,
+    is_late: bool,
+    priority: i32,
+}
+
+/// Place in the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Spot {
+    class: Class,
+    account: usize,
+    rank: i64,
+    arrival: u64,
+}
+
+impl Spot {
+    const fn of(key: QueueKey, is_late: bool) -> Self {
+        let class = Class {
+            lane: key.lane,
+            is_late,
+            priority: key.priority,
+        };
+        Self {
+            class,
+            account: key.account,
+            rank: key.rank,
+            arrival: key.arrival,
+        }
+    }
+}
+
+/// The first sequence of a tenant in a class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Head {
+    class: Class,
+    /// The tenant's turn when this was last looked at; its true one is no lower.
+    turn: u128,
+    rank: i64,
+    arrival: u64,
+    account: usize,
+}
+
+impl Head {
+    const fn least(class: Class) -> Self {
+        Self {
+            class,
+            turn: 0,
+            rank: i64::MIN,
+            arrival: 0,
+            account: 0,
+        }
+    }
+
+    const fn spot(self) -> Spot {
+        Spot {
+            class: self.class,
+            account: self.account,
+            rank: self.rank,
+            arrival: self.arrival,
+        }
+    }
 }
 
 /// What waits.
@@ -40,85 +131,225 @@ pub(super) struct QueueKey {
 pub(super) struct Item {
     /// Key of the sequence.
     pub(super) sequence: usize,
-    /// That it has to compute.
+    /// Tokens that it adds to the work of the queue.
     pub(super) tokens: Tokens,
-    /// What that takes.
+    /// What they take.
     pub(super) prefill: Micros,
+    /// Placed later than this, it misses its target.
+    pub(super) start_by: Micros,
 }
 
-#[derive(Debug, Default)]
+/// What the queue makes of a sequence, for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Seen {
+    /// By the policy's order: microseconds, or zero.
+    pub(super) rank: i64,
+    /// It can no longer meet its target, as far as anybody looked.
+    pub(super) is_late: bool,
+    /// Tokens that its tenant was charged, by weight.
+    pub(super) service: u64,
+}
+
+#[derive(Debug)]
 pub(super) struct WaitQueue {
-    order: BTreeMap<QueueKey, Item>,
+    items: BTreeMap<Spot, Item>,
+    heads: BTreeSet<Head>,
+    /// The same by account.
+    tops: BTreeMap<(usize, Class), Head>,
+    pub(super) share: Share,
+    guard: Guard,
     tokens: u64,
     work_us: u64,
+    demotes: bool,
+    /// Who stepped behind since somebody asked.
+    demoted: Vec<usize>,
+    now: Micros,
 }
 
 impl WaitQueue {
-    /// Adds a sequence.
-    pub(super) fn push(&mut self, key: QueueKey, item: Item) {
-        self.order.insert(key, item);
+    pub(super) fn new(policy: &PolicyConfig) -> Self {
+        Self {
+            items: BTreeMap::new(),
+            heads: BTreeSet::new(),
+            tops: BTreeMap::new(),
+            share: Share::new(policy),
+            guard: Guard::new(policy),
+            tokens: 0,
+            work_us: 0,
+            demotes: policy.demote,
+            demoted: Vec::new(),
+            now: Micros(0),
+        }
+    }
+
+    /// Time goes on.
+    pub(super) const fn tick(&mut self, now: Micros) {
+        self.now = now;
+    }
+
+    /// Adds a sequence that arrived then.
+    pub(super) fn push(&mut self, key: QueueKey, item: Item, arrived: Micros) {
+        // Who comes back begins with the least of those with whom it competes.
+        let is_back = self.share.waiting(key.account) == 0;
+        let least = is_back.then(|| self.least(key.priority)).flatten();
+        self.share.waits(key.account, item.tokens, least);
+        if key.lane == Lane::Fresh {
+            self.guard.add(key, arrived);
+        }
+        let spot = Spot::of(key, false);
+        self.items.insert(spot, item);
         self.tokens = self.tokens.saturating_add(u64::from(item.tokens.0));
         self.work_us = self.work_us.saturating_add(item.prefill.0);
+        self.refresh(spot.class, key.account);
     }
 
     pub(super) fn remove(&mut self, key: QueueKey) {
-        if let Some(item) = self.order.remove(&key) {
-            self.tokens = self.tokens.saturating_sub(u64::from(item.tokens.0));
-            self.work_us = self.work_us.saturating_sub(item.prefill.0);
+        let Some((spot, item)) = self.find(key) else {
+            return;
+        };
+        self.items.remove(&spot);
+        let is_late = spot.class.is_late;
+        self.share
+            .waits_no_longer(key.account, item.tokens, is_late);
+        self.guard.remove(key);
+        self.tokens = self.tokens.saturating_sub(u64::from(item.tokens.0));
+        self.work_us = self.work_us.saturating_sub(item.prefill.0);
+        self.refresh(spot.class, key.account);
+    }
+
+    fn find(&self, key: QueueKey) -> Option<(Spot, Item)> {
+        [false, true].into_iter().find_map(|is_late| {
+            let spot = Spot::of(key, is_late);
+            self.items.get(&spot).map(|&item| (spot, item))
+        })
+    }
+
+    /// A sequence that was removed got its place.
+    pub(super) fn placed(&mut self, key: QueueKey, arrived: Micros, tokens: Tokens) {
+        if key.lane == Lane::Fresh {
+            self.guard.placed(key, arrived, tokens, self.now);
         }
+    }
+
+    /// Service of the least of the tenants with whom one of this priority competes.
+    fn least(&mut self, priority: i32) -> Option<u128> {
+        [false, true].into_iter().find_map(|is_late| {
+            let class = Class {
+                lane: Lane::Fresh,
+                is_late,
+                priority,
+            };
+            let head = self.head(class).filter(|head| head.class == class)?;
+            Some(self.share.service(head.account))
+        })
+    }
+
+    /// What waits of an account in a class, in order.
+    fn of(&self, class: Class, account: usize) -> impl DoubleEndedIterator<Item = (&Spot, &Item)> {
+        let spot = |rank, arrival| Spot {
+            class,
+            account,
+            rank,
+            arrival,
+        };
+        let range = spot(i64::MIN, 0)..=spot(i64::MAX, u64::MAX);
+        self.items.range(range)
+    }
+
+    /// The head of an account in a class is as it should be.
+    fn refresh(&mut self, class: Class, account: usize) {
+        let turn = self.share.turn(account);
+        let wanted = self.of(class, account).next().map(|(spot, _)| Head {
+            class,
+            turn,
+            rank: spot.rank,
+            arrival: spot.arrival,
+            account,
+        });
+        let old = match wanted {
+            Some(head) => self.tops.insert((account, class), head),
+            None => self.tops.remove(&(account, class)),
+        };
+        if old != wanted {
+            if let Some(old) = old {
+                self.heads.remove(&old);
+            }
+            self.heads.extend(wanted);
+        }
+    }
+
+    /// The first head from this class on, of the same lane and lateness.
+    fn head(&mut self, from: Class) -> Option<Head> {
+        loop {
+            let head = *self.heads.range(Head::least(from)..).next()?;
+            if (head.class.lane, head.class.is_late) != (from.lane, from.is_late) {
+                return None;
+            }
+            if head.turn == self.share.turn(head.account) {
+                return Some(head);
+            }
+            self.refresh(head.class, head.account);
+        }
+    }
+
+    /// It could still meet its target when it was pushed, and cannot any more.
+    fn demote(&mut self, spot: Spot) {
+        let late = Spot {
+            class: Class {
+                is_late: true,
+                ..spot.class
+            },
+            ..spot
+        };
+        if let Some(item) = self.items.remove(&spot) {
+            self.items.insert(late, item);
+            self.share.is_late(spot.account);
+            self.demoted.push(item.sequence);
+            self.refresh(spot.class, spot.account);
+            self.refresh(late.class, spot.account);
+        }
+    }
+
+    fn is_to_demote(&self, spot: &Spot, item: &Item) -> bool {
+        self.demotes && !spot.class.is_late && item.start_by < self.now
+    }
+
+    /// Who waited so long that it goes before all others of its lane.
+    fn owed(&self) -> Option<(Spot, Item)> {
+        let key = self.guard.oldest(self.now)?;
+        let (spot, item) = self.find(key)?;
+        self.guard.affords(item.tokens).then_some((spot, item))
     }
 
     /// The sequence that goes next from the lanes that are open.
     pub(super) fn first(&mut self, is_open: impl Fn(Lane) -> bool) -> Option<usize> {
-        self.scan(is_open, 1).pop()
-    }
-
-    /// The next `count` at most, in the order in which they would go.
-    pub(super) fn scan(&mut self, is_open: impl Fn(Lane) -> bool, count: usize) -> Vec<usize> {
-        let lanes = [Lane::Replay, Lane::Retry, Lane::Fresh];
-        let of_lane = |lane| {
-            let key = |priority, arrival| QueueKey {
-                lane,
-                priority,
-                arrival,
-            };
-            let range = key(i32::MIN, 0)..=key(i32::MAX, u64::MAX);
-            self.order.range(range).map(|(_, item)| item.sequence)
-        };
-        lanes
+        LANES
             .into_iter()
             .filter(|&lane| is_open(lane))
-            .flat_map(of_lane)
-            .take(count)
-            .collect()
+            .find_map(|lane| self.first_of(lane))
     }
 
-    /// Predicted prefill of all that wait, on a worker of the fastest kind.
-    pub(super) const fn work_us(&self) -> Micros {
-        Micros(self.work_us)
-    }
-
-    /// Priority of the one that goes last, which no other is lower than if it never ran.
-    pub(super) fn lowest(&self) -> Option<i32> {
-        let (key, _) = self.order.last_key_value()?;
-        (key.lane == Lane::Fresh).then_some(key.priority)
-    }
-
-    /// All that wait, in order.
-    pub(super) fn iter(&self) -> impl Iterator<Item = usize> {
-        self.order.values().map(|item| item.sequence)
-    }
-
-    /// Tokens to compute of all that wait.
-    pub(super) const fn tokens(&self) -> u64 {
-        self.tokens
-    }
-
-    pub(super) fn len(&self) -> usize {
-        self.order.len()
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.order.is_empty()
+    fn first_of(&mut self, lane: Lane) -> Option<usize> {
+        if lane == Lane::Fresh
+            && let Some((_, item)) = self.owed()
+        {
+            return Some(item.sequence);
+        }
+        for is_late in [false, true] {
+            let class = Class {
+                lane,
+                is_late,
+                priority: i32::MIN,
+            };
+            while let Some(head) = self.head(class) {
+                let spot = head.spot();
+                let item = *self.items.get(&spot)?;
+                if !self.is_to_demote(&spot, &item) {
+                    return Some(item.sequence);
+                }
+                self.demote(spot);
+            }
+        }
+        None
     }
 }

@@ -126,6 +126,12 @@ pub(super) struct Sequence {
     pub(super) is_asked: bool,
     /// Its target per token, its own or the policy's.
     pub(super) tpot: Micros,
+    /// Takes the place of its rank.
+    pub(super) order_key: Option<i64>,
+    /// One of the longest prompts.
+    pub(super) is_long: bool,
+    /// Its tenant was charged for its prompt.
+    pub(super) is_paid: bool,
     /// When it was last placed.
     pub(super) placed: Micros,
     /// Its first token since then.

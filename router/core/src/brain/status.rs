@@ -35,6 +35,12 @@ pub struct BrainStatus {
     pub poison_total: u64,
     /// Sequences rejected in the queue because their answer could not have been complete in time.
     pub hopeless_total: u64,
+    /// Sequences refused because they waited long after the target that was asked for.
+    pub late_total: u64,
+    /// Sequences that made room in a full queue, for other tenants or for who was in time.
+    pub evicted_total: u64,
+    /// Times a sequence that waits stepped behind those that can still meet their target.
+    pub demotions_total: u64,
     /// Sequences that were computed again, have made no token since, and run.
     pub retries_running: usize,
     /// Pairs of workers between which hand-offs are not tried for a while.
@@ -104,6 +110,9 @@ impl Brain {
             ejections_by: self.ejections_by.clone(),
             poison_total: self.poison_total,
             hopeless_total: self.hopeless_total,
+            late_total: self.late_total,
+            evicted_total: self.evicted_total,
+            demotions_total: self.demotions_total,
             retries_running: self.retries_running,
             pairs_open: self.pairs.open(),
             breaker_openings_by: self.breaker_openings_by.clone(),

@@ -22,6 +22,8 @@ pub(super) enum Timer {
     Settled,
     /// A sequence that came while there was no worker has waited long enough.
     Waited(usize),
+    /// A sequence that waits missed its target long ago.
+    Late(usize),
     /// A hand-off takes too long.
     Handoff(usize),
     /// The client stops waiting.
