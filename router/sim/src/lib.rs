@@ -10,6 +10,8 @@
 //! deaths. `trace` reads and makes arrivals, `report` turns outcomes into figures.
 
 pub mod outcome;
+pub mod policies;
 pub mod report;
 pub mod scenario;
+pub mod setup;
 pub mod trace;

@@ -24,7 +24,7 @@ pub use self::{
     error::TraceError,
     make::{Sources, make},
     random::Random,
-    read::{BYTES_MAX, ROWS_MAX, Read, SECONDS_MAX, TOKENS_MAX, read},
+    read::{BYTES_MAX, ROWS_MAX, Read, SECONDS_MAX, TOKENS_MAX, micros, read},
     scale::{FACTOR_MAX, NEIGHBOURS, SHIFT_MAX, first_seconds, scale},
     shape::{Shape, read_shape},
     spec::{Lengths, Process, Range, Spec, SpecError},

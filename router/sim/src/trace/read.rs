@@ -80,7 +80,7 @@ pub(super) fn unpack(name: &str, bytes: &[u8]) -> Result<Vec<u8>, TraceError> {
     clippy::cast_sign_loss,
     reason = "checked to lie between 0 and 1e14"
 )]
-pub(super) fn micros(seconds: f64) -> Option<Micros> {
+pub fn micros(seconds: f64) -> Option<Micros> {
     (0.0..=SECONDS_MAX)
         .contains(&seconds)
         .then(|| Micros(libm::round(seconds * 1e6) as u64))

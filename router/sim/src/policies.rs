@@ -1,0 +1,155 @@
+//! Policies by name: dopd's own, and those of the literature as values of the same type in the same
+//! brain.
+//!
+//! Called by `setup`. What each does: policy study, section 2.
+
+use dopd_core::{
+    fleet::Role,
+    policy::{Bind, Order, PlaceBy, PolicyConfig, Steal},
+    step::StepMode,
+    units::Tokens,
+};
+
+/// (name, what it is). `P:D` are counts of labels, `K` a count of prefill labels, `N` a number of
+/// tokens.
+pub const NAMES: &[(&str, &str)] = &[
+    (
+        "dopd",
+        "dopd's policy, a quarter of the workers labelled prefill",
+    ),
+    ("dopd-K", "dopd's policy, K workers labelled prefill"),
+    (
+        "static-P:D",
+        "fixed split: shortest first with ageing, late ones last, gate",
+    ),
+    (
+        "agg-N",
+        "mixed workers, steps of N tokens, least loaded (push)",
+    ),
+    (
+        "agg-dyn",
+        "mixed workers, steps that keep the target per token (push)",
+    ),
+    ("pull-dyn", "the same from one shared queue (pull)"),
+    (
+        "hybrid-K",
+        "steal and keep with mixed steps, without pauses",
+    ),
+    (
+        "local-N-P:D",
+        "fixed split; decode workers compute prompts shorter than N themselves",
+    ),
+    (
+        "round-robin-P:D",
+        "fixed split, decode workers one after the other",
+    ),
+    (
+        "least-P:D",
+        "fixed split, decode worker with fewest sequences",
+    ),
+    (
+        "NAME-fcfs",
+        "any of these by arrival, late ones not set back",
+    ),
+    ("NAME-sjf", "any of these, shortest first"),
+    ("NAME-edf", "any of these, nearest target first"),
+];
+
+/// The policy of that name for a fleet of so many workers, and their labels; `None` if nothing has
+/// that name, or it does not suit the fleet. Targets are the caller's to set.
+pub fn named(name: &str, workers: usize) -> Option<(PolicyConfig, Vec<Role>)> {
+    let orders = [
+        ("-fcfs", Order::Fcfs),
+        ("-sjf", Order::Sjf),
+        ("-edf", Order::Edf),
+    ];
+    for (suffix, order) in orders {
+        if let Some(base) = name.strip_suffix(suffix) {
+            let (mut policy, roles) = named(base, workers)?;
+            policy.order = order;
+            policy.demote = false;
+            policy.fair_ratio = 0.0;
+            return Some((policy, roles));
+        }
+    }
+    let of = |policy, roles: Option<_>| roles.map(|roles| (policy, roles));
+    if name == "dopd" {
+        return of(
+            PolicyConfig::default(),
+            labels(workers.div_ceil(4), workers),
+        );
+    }
+    if let Some(count) = name.strip_prefix("dopd-") {
+        return of(
+            PolicyConfig::default(),
+            labels(count.parse().ok()?, workers),
+        );
+    }
+    if let Some(count) = name.strip_prefix("hybrid-") {
+        return of(
+            with_mode(StepMode::ChunkInTime),
+            labels(count.parse().ok()?, workers),
+        );
+    }
+    aggregated(name, workers).or_else(|| split(name, workers))
+}
+
+/// Every worker does both.
+fn aggregated(name: &str, workers: usize) -> Option<(PolicyConfig, Vec<Role>)> {
+    let mut policy = with_mode(StepMode::ChunkInTime);
+    policy.step.mixed_step_ratio = 0.9;
+    policy.steal = Steal::Never;
+    match (name, name.strip_prefix("agg-")) {
+        ("pull-dyn", _) => {}
+        ("agg-dyn", _) => policy.bind = Bind::Early,
+        (_, Some(chunk)) => {
+            policy.bind = Bind::Early;
+            policy.step.mode = StepMode::Chunk;
+            policy.step.chunk_tokens = Tokens(chunk.parse().ok().filter(|chunk| *chunk > 0)?);
+        }
+        _ => return None,
+    }
+    Some((policy, vec![Role::Mixed; workers]))
+}
+
+/// `WHAT-P:D`: labels that nobody crosses.
+fn split(name: &str, workers: usize) -> Option<(PolicyConfig, Vec<Role>)> {
+    let (what, counts) = name.rsplit_once('-')?;
+    let (prefill, decode) = counts.split_once(':')?;
+    let (prefill, decode): (usize, usize) = (prefill.parse().ok()?, decode.parse().ok()?);
+    let mut policy = PolicyConfig {
+        steal: Steal::Never,
+        keep: false,
+        ..PolicyConfig::default()
+    };
+    match (what, what.strip_prefix("local-")) {
+        ("static", _) => {}
+        ("round-robin", _) => policy.place = PlaceBy::RoundRobin,
+        ("least", _) => policy.place = PlaceBy::FewestSequences,
+        (_, Some(limit)) => policy.steal = Steal::Shorter(Tokens(limit.parse().ok()?)),
+        _ => return None,
+    }
+    let roles = labels(prefill, workers)?;
+    (prefill.checked_add(decode)? == workers && decode > 0).then_some((policy, roles))
+}
+
+fn with_mode(mode: StepMode) -> PolicyConfig {
+    let mut policy = PolicyConfig::default();
+    policy.step.mode = mode;
+    policy
+}
+
+/// So many prefill labels, the rest decode; a single worker does both.
+fn labels(prefill: usize, workers: usize) -> Option<Vec<Role>> {
+    if workers == 1 {
+        return Some(vec![Role::Mixed]);
+    }
+    let label = |at| {
+        if at < prefill {
+            Role::Prefill
+        } else {
+            Role::Decode
+        }
+    };
+    (prefill < workers).then(|| (0..workers).map(label).collect())
+}
