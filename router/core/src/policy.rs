@@ -4,7 +4,11 @@
 //! The defaults are those of dopd's policy study (simulated; `docs/concepts/policy.md` says what
 //! each rule is worth).
 
+mod check;
+
 use serde::{Deserialize, Serialize};
+
+pub use self::check::PolicyError;
 
 use crate::{
     step::{StepMode, StepPolicy},
