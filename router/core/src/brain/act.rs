@@ -9,6 +9,7 @@ use super::{
     sequences::{Phase, Seat},
     table::{Cell, Input, PhaseKind, cell},
     timers::Timer,
+    workers::Resident,
 };
 use crate::{
     action::{Action, OpenKind, Violation},
@@ -72,7 +73,7 @@ impl Brain {
     }
 
     fn open_current(&mut self, key: usize, worker: usize) -> Option<Violation> {
-        let cur = self.plan(key, worker, OpenKind::Compute)?;
+        let cur = self.plan(key, worker, OpenKind::Compute, true)?;
         self.placed(key, worker);
         self.open(key, cur, OpenKind::Compute);
         self.set_phase(key, Phase::Run { cur });
@@ -80,8 +81,8 @@ impl Brain {
     }
 
     fn open_pair(&mut self, key: usize, decode: usize, prefill: usize) -> Option<Violation> {
-        let cur = self.plan(key, prefill, OpenKind::Compute)?;
-        let nxt = self.plan(key, decode, OpenKind::Import)?;
+        let cur = self.plan(key, prefill, OpenKind::Compute, false)?;
+        let nxt = self.plan(key, decode, OpenKind::Import, true)?;
         self.judge_pair((prefill, decode), Outcome::Placed);
         self.placed(key, prefill);
         self.open(key, nxt, OpenKind::Import);
@@ -90,7 +91,7 @@ impl Brain {
     }
 
     fn open_next(&mut self, key: usize, cur: Seat, worker: usize) -> Option<Violation> {
-        let nxt = self.plan(key, worker, OpenKind::Import)?;
+        let nxt = self.plan(key, worker, OpenKind::Import, true)?;
         self.judge_pair((cur.worker, worker), Outcome::Placed);
         self.open(key, nxt, OpenKind::Import);
         self.sequences.get_mut(key)?.moves += 1;
@@ -124,14 +125,16 @@ impl Brain {
         let sequence = self.sequences.get_mut(key)?;
         sequence.answer = sequence.answer.plus(tokens);
         sequence.first.get_or_insert(self.now);
+        if sequence.leaves.is_some_and(|at| sequence.answer >= at) {
+            sequence.leaves = None;
+            self.leaving.insert(key);
+        }
         let is_shipping = sequence.phase.kind() == PhaseKind::Shipping;
         self.trial_over(key);
         let worker = self.workers.get(cur.worker)?;
         let is_probe = worker.probe == Some(cur.slot);
-        if worker.slots.is_prefilling(cur.slot) {
-            self.workers
-                .update(cur.worker, |worker| worker.slots.prefill_done(cur.slot));
-        }
+        let is_first = worker.slots.is_prefilling(cur.slot);
+        self.workers.made(cur.worker, cur.slot, tokens, is_first);
         if is_probe {
             self.judge(cur.worker, Outcome::Succeeded);
         }
@@ -172,6 +175,8 @@ impl Brain {
             self.note_plain(key, Chosen::Stay { worker });
         }
         self.close(nxt);
+        self.workers
+            .update(cur.worker, |worker| worker.residents.stays(cur.slot));
         self.send(cur, None);
         self.set_phase(key, Phase::Run { cur });
         None
@@ -218,6 +223,7 @@ impl Brain {
             });
         }
         self.leaves(key);
+        self.leaving.remove(&key);
         if let Some(deadline) = self.sequences.remove(key) {
             self.timers
                 .clear(deadline, Timer::Deadline(sequence.request));
@@ -234,6 +240,8 @@ impl Brain {
         let timer =
             (!self.workers.is_any_usable()).then(|| self.now.plus(self.config.no_worker_wait));
         sequence.phase = Phase::Wait { timer };
+        sequence.leaves = None;
+        self.leaving.remove(&key);
         let request = sequence.id.request;
         self.enqueue(key);
         self.sequences.waits(request);
@@ -324,11 +332,15 @@ impl Brain {
         self.timers.set(at, Timer::Handoff(key));
     }
 
-    fn plan(&mut self, key: usize, worker: usize, kind: OpenKind) -> Option<Seat> {
+    /// A seat in the account of a worker; `stays`: it is to decode there.
+    fn plan(&mut self, key: usize, worker: usize, kind: OpenKind, stays: bool) -> Option<Seat> {
         let sequence = self.sequences.get(key)?;
         let (len, prompt, to_prefill) = (sequence.len(), sequence.prompt, sequence.to_prefill());
         // A worker that computes the prompt for another choice shares its full pages.
         let is_shared = kind == OpenKind::Compute && self.siblings(key).any(|at| at == worker);
+        let choice = self.choice(key, self.need(sequence));
+        let left = choice.left_at(self.workers.get(worker)?);
+        let (tpot, now) = (sequence.tpot, self.now);
         let slot = self.workers.update(worker, |worker| {
             let shared = worker.shareable(prompt);
             let prefill = match kind {
@@ -336,7 +348,16 @@ impl Brain {
                 OpenKind::Compute => Some(to_prefill),
                 OpenKind::Import => None,
             };
-            worker.slots.plan(key, worker.pages_of(len), prefill)
+            let work = prefill.map(|prefill| worker.prompt_us(prefill.min(left)));
+            let slot = worker.slots.plan(key, worker.pages_of(len), prefill);
+            let resident = Resident {
+                tpot,
+                kv: u64::from(to_prefill.0),
+                work_us: work.unwrap_or_default().0,
+                stays,
+            };
+            worker.moves_in(slot, resident, now);
+            slot
         })?;
         self.judge_probe(worker, slot);
         Some(Seat { worker, slot })
@@ -372,7 +393,7 @@ impl Brain {
     pub(super) fn close(&mut self, seat: Seat) {
         let sends = self
             .workers
-            .update(seat.worker, |worker| worker.slots.close(seat.slot));
+            .update(seat.worker, |worker| worker.close(seat.slot));
         if let (Some(true), Some(seat)) = (sends, self.seat_id(seat)) {
             self.actions.push(Action::Close { seat });
         }

@@ -1,5 +1,7 @@
 //! Requests that come and go, and time that passes.
 
+use std::sync::Arc;
+
 use super::{
     Brain,
     breaker::Outcome,
@@ -70,6 +72,8 @@ impl Brain {
                 order_key: facts.order_key,
                 is_long,
                 is_paid: false,
+                prefix: Arc::clone(&facts.prefix),
+                leaves: None,
                 placed: self.now,
                 first: None,
             });

@@ -2,13 +2,20 @@
 
 use super::{
     Brain,
-    explain::{Chosen, Considered},
-    place::{Need, Place, choose},
+    explain::Chosen,
+    place::{Choice, Need, Place},
     queue::Lane,
-    sequences::Risk,
+    sequences::{Phase, Risk, Sequence},
     table::Input,
+    workers::Task,
 };
-use crate::{request::RejectReason, units::Micros};
+use crate::{
+    request::RejectReason,
+    units::{Micros, Tokens},
+};
+
+/// Sequences on their way to a decode worker that are looked at in one event.
+const LEAVING_LOOKED: usize = 4;
 
 impl Brain {
     /// Places what can be placed, and notes how fast that goes.
@@ -21,43 +28,100 @@ impl Brain {
         self.pace.placed(self.now, count, is_waiting);
     }
 
+    /// What waits goes its way, and where that leaves prompts behind, decode workers help.
+    fn place_all(&mut self) {
+        self.move_on();
+        let reporter = self.reporter.take();
+        self.place_first();
+        if self.steal(reporter) {
+            self.place_first();
+        }
+        self.workers.end_pulls();
+    }
+
     /// Places from the front of the queue until one does not fit: the order is kept, so nothing
     /// starves.
-    fn place_all(&mut self) {
+    fn place_first(&mut self) {
         let mut quarantined = Vec::new();
         while let Some(key) = self.next_to_place(&quarantined) {
             let Some(sequence) = self.sequences.get(key) else {
                 return;
             };
-            let (lane, risk) = (sequence.queue_key.lane, self.sequences.risk(sequence));
-            let need = Need {
-                len: sequence.len(),
-                answer_left: sequence.max_tokens.minus(sequence.answer),
-                risk,
-            };
+            let lane = sequence.queue_key.lane;
             if let Some(why) = self.is_in_vain(sequence) {
                 let is_late = why == RejectReason::DeadlineExceeded && sequence.deadline > self.now;
                 self.hopeless_total += u64::from(is_late);
                 self.end(key, Some((why, Micros(0))));
                 continue;
             }
+            let need = self.need(sequence);
             let anybody = Need {
                 risk: Risk::None,
                 ..need
             };
             let mut considered = self.considered();
-            if let Some(place) = self.choose(key, need, &mut considered) {
+            if let Some(place) = self.choice(key, need).choose(&mut considered) {
                 self.note_place(key, place, &considered);
-                self.apply(key, Input::Place(place));
-                self.places += 1;
-            } else if risk != Risk::None && self.choose(key, anybody, &mut considered).is_some() {
-                self.note(key, Chosen::Wait, &considered);
-                // There is room, but not in its company.
-                quarantined.push(lane);
-            } else {
-                self.note(key, Chosen::Wait, &considered);
+                self.put(key, place, need);
+                continue;
+            }
+            let is_risk = need.risk != Risk::None
+                && self.choice(key, anybody).choose(&mut considered).is_some();
+            self.note(key, Chosen::Wait, &considered);
+            if !is_risk {
                 return;
             }
+            // There is room, but not in its company.
+            quarantined.push(lane);
+        }
+    }
+
+    /// It goes there.
+    fn put(&mut self, key: usize, place: Place, need: Need) {
+        let policy = &self.config.policy;
+        let leaves = if policy.gate {
+            policy.linger_tokens
+        } else {
+            Tokens(1)
+        };
+        if let (Place::Begin(_), Some(sequence)) = (place, self.sequences.get_mut(key)) {
+            sequence.leaves = Some(sequence.answer.plus(leaves));
+        }
+        self.apply(key, Input::Place(place));
+        self.places += 1;
+        let (worker, to) = match place {
+            Place::Keep(worker) | Place::Begin(worker) => (worker, None),
+            Place::Pair { prefill, decode } => (prefill, Some(decode)),
+        };
+        self.workers.taken(worker, Task::Prompts);
+        self.workers.pulled(worker, need.prefill);
+        if let Some(to) = to {
+            self.workers.taken(to, Task::Imports);
+        }
+    }
+
+    /// Sequences that made their first tokens where their prompt was computed go on to a decode
+    /// worker once one has room.
+    fn move_on(&mut self) {
+        let leaving: Vec<usize> = self.leaving.iter().copied().take(LEAVING_LOOKED).collect();
+        for key in leaving {
+            let Some(Phase::Run { cur }) = self.sequences.get(key).map(|sequence| sequence.phase)
+            else {
+                self.leaving.remove(&key);
+                continue;
+            };
+            let Some(sequence) = self.sequences.get(key) else {
+                continue;
+            };
+            let choice = self.choice(key, self.need(sequence));
+            let shut = self.pairs.shut(cur.worker);
+            let mut considered = self.considered();
+            let Some(to) = choice.decode_place(Some((cur.worker, shut)), &mut considered) else {
+                continue;
+            };
+            self.leaving.remove(&key);
+            self.workers.taken(to, Task::Imports);
+            self.apply(key, Input::MoveTo(to));
         }
     }
 
@@ -67,16 +131,28 @@ impl Brain {
         self.queue.first(is_open)
     }
 
-    fn choose(&self, key: usize, need: Need, considered: &mut Considered) -> Option<Place> {
-        let sibling = self.siblings(key).next();
-        let percent = self.config.keep_pool_percent;
-        choose(
-            &self.workers,
-            &self.pairs,
+    /// What a sequence needs of a worker.
+    pub(super) fn need(&self, sequence: &Sequence) -> Need {
+        Need {
+            len: sequence.len(),
+            prefill: sequence.to_prefill(),
+            answer_left: sequence.max_tokens.minus(sequence.answer),
+            tpot: sequence.tpot,
+            risk: self.sequences.risk(sequence),
+        }
+    }
+
+    pub(super) fn choice(&self, key: usize, need: Need) -> Choice<'_> {
+        let marks = self.sequences.get(key).map(|sequence| &*sequence.prefix);
+        Choice {
+            workers: &self.workers,
+            pairs: &self.pairs,
+            prefixes: &self.prefixes,
+            rules: &self.config.policy,
+            keep_pool_percent: self.config.keep_pool_percent,
             need,
-            sibling,
-            percent,
-            considered,
-        )
+            marks: marks.unwrap_or_default(),
+            sibling: self.siblings(key).next(),
+        }
     }
 }

@@ -530,9 +530,10 @@ impl Brain {
         if self.explain.is_on() {
             let session = |key| self.workers.get(key).map(|worker| worker.session);
             let (chose, ends) = match place {
-                Place::Keep(at) => {
+                Place::Keep(at) | Place::Begin(at) => {
                     let role = self.workers.get(at).map(|worker| worker.role);
                     let why = match role {
+                        _ if place == Place::Begin(at) => Kept::Linger,
                         Some(Role::Prefill) => Kept::NoPlace,
                         Some(Role::Decode) => Kept::Stolen,
                         Some(Role::Mixed) | None => Kept::Label,

@@ -11,6 +11,7 @@
 //! | `arrive` | requests that come, time that passes |
 //! | `admit`, `pace` | who gets a place in the queue, and who is too late |
 //! | `assign`, `place` | which sequence goes next, and where |
+//! | `steal` | what decode workers compute themselves |
 //! | `breaker`, `pairs`, `judge` | workers and pairs of workers that fail get no work for a while |
 //! | `prefixes` | who holds which prefix |
 //! | `explain` | why, for people |
@@ -40,11 +41,12 @@ mod sequences;
 mod share;
 mod slots;
 mod status;
+mod steal;
 mod table;
 mod timers;
 mod workers;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 pub use self::{
     config::BrainConfig,
@@ -94,6 +96,12 @@ pub struct Brain {
     explain: Explain,
     /// Sequences that were placed.
     places: u64,
+    /// Prompts that workers labelled decode took.
+    stolen_total: u64,
+    /// Sequences that are to move on to a decode worker.
+    leaving: BTreeSet<usize>,
+    /// Whose report the event at hand is.
+    reporter: Option<usize>,
     hopeless_total: u64,
     /// Sequences refused long after their target.
     late_total: u64,
@@ -116,7 +124,7 @@ impl Brain {
         Self {
             random: Random::new(config.seed),
             explain: Explain::new(config.explain_decisions_max),
-            workers: Workers::default(),
+            workers: Workers::new(&config.policy),
             sequences: Sequences::default(),
             prefixes: Prefixes::default(),
             queue: WaitQueue::new(&config.policy),
@@ -135,6 +143,9 @@ impl Brain {
             poison_total: 0,
             pace: Pace::default(),
             places: 0,
+            stolen_total: 0,
+            leaving: BTreeSet::new(),
+            reporter: None,
             hopeless_total: 0,
             late_total: 0,
             evicted_total: 0,
@@ -153,6 +164,7 @@ impl Brain {
     pub fn handle(&mut self, now: Micros, event: Event) -> Vec<Action> {
         self.now = self.now.max(now);
         self.queue.tick(self.now);
+        self.workers.advance(self.now);
         match event {
             Event::RequestArrived(facts) => self.arrive(&facts),
             Event::RequestCancelled { request } => self.cancel(request),
@@ -174,6 +186,9 @@ impl Brain {
 
     /// When the brain wants an [`Event::Woke`] at the latest.
     pub fn next_wake(&self) -> Option<Micros> {
-        self.timers.next()
+        // While something waits, workers that are about to be free are given more in time.
+        let is_waiting = !self.queue.is_empty();
+        let due = self.workers.next_due().filter(|_| is_waiting);
+        self.timers.next().into_iter().chain(due).min()
     }
 }

@@ -60,7 +60,6 @@ impl Prefixes {
     }
 
     /// Tokens of the prompt that a worker need not compute: up to the longest mark that it holds.
-    #[cfg_attr(not(test), expect(dead_code, reason = "placing asks it"))]
     pub(super) fn cached_tokens(
         &self,
         session: SessionId,

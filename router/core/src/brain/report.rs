@@ -52,6 +52,7 @@ impl Brain {
         });
         self.prefixes
             .reported(report.session, &report.stored, &report.evicted);
+        self.reporter = Some(worker);
         if let Err(why) = self.columns(worker, report) {
             self.violations_total += 1;
             self.actions.push(Action::Break {
@@ -62,6 +63,8 @@ impl Brain {
         } else if begins_to_drain == Some(true) {
             self.drains(worker);
         }
+        let now = self.now;
+        self.workers.update(worker, |worker| worker.correct(now));
     }
 
     fn columns(&mut self, worker: usize, report: &StepReport) -> Result<(), Violation> {
@@ -109,9 +112,7 @@ impl Brain {
 
     fn closed(&mut self, worker: usize, closed: &ClosedSeat) -> Result<(), Violation> {
         let slot = closed.slot;
-        let owner = self
-            .workers
-            .update(worker, |worker| worker.slots.closed(slot));
+        let owner = self.workers.update(worker, |worker| worker.closed(slot));
         let Some(owner) = owner.transpose()? else {
             return Ok(());
         };

@@ -1,6 +1,6 @@
 //! What the brain knows of a sequence and of its request while they live.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use slab::Slab;
 
@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     ids::{RequestId, SequenceId, SlotId},
+    request::PrefixMark,
     units::{Micros, Tokens},
 };
 
@@ -132,6 +133,10 @@ pub(super) struct Sequence {
     pub(super) is_long: bool,
     /// Its tenant was charged for its prompt.
     pub(super) is_paid: bool,
+    /// Marks of its prompt that a worker may have cached.
+    pub(super) prefix: Arc<[PrefixMark]>,
+    /// It moves on to a decode worker once it has so many answer tokens.
+    pub(super) leaves: Option<Tokens>,
     /// When it was last placed.
     pub(super) placed: Micros,
     /// Its first token since then.

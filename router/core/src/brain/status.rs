@@ -21,6 +21,8 @@ pub struct BrainStatus {
     pub sequences_running: usize,
     /// Sequences with an import seat that has not arrived.
     pub handoffs_running: usize,
+    /// Prompts that workers labelled decode took from the queue, for want of faster ones.
+    pub stolen_total: u64,
     /// Hand-offs that arrived.
     pub handoffs_total: u64,
     /// Times a sequence was computed again.
@@ -103,6 +105,7 @@ impl Brain {
             tokens_waiting: self.queue.tokens(),
             sequences_running: self.sequences.len() - self.queue.len(),
             handoffs_running: self.sequences.iter().filter(has_next).count(),
+            stolen_total: self.stolen_total,
             handoffs_total: self.handoffs_total,
             replays_total: self.replays_total,
             replays_by: self.replays_by.clone(),

@@ -1,27 +1,37 @@
 //! Attached workers, with the orders in which placement looks at them.
 //!
-//! Every change goes through [`Workers::update`], which keeps the orders true. So a decision costs
-//! O(log n) however many workers are idle or full.
+//! Every change goes through [`Workers::update`], which keeps the orders (`orders`) true. So a
+//! decision costs O(log n) however many workers are idle or full.
 
 mod gone;
 mod groups;
+mod load;
+mod orders;
+mod residents;
 
-use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, BTreeSet},
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use slab::Slab;
 
-pub(super) use self::groups::GroupTotals;
+pub(super) use self::{
+    groups::GroupTotals,
+    load::ratio_of,
+    orders::Task,
+    residents::{Resident, Residents},
+};
 
-use self::gone::Gone;
+use self::{
+    gone::Gone,
+    orders::{Keys, Orders},
+};
 use super::{breaker::Breaker, slots::Slots, status::BreakerState};
 use crate::{
-    cost::Timings,
+    action::Violation,
+    cost::Learned,
     event::Suspicion,
     fleet::{Role, WorkerFacts, WorkerLoad},
     ids::{RequestId, SessionId, SlotId},
+    policy::PolicyConfig,
     units::{Micros, Pages, Tokens},
 };
 
@@ -52,14 +62,16 @@ pub(super) struct Worker {
     /// Prompt tokens sent since the last report, and between that and the one before: reports may
     /// not show them yet.
     unseen: [u64; 2],
+    /// What its seats are to its load.
+    pub(super) residents: Residents,
+    /// What its steps taught.
+    pub(super) learned: Learned,
+    /// When its prompts are computed, as predicted.
+    busy_until: Micros,
+    /// Prompt tokens that it was given in the event at hand.
+    pull: Option<u64>,
+    rules: Arc<PolicyConfig>,
     keys: Keys,
-}
-
-/// Where a worker stands in the orders.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Keys {
-    prompts: Option<(Group, u64, u64)>,
-    imports: Option<Reverse<u64>>,
 }
 
 /// Workers that are asked for the same thing.
@@ -81,7 +93,12 @@ impl Group {
 }
 
 impl Worker {
-    fn new(session: SessionId, facts: WorkerFacts, breaker: Breaker) -> Self {
+    fn new(
+        session: SessionId,
+        facts: WorkerFacts,
+        breaker: Breaker,
+        rules: Arc<PolicyConfig>,
+    ) -> Self {
         Self {
             breaker,
             is_limited: false,
@@ -99,6 +116,11 @@ impl Worker {
             backoff: None,
             refusals: 0,
             unseen: [0; 2],
+            residents: Residents::default(),
+            learned: Learned::default(),
+            busy_until: Micros(0),
+            pull: None,
+            rules,
             keys: Keys::default(),
         }
     }
@@ -176,7 +198,7 @@ impl Worker {
         self.is_asked() && self.has_room(len)
     }
 
-    fn is_asked(&self) -> bool {
+    pub(super) fn is_asked(&self) -> bool {
         self.is_usable()
             && self.backoff.is_none()
             && self.slots.seats_used() < self.facts.num_seqs_max
@@ -194,20 +216,28 @@ impl Worker {
     /// A report came.
     pub(super) fn heard(&mut self, load: WorkerLoad) {
         self.load = load;
+        self.learned.hear(&load);
         self.unseen = [0, self.unseen[0]];
     }
 
-    fn wanted_keys(&self) -> Keys {
-        if !self.is_asked() {
-            return Keys::default();
-        }
-        let pending = self.prefill_pending();
-        // Late binding: one batch of look-ahead hides the way of the command, no more is bound
-        // early.
-        let is_ready = pending <= u64::from(self.facts.batch_tokens_max.0);
-        Keys {
-            prompts: is_ready.then(|| (Group::of(self.role), pending, self.slots.pages_used())),
-            imports: (self.role == Role::Decode).then(|| Reverse(self.pages_room())),
+    /// A Close goes out, or need not. True: it has to.
+    pub(super) fn close(&mut self, slot: SlotId) -> bool {
+        self.residents.remove(slot);
+        self.slots.close(slot)
+    }
+
+    /// It said closed of a seat; see [`Slots::closed`].
+    pub(super) fn closed(&mut self, slot: SlotId) -> Result<Option<usize>, Violation> {
+        self.residents.remove(slot);
+        self.slots.closed(slot)
+    }
+
+    /// A seat made tokens, so its prompt is computed.
+    pub(super) fn made(&mut self, slot: SlotId, tokens: Tokens) {
+        self.residents.grew(slot, tokens.0);
+        if self.slots.is_prefilling(slot) {
+            self.residents.computed(slot);
+            self.slots.prefill_done(slot);
         }
     }
 }
@@ -217,13 +247,15 @@ impl Worker {
 pub(super) struct Workers {
     by_key: Slab<Worker>,
     by_session: BTreeMap<SessionId, usize>,
-    /// Ready for prompts, least loaded first.
-    prompts: [BTreeSet<(u64, u64, usize)>; 2],
-    /// Ready for hand-offs, most room first.
-    imports: BTreeSet<(Reverse<u64>, usize)>,
+    orders: Orders,
+    /// Given prompts in the event at hand.
+    pulling: Vec<usize>,
+    rules: Arc<PolicyConfig>,
+    /// Time of the event at hand.
+    now: Micros,
     totals: [GroupTotals; 2],
-    /// Timings of the fastest of each group, at a full batch.
-    fastest: [Option<Timings>; 2],
+    /// Fastest of each group, by their timings.
+    fastest: [Option<usize>; 2],
     /// Workers that went, by name.
     gone: BTreeMap<String, Gone>,
     /// Over those that do not drain, ejected ones included.
@@ -231,10 +263,23 @@ pub(super) struct Workers {
 }
 
 impl Workers {
+    /// None yet.
+    pub(super) fn new(policy: &PolicyConfig) -> Self {
+        Self {
+            rules: Arc::new(policy.clone()),
+            ..Self::default()
+        }
+    }
+
     /// Its key, and the number of its death if the same process is back.
     pub(super) fn add(&mut self, session: SessionId, facts: WorkerFacts) -> (usize, Option<u64>) {
         let (breaker, incident) = self.recall(&facts);
-        let key = self.by_key.insert(Worker::new(session, facts, breaker));
+        let key = self.by_key.insert(Worker::new(
+            session,
+            facts,
+            breaker,
+            Arc::clone(&self.rules),
+        ));
         self.by_session.insert(session, key);
         self.refresh(key);
         self.count();
@@ -244,7 +289,7 @@ impl Workers {
     pub(super) fn remove(&mut self, key: usize) -> Option<Worker> {
         let worker = self.by_key.try_remove(key)?;
         self.by_session.remove(&worker.session);
-        self.reorder(key, worker.keys, Keys::default());
+        self.orders.change(key, worker.keys, Keys::default());
         self.count();
         Some(worker)
     }
@@ -274,6 +319,16 @@ impl Workers {
         Some(result)
     }
 
+    /// A seat made tokens. Only the first changes what is asked of the worker; what the others do
+    /// to its load is seen with its next change, at the latest with its next report.
+    pub(super) fn made(&mut self, key: usize, slot: SlotId, tokens: Tokens, is_first: bool) {
+        if is_first {
+            self.update(key, |worker| worker.made(slot, tokens));
+        } else if let Some(worker) = self.by_key.get_mut(key) {
+            worker.made(slot, tokens);
+        }
+    }
+
     /// By session, in the order in which they attached.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Worker> {
         self.by_session
@@ -281,18 +336,9 @@ impl Workers {
             .filter_map(|&key| self.by_key.get(key))
     }
 
-    /// Ready for a prompt, least loaded first.
-    pub(super) fn ready_for_prompts(&self, group: Group) -> impl Iterator<Item = (usize, &Worker)> {
-        self.prompts[group as usize]
-            .iter()
-            .filter_map(|&(_, _, key)| Some((key, self.by_key.get(key)?)))
-    }
-
-    /// Ready for a hand-off, most room first.
-    pub(super) fn ready_for_imports(&self) -> impl Iterator<Item = (usize, &Worker)> {
-        self.imports
-            .iter()
-            .filter_map(|&(_, key)| Some((key, self.by_key.get(key)?)))
+    /// Time of the event at hand.
+    pub(super) const fn now(&self) -> Micros {
+        self.now
     }
 
     /// The usable workers of a group.
@@ -323,35 +369,12 @@ impl Workers {
     /// Predicted time of a prompt of so many tokens on a usable worker that prompts go to, a fast
     /// one; zero without any.
     pub(super) fn prefill_us(&self, tokens: Tokens) -> Micros {
-        let [prompts, decode] = &self.fastest;
-        let timings = prompts.as_ref().or(decode.as_ref());
-        timings.map_or(Micros(0), |timings| timings.prefill_us(tokens))
-    }
-
-    fn refresh(&mut self, key: usize) {
-        if let Some(worker) = self.by_key.get_mut(key) {
-            let wanted = worker.wanted_keys();
-            let old = std::mem::replace(&mut worker.keys, wanted);
-            self.reorder(key, old, wanted);
-        }
-    }
-
-    fn reorder(&mut self, key: usize, old: Keys, new: Keys) {
-        if old.prompts != new.prompts {
-            if let Some((group, pending, pages)) = old.prompts {
-                self.prompts[group as usize].remove(&(pending, pages, key));
-            }
-            if let Some((group, pending, pages)) = new.prompts {
-                self.prompts[group as usize].insert((pending, pages, key));
-            }
-        }
-        if old.imports != new.imports {
-            if let Some(room) = old.imports {
-                self.imports.remove(&(room, key));
-            }
-            if let Some(room) = new.imports {
-                self.imports.insert((room, key));
-            }
-        }
+        let [prompts, decode] = self.fastest;
+        let worker = prompts.or(decode).and_then(|key| self.get(key));
+        worker.map_or(Micros(0), |worker| match &worker.facts.timings {
+            // Nobody told: what it was seen to take.
+            timings if timings.is_instant() => worker.prompt_us(tokens),
+            timings => timings.prefill_us(tokens),
+        })
     }
 }

@@ -6,7 +6,11 @@ use super::{Class, Head, LANES, Lane, Spot, WaitQueue};
 
 impl WaitQueue {
     /// The next `count` at most, in the order in which they would go if nothing else came.
-    pub(super) fn scan(&mut self, is_open: impl Fn(Lane) -> bool, count: usize) -> Vec<usize> {
+    pub(in crate::brain) fn scan(
+        &mut self,
+        is_open: impl Fn(Lane) -> bool,
+        count: usize,
+    ) -> Vec<usize> {
         let mut found = Vec::with_capacity(count.min(self.items.len()));
         for lane in LANES.into_iter().filter(|&lane| is_open(lane)) {
             let owed = self.owed().filter(|_| lane == Lane::Fresh);

@@ -6,7 +6,6 @@ use std::cmp::Reverse;
 use super::{Group, Worker, Workers};
 use crate::{
     brain::{breaker::Breaker, status::BreakerState},
-    cost::Timings,
     units::Tokens,
 };
 
@@ -73,19 +72,19 @@ impl Workers {
 }
 
 impl Workers {
-    /// Timings of the fastest usable worker of a group.
-    fn fastest(&self, group: Group) -> Option<Timings> {
+    /// The fastest usable worker of a group, of equals the one that attached first.
+    fn fastest(&self, group: Group) -> Option<usize> {
         /// Long enough that computing outweighs what a step costs in any case.
         const PROMPT: Tokens = Tokens(4_096);
-        let of_group = |worker: &&Worker| worker.is_usable() && Group::of(worker.role) == group;
-        let workers = self
-            .by_session
-            .values()
-            .filter_map(|&key| self.by_key.get(key));
-        let timings = workers.filter(of_group).map(|worker| &worker.facts.timings);
-        timings
-            .min_by_key(|timings| timings.prefill_us(PROMPT))
-            .cloned()
+        let of_group = |worker: &Worker| worker.is_usable() && Group::of(worker.role) == group;
+        let keys = self.by_session.values().copied();
+        let timed = keys.filter_map(|key| {
+            let worker = self.by_key.get(key).filter(|&worker| of_group(worker))?;
+            Some((worker.facts.timings.prefill_us(PROMPT), key))
+        });
+        timed
+            .min_by_key(|&(prefill, _)| prefill)
+            .map(|(_, key)| key)
     }
 }
 

@@ -1,0 +1,136 @@
+//! Decode workers help: a prompt that is computed where it decodes needs no hand-off, and idle
+//! neighbours of a queue are worth something.
+//!
+//! A worker labelled decode takes a prompt at a step boundary, that is at its report, or when it
+//! has nothing to do; one at a time; while prefill workers are behind, and always where there are
+//! none. It takes the first of the next few that it finishes in time beside those that it decodes:
+//! the prompt's own cost times what it is slowed down, not a share of a rate. What is late already
+//! goes to workers with nothing to do, or where no other would ever come.
+//! Source: policy study, section 4, STEAL. Called by `assign` after the prompts that go their way.
+
+use super::{
+    Brain,
+    explain::{Chosen, Considered, Task, Verdict},
+    place::{Need, Place, may_meet},
+    table::Input,
+    workers::{Group, Worker, ratio_of},
+};
+use crate::{fleet::Role, policy::Steal, units::Micros};
+
+/// Idle workers that may find nothing for them in one event; after so many the others would not
+/// either, as faster ones are asked first.
+const IDLE_MISSES_MAX: usize = 4;
+
+impl Brain {
+    /// Whose report it is, then those with nothing to do. True: something was taken, so that
+    /// another prompt may be first now.
+    pub(super) fn steal(&mut self, reporter: Option<usize>) -> bool {
+        if self.config.policy.steal != Steal::InTime || self.queue.is_empty() {
+            return false;
+        }
+        let before = self.stolen_total;
+        if let Some(key) = reporter {
+            self.help(key);
+        }
+        let mut missed = Vec::new();
+        while missed.len() < IDLE_MISSES_MAX {
+            let mut idle = self.workers.idle();
+            let Some(key) = idle.find(|key| !missed.contains(key)) else {
+                break;
+            };
+            drop(idle);
+            if !self.help(key) {
+                missed.push(key);
+            }
+        }
+        self.stolen_total > before
+    }
+
+    /// One worker takes one prompt, if it may and there is one for it.
+    fn help(&mut self, key: usize) -> bool {
+        let slow = self
+            .workers
+            .get(key)
+            .and_then(|worker| self.slow_if(worker));
+        let (Some(slow), true) = (slow, self.is_behind()) else {
+            return false;
+        };
+        let lanes = self.open_lanes();
+        let count = self.config.policy.steal_scan as usize;
+        let scan = self.queue.scan(|lane| lanes.has(lane), count);
+        for sequence in scan {
+            let mut considered = self.considered();
+            if self.is_for(key, sequence, slow, &mut considered) {
+                let place = Place::Keep(key);
+                self.note_place(sequence, place, &considered);
+                self.apply(sequence, Input::Place(place));
+                self.places += 1;
+                self.stolen_total += 1;
+                return true;
+            }
+            self.note(sequence, Chosen::Wait, &considered);
+        }
+        false
+    }
+
+    /// How much slower prompts are there, if it may take one.
+    fn slow_if(&self, worker: &Worker) -> Option<f64> {
+        let policy = &self.config.policy;
+        let has_none = worker.role == Role::Decode && worker.prefill_pending() == 0;
+        let has_room = worker.residents.seqs() == 0 || worker.is_below(policy.steal_kv_ratio, 1);
+        (has_none && has_room && worker.is_asked()).then(|| worker.slow(policy))?
+    }
+
+    /// Prefill workers have so much before them, in time of each, that others help; or the first
+    /// that waits has waited as long, whatever was predicted.
+    fn is_behind(&mut self) -> bool {
+        let workers = self.workers.totals(Group::Prompts).workers as u64;
+        let lanes = self.open_lanes();
+        let first = self.queue.first(|lane| lanes.has(lane));
+        let Some(first) = first.and_then(|key| self.sequences.get(key)) else {
+            return false;
+        };
+        let Some(each) = self.queue.work_us().0.checked_div(workers) else {
+            return true;
+        };
+        let target = first.ttft_due.since(first.arrived);
+        let waited = self.now.since(first.arrived).0;
+        each.max(waited) > ratio_of(target, self.config.policy.steal_wait_ratio).0
+    }
+
+    /// A prompt that waits is one for this worker.
+    fn is_for(&self, key: usize, waits: usize, slow: f64, considered: &mut Considered) -> bool {
+        let (Some(worker), Some(sequence)) = (self.workers.get(key), self.sequences.get(waits))
+        else {
+            return false;
+        };
+        let need = self.need(sequence);
+        let takes = ratio_of(
+            worker.prompt_us(self.choice(waits, need).left_at(worker)),
+            slow,
+        );
+        let mut verdict = worker.fits(&need);
+        if verdict.is_ok() && !may_meet(worker, need.risk) {
+            verdict = Err(Verdict::Quarantine);
+        }
+        // It shares the prompt with a choice that another worker computes.
+        if verdict.is_ok() && self.siblings(waits).next().is_some() {
+            verdict = Err(Verdict::NotNeeded);
+        }
+        if verdict.is_ok() && !self.is_in_time(worker, &need, sequence.ttft_due, takes) {
+            verdict = Err(Verdict::InTime);
+        }
+        let score = i64::try_from(takes.0).unwrap_or(i64::MAX);
+        let word = verdict.err().unwrap_or(Verdict::Worse);
+        considered.add(worker.session, Task::Steal, score, word);
+        verdict.is_ok()
+    }
+
+    /// The worker is done by then; or nobody would be, and no other has anything better to do.
+    fn is_in_time(&self, worker: &Worker, need: &Need, due: Micros, takes: Micros) -> bool {
+        let is_late = self.now.plus(worker.prompt_us(need.prefill)) > due;
+        let is_free = worker.residents.seqs() == 0;
+        let is_alone = self.workers.totals(Group::Prompts).workers == 0;
+        self.now.plus(takes) <= due || (is_late && (is_free || is_alone))
+    }
+}

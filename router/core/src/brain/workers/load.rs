@@ -1,0 +1,170 @@
+//! What a worker's load means in time: when it is free, how long its steps take, how much slower a
+//! prompt is beside those that decode.
+
+use super::Worker;
+use crate::{
+    brain::{explain::Verdict, place::Need, workers::residents::Resident},
+    ids::SlotId,
+    policy::PolicyConfig,
+    units::{Micros, Tokens},
+};
+
+/// A target that no step could meet counts as so many times the step of one sequence alone: holding
+/// others back would serve nobody.
+const STEP_ALONE_RATIO: u64 = 2;
+
+/// How much slower a prompt is at most taken to be beside those that decode.
+const SLOW_MAX: f64 = 8.0;
+
+/// The same beside nobody, at a worker labelled decode: it computes short slices, and sequences
+/// arrive meanwhile.
+const SLOW_IDLE: f64 = 1.3;
+
+/// Of a prompt between decode steps: what its slices cost besides.
+const SLOW_PAUSES: f64 = 1.15;
+
+impl Worker {
+    /// A seat was planned.
+    pub(in crate::brain) fn moves_in(&mut self, slot: SlotId, resident: Resident, now: Micros) {
+        self.residents.add(slot, resident);
+        if resident.work_us > 0 {
+            let slow_us = ratio_of(Micros(resident.work_us), self.slow_or_max());
+            self.busy_until = self.busy_until.max(now).plus(slow_us);
+        }
+    }
+
+    /// Time of a prompt of so many tokens, computed alone.
+    pub(in crate::brain) fn prompt_us(&self, tokens: Tokens) -> Micros {
+        let facts = &self.facts;
+        self.learned
+            .prompt_us(&facts.timings, tokens, facts.batch_tokens_max)
+    }
+
+    /// Predicted decode step with `more` sequences of `kv` tokens together.
+    pub(in crate::brain) fn decode_us(&self, more: u32, kv: u64) -> Micros {
+        let reported = self.load.decode_step_us;
+        if more == 0 && reported > 0 {
+            return Micros(u64::from(reported));
+        }
+        let (seqs, context) = (self.residents.seqs(), self.residents.context());
+        let seqs = seqs.saturating_add(more);
+        let timings = &self.facts.timings;
+        self.learned
+            .decode_us(timings, seqs, context.saturating_add(kv))
+    }
+
+    /// Time per token that its steps are held to: the tightest target of those that decode here
+    /// and of a newcomer.
+    pub(in crate::brain) fn target(&self, newcomer: Micros) -> Micros {
+        let alone = self.learned.decode_us(&self.facts.timings, 1, 0);
+        let floor = Micros(alone.0.saturating_mul(STEP_ALONE_RATIO));
+        let tightest = self.residents.tightest().unwrap_or(newcomer);
+        tightest.min(newcomer).max(floor)
+    }
+
+    /// Prompts take longer than alone, beside those that decode. `None`: they leave no time.
+    fn slow_beside(&self, rules: &PolicyConfig) -> Option<f64> {
+        let target = self.target(Micros(u64::MAX)).0 as f64;
+        let step = self.decode_us(0, 0).0 as f64;
+        let pace = rules.step.pace_ratio * target;
+        let tau = rules.step.mixed_step_ratio * target;
+        let between = (pace > step).then(|| SLOW_PAUSES * pace / (pace - step));
+        let left = tau / (1.0 + self.mixed_penalty(rules)) - step;
+        let mixed = (left > 0.0).then(|| tau / left);
+        match (between, mixed) {
+            (Some(a), Some(b)) => Some(if a < b { a } else { b }),
+            (a, b) => a.or(b),
+        }
+    }
+
+    /// How much longer a prompt takes that is stolen.
+    pub(in crate::brain) fn slow(&self, rules: &PolicyConfig) -> Option<f64> {
+        if self.residents.seqs() == 0 {
+            Some(SLOW_IDLE)
+        } else {
+            self.slow_beside(rules)
+        }
+    }
+
+    fn slow_or_max(&self) -> f64 {
+        if self.residents.seqs() == 0 {
+            return 1.0;
+        }
+        let slow = self.slow_beside(&self.rules);
+        slow.unwrap_or(SLOW_MAX).clamp(1.0, SLOW_MAX)
+    }
+
+    fn mixed_penalty(&self, rules: &PolicyConfig) -> f64 {
+        if self.load.step > 0 {
+            f64::from(self.load.mixed_penalty_permille) / 1e3
+        } else {
+            rules.step.mixed_penalty_start
+        }
+    }
+
+    /// Predicted time until its prompts are computed, if nothing else runs there.
+    pub(in crate::brain) fn work_us(&self) -> Micros {
+        let (planned, open) = self.slots.prefill();
+        let (left, all) = (self.prefill_pending(), planned.saturating_add(open));
+        if left >= all {
+            return Micros(self.residents.work_us());
+        }
+        let part = left as f64 / all as f64;
+        ratio_of(Micros(self.residents.work_us()), part)
+    }
+
+    /// After a report was read: a step has ended just now, so what is left begins now.
+    pub(in crate::brain) fn correct(&mut self, now: Micros) {
+        self.busy_until = now.plus(ratio_of(self.work_us(), self.slow_or_max()));
+    }
+
+    /// Predicted time from now to the end of such a prompt, if it is bound now.
+    pub(in crate::brain) fn finish_us(&self, tokens: Tokens) -> Micros {
+        let alone = self.work_us().plus(self.prompt_us(tokens));
+        ratio_of(alone, self.slow_or_max())
+    }
+
+    /// Whether a sequence can decode here, and if not, why.
+    pub(in crate::brain) fn fits(&self, need: &Need) -> Result<(), Verdict> {
+        if need.len > self.len_max() {
+            return Err(Verdict::TooLong);
+        }
+        if !self.has_room(need.len) {
+            return Err(Verdict::Kv);
+        }
+        // Alone it fits whatever it is.
+        if self.residents.seqs() == 0 {
+            return Ok(());
+        }
+        if !self.is_below(self.rules.place_kv_ratio, need.kv()) {
+            return Err(Verdict::Kv);
+        }
+        let ratio = self.rules.place_step_ratio;
+        if !self.is_in_step(ratio, need.kv(), need.tpot) {
+            return Err(Verdict::Step);
+        }
+        Ok(())
+    }
+
+    /// With so many tokens more its pool is filled up to that part at most.
+    pub(in crate::brain) fn is_below(&self, ratio: f64, kv: u64) -> bool {
+        let size = u64::from(self.facts.page_size.max(1));
+        let pool = u64::from(self.facts.pages_total.0).saturating_mul(size) as f64;
+        self.residents.kv().saturating_add(kv) as f64 <= ratio * pool
+    }
+
+    /// With one sequence more its decode step stays below that part of the target; 0: no limit.
+    pub(in crate::brain) fn is_in_step(&self, ratio: f64, kv: u64, tpot: Micros) -> bool {
+        ratio <= 0.0 || self.decode_us(1, kv).0 as f64 <= ratio * self.target(tpot).0 as f64
+    }
+}
+
+/// A float cast stops at the ends of `u64`, and takes NaN for 0.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "stops at the ends"
+)]
+pub(in crate::brain) fn ratio_of(time: Micros, ratio: f64) -> Micros {
+    Micros((time.0 as f64 * ratio) as u64)
+}

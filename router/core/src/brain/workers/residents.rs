@@ -1,0 +1,169 @@
+//! What the seats of a worker are to its load: who decodes there or will, against which targets,
+//! and what of their prompts is still to compute. Kept beside `slots`, by the same numbers.
+
+use std::collections::BTreeMap;
+
+use crate::{ids::SlotId, units::Micros};
+
+/// One seat, from its plan until it is closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::brain) struct Resident {
+    /// Its target per token.
+    pub(in crate::brain) tpot: Micros,
+    /// Tokens of its KV here, once its prompt is computed.
+    pub(in crate::brain) kv: u64,
+    /// Predicted time of what is to compute of its prompt, alone.
+    pub(in crate::brain) work_us: u64,
+    /// It decodes here; else it goes on to another worker.
+    pub(in crate::brain) stays: bool,
+}
+
+/// All seats of one session.
+#[derive(Debug, Default)]
+pub(in crate::brain) struct Residents {
+    rows: Vec<Option<Resident>>,
+    /// Targets of those that stay, with how many have each.
+    tpots: BTreeMap<Micros, u32>,
+    seqs: u32,
+    /// Tokens of KV of all, and of those that stay.
+    kv: u64,
+    context: u64,
+    work_us: u64,
+}
+
+impl Residents {
+    pub(in crate::brain) fn add(&mut self, slot: SlotId, resident: Resident) {
+        self.remove(slot);
+        let at = slot.0 as usize;
+        if self.rows.len() <= at {
+            self.rows.resize(at + 1, None);
+        }
+        self.rows[at] = Some(resident);
+        self.kv += resident.kv;
+        self.work_us += resident.work_us;
+        if resident.stays {
+            self.count(resident);
+        }
+    }
+
+    pub(in crate::brain) fn remove(&mut self, slot: SlotId) {
+        let row = self.rows.get_mut(slot.0 as usize);
+        let Some(resident) = row.and_then(Option::take) else {
+            return;
+        };
+        self.kv -= resident.kv;
+        self.work_us -= resident.work_us;
+        if !resident.stays {
+            return;
+        }
+        self.seqs -= 1;
+        self.context -= resident.kv;
+        if let Some(count) = self.tpots.get_mut(&resident.tpot) {
+            *count -= 1;
+            if *count == 0 {
+                self.tpots.remove(&resident.tpot);
+            }
+        }
+    }
+
+    /// Its prompt is computed.
+    pub(in crate::brain) fn computed(&mut self, slot: SlotId) {
+        if let Some(resident) = self.get_mut(slot) {
+            let done_us = std::mem::take(&mut resident.work_us);
+            self.work_us -= done_us;
+        }
+    }
+
+    /// It made so many tokens.
+    pub(in crate::brain) fn grew(&mut self, slot: SlotId, tokens: u32) {
+        if let Some(resident) = self.get_mut(slot) {
+            resident.kv += u64::from(tokens);
+            let stays = resident.stays;
+            self.kv += u64::from(tokens);
+            self.context += if stays { u64::from(tokens) } else { 0 };
+        }
+    }
+
+    /// Its hand-off was given up: it decodes here.
+    pub(in crate::brain) fn stays(&mut self, slot: SlotId) {
+        if let Some(resident) = self.get_mut(slot)
+            && !std::mem::replace(&mut resident.stays, true)
+        {
+            let resident = *resident;
+            self.count(resident);
+        }
+    }
+
+    fn count(&mut self, resident: Resident) {
+        self.seqs += 1;
+        self.context += resident.kv;
+        *self.tpots.entry(resident.tpot).or_default() += 1;
+    }
+
+    fn get_mut(&mut self, slot: SlotId) -> Option<&mut Resident> {
+        self.rows.get_mut(slot.0 as usize)?.as_mut()
+    }
+
+    /// Sequences that decode here, or will.
+    pub(in crate::brain) const fn seqs(&self) -> u32 {
+        self.seqs
+    }
+
+    /// Tokens of KV of all seats.
+    pub(in crate::brain) const fn kv(&self) -> u64 {
+        self.kv
+    }
+
+    /// Tokens of KV that those that stay read in a step.
+    pub(in crate::brain) const fn context(&self) -> u64 {
+        self.context
+    }
+
+    /// Predicted time of all prompts, as if nothing of them were computed.
+    pub(in crate::brain) const fn work_us(&self) -> u64 {
+        self.work_us
+    }
+
+    /// Tightest target of those that stay.
+    pub(in crate::brain) fn tightest(&self) -> Option<Micros> {
+        self.tpots.first_key_value().map(|(&tpot, _)| tpot)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn resident(tpot: u64, kv: u64, work_us: u64, stays: bool) -> Resident {
+        Resident {
+            tpot: Micros(tpot),
+            kv,
+            work_us,
+            stays,
+        }
+    }
+
+    #[test]
+    fn sums_follow_the_seats() {
+        let mut residents = Residents::default();
+        residents.add(SlotId(3), resident(80, 100, 7, true));
+        residents.add(SlotId(0), resident(30, 50, 5, false));
+        let sums = |of: &Residents| (of.seqs(), of.kv(), of.context(), of.work_us());
+        assert_eq!(sums(&residents), (1, 150, 100, 12));
+        assert_eq!(residents.tightest(), Some(Micros(80)));
+        residents.stays(SlotId(0));
+        residents.stays(SlotId(0));
+        residents.grew(SlotId(0), 2);
+        residents.computed(SlotId(0));
+        residents.computed(SlotId(0));
+        assert_eq!(sums(&residents), (2, 152, 152, 7));
+        assert_eq!(residents.tightest(), Some(Micros(30)));
+        residents.remove(SlotId(0));
+        residents.remove(SlotId(0));
+        residents.remove(SlotId(9));
+        assert_eq!(sums(&residents), (1, 100, 100, 7));
+        residents.remove(SlotId(3));
+        assert_eq!(sums(&residents), (0, 0, 0, 0));
+        assert_eq!(residents.tightest(), None);
+    }
+}
