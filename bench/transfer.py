@@ -63,7 +63,7 @@ class Events:
     def begin(self, link: Link, nonce: int) -> None:
         """Not sent here."""
 
-    def go(self, link: Link, nonce: int, num_pages: int) -> None:
+    def go(self, link: Link, nonce: int, num_pages: int, first: int = 0) -> None:
         """The destination has everything."""
         self.answered.set()
 

@@ -78,6 +78,7 @@ class Node:
             # Whoever reads a page that is not its own computes wrong tokens.
             is_poisoning=True,
         )
+        self.pool = engine.pool
         self.transport = self.fleet.network.transport(identity, engine.pool, self.desk.links)
         self.desk.links.set_transport(self.transport)
         self.loop = StepLoop(self.desk, engine)
@@ -90,7 +91,8 @@ class Node:
     def attach(self, session: int) -> None:
         """A session begins."""
         self.session = FakeSession(session, self)
-        self.desk.post(Started(self.session, self.fleet.kv_check))
+        caches = self.fleet.prefix_cache
+        self.desk.post(Started(self.session, self.fleet.kv_check, prefix_cache=caches))
 
     def lose_session(self) -> None:
         """The worker sees that its session is over."""
@@ -113,15 +115,23 @@ class Node:
         live = {link.id for link in self.transport.links}
         assert {fence.link for fence in seats.fences.values()} <= live, "fence_implies_live_link"
         assert self.desk.session is not None or not seats.by_slot, "seat_has_session"
+        self.check_kept()
 
     def check_shared(self, owners: Counter[int]) -> None:
-        """Only complete pages of one prompt are shared: no step writes them."""
+        """Only complete pages are shared: no step and no peer writes them."""
         for seat in self.desk.seats.by_slot.values():
             sequence = seat.sequence
             for index, page in enumerate(sequence.pages):
                 if owners[page] > 1:
                     end = (index + 1) * 16
-                    assert end <= min(sequence.computed, sequence.prompt_tokens - 1)
+                    assert end <= max(sequence.computed, seat.first * 16)
+
+    def check_kept(self) -> None:
+        """A page of the prefix cache holds what its key says, at every worker and always."""
+        for page, kept in self.desk.seats.prefixes._kept.items():
+            content = bytes(self.pool.page(page))
+            assert self.fleet.contents.setdefault(kept.key, content) == content
+            assert self.fleet.tenants.setdefault(kept.key, kept.tenant) == kept.tenant
 
     def num_shared(self) -> int:
         """Pages that more than one seat holds."""
@@ -132,14 +142,27 @@ class Node:
     def is_clean(self) -> bool:
         """Nothing is left of any request."""
         seats = self.desk.seats
-        return not seats.by_slot and not seats.fences and seats.pages.num_free == self.num_pages
+        return (
+            not seats.by_slot and not seats.fences and seats.pages.num_available == self.num_pages
+        )
 
 
 class Fleet:
     """Some workers, their network, and the time."""
 
-    def __init__(self, num_workers: int, num_pages: int, kv_check: KvCheck = KvCheck.FULL) -> None:
+    def __init__(
+        self,
+        num_workers: int,
+        num_pages: int,
+        kv_check: KvCheck = KvCheck.FULL,
+        *,
+        prefix_cache: bool = False,
+    ) -> None:
         self.now = 0.0
         self.kv_check = kv_check
+        self.prefix_cache = prefix_cache
+        # What every kept page held when it was first seen, and whose it was, by key.
+        self.contents: dict[bytes, bytes] = {}
+        self.tenants: dict[bytes, int] = {}
         self.network = FakeNetwork()
         self.nodes = [Node(self, f"w{i}", num_pages) for i in range(num_workers)]

@@ -81,7 +81,7 @@ class Recorder:
         if nonce in self.exposed:
             link.go(nonce, self.exposed[nonce])
 
-    def go(self, link: Link, nonce: int, num_pages: int) -> None:
+    def go(self, link: Link, nonce: int, num_pages: int, first: int = 0) -> None:
         self._note("go", nonce, num_pages)
 
     def targets(self, link: Link, nonce: int, first: int, count: int) -> list[int]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from dopd._gen.dopd.worker.v1 import worker_pb2 as pb
+from dopd.sched.chain import Chain
+from dopd.sched.prefix import NEWS_MAX
 from dopd.types import (
     Close,
     Command,
@@ -40,6 +42,8 @@ class Request:
     nxt: Seat | None = None
     planned: int | None = None
     group: int = 0
+    salt: bytes = b""
+    tenant: int = 0
 
 
 class ModelRouter:
@@ -55,6 +59,9 @@ class ModelRouter:
         # Answer tokens that the router had when it opened each import.
         self._have: dict[Seat, int] = {}
         self._next_session = 1
+        # What each worker says that it keeps; tokens that seats said they reused.
+        self.kept: list[set[int]] = [set() for _ in fleet.nodes]
+        self.reused: list[tuple[Request, int]] = []
 
     # What a test may choose
 
@@ -62,6 +69,7 @@ class ModelRouter:
         """A worker dials: a session begins."""
         assert self.sessions[worker] is None
         self.sessions[worker] = self._next_session
+        self.kept[worker].clear()
         self.fleet.nodes[worker].attach(self._next_session)
         self._next_session += 1
 
@@ -77,7 +85,7 @@ class ModelRouter:
             self.sessions[source],
             self.sessions[destination],
         ):
-            request.nxt = self._open(request, destination, Import(len(request.got)))
+            request.nxt = self._open(request, destination, self._import(request))
             request.planned = source
             request.state = PLACING
 
@@ -86,7 +94,7 @@ class ModelRouter:
         if request.state != RUN or self.sessions[destination] is None:
             return
         if request.cur is not None and request.cur[0] != destination:
-            request.nxt = self._open(request, destination, Import(len(request.got)))
+            request.nxt = self._open(request, destination, self._import(request))
             request.state = MOVING
 
     def give_up(self, request: Request) -> None:
@@ -119,6 +127,7 @@ class ModelRouter:
             return
         for slot, grant in zip(report.opened_slots, report.opened_grants, strict=True):
             self._opened((worker, slot), grant)
+        self._prefixes(worker, report)
         tails = list(report.arrived_tails)
         for slot, size in zip(report.arrived_slots, report.arrived_tail_lens, strict=True):
             self._arrived((worker, slot), tails[:size])
@@ -132,6 +141,17 @@ class ModelRouter:
             request = self.slots[worker].pop(slot)
             if request is not None:
                 self._closed((worker, slot), request, reason)
+
+    def _prefixes(self, worker: int, report: pb.Report) -> None:
+        assert len(report.stored_hashes) + len(report.evicted_hashes) <= NEWS_MAX
+        self.kept[worker].update(report.stored_hashes)
+        self.kept[worker].difference_update(report.evicted_hashes)
+        for slot, tokens in zip(report.reused_slots, report.reused_tokens, strict=True):
+            request = self.slots[worker][slot]
+            if request is not None:
+                assert request.salt
+                assert 0 < tokens <= len(request.prompt)
+                self.reused.append((request, tokens))
 
     # Events of seats
 
@@ -210,9 +230,20 @@ class ModelRouter:
                 limits=Limits(max_tokens=len(request.expected)),
                 kind=kind,
                 sampling=SamplingParams(temperature=0.0),
+                tenant=request.tenant,
+                prefix_salt=request.salt,
             ),
         )
         return worker, slot
+
+    def _import(self, request: Request) -> Import:
+        if not request.salt:
+            return Import(len(request.got))
+        prompt = request.prompt
+        num_pages = len(prompt) // 16
+        chain = Chain(request.salt, known=prompt)
+        chain.extend(num_pages, 16, [])
+        return Import(len(request.got), [], b"".join(chain.links), prompt[num_pages * 16 :])
 
     def _compute(self, request: Request) -> Compute:
         return Compute(request.prompt, list(request.got), request.group)

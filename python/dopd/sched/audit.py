@@ -28,6 +28,7 @@ def audit_pages(seats: Seats) -> None:
     """The part of pages."""
     pages = seats.pages
     pages.check()
+    seats.prefixes.check()
     owners = Counter(page for seat in seats.by_slot.values() for page in seat.sequence.pages)
     fenced = [page for fence in seats.fences.values() for page in fence.pages]
     for page, num_owners in owners.items():

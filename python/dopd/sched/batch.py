@@ -53,7 +53,10 @@ class Batcher:
     @property
     def prefill_tokens_queued(self) -> int:
         """Tokens of open prompts that are not computed yet."""
-        return sum(sequence.remaining - sequence.awaited for sequence in self._prefilling)
+        return sum(
+            sequence.remaining - max(sequence.awaited - sequence.computed, 0)
+            for sequence in self._prefilling
+        )
 
     def add(self, sequence: Sequence) -> None:
         """The sequence takes part from the next step on."""

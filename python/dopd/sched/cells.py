@@ -48,15 +48,21 @@ def open_(seats: Seats, seat: None, event: Open) -> None:
     if (broken := open_error(event, seats.limits)) is not None:
         seats.emit(ev.Closed(event.slot, CloseReason.ERROR, broken))
         return
-    pages = None if seats.is_full() else seats.pages.allocate(event.pages)
+    chain = None if seats.is_full() else seats.prefixes.chain(event)
+    found = [] if chain is None else seats.prefixes.begin(chain, event)
+    pages = None if seats.is_full() else seats.pages.allocate(event.pages - len(found))
     if pages is None:
+        seats.pages.free(found)
         seats.emit(ev.Closed(event.slot, CloseReason.REFUSED, seats.refusal(event), RETRY_MS))
         return
     if dirty := seats.owners.claim(pages, event.tenant, seats.scrub):
         seats.emit(ev.Scrub(dirty))
-    made = seats.add(event, pages)
+    made = seats.add(event, found + pages, chain, len(found))
     if isinstance(event.kind, Compute):
         made.state = State.RUN
+        if found:
+            tokens = min(made.sequence.computed, event.prompt_tokens)
+            seats.emit(ev.Reused(event.slot, tokens))
         seats.emit(ev.Joins(made.sequence))
     else:
         made.state = State.RESERVED
@@ -170,11 +176,13 @@ def begin(seats: Seats, seat: Seat, event: ev.LinkUp) -> None:
 
 
 def go(seats: Seats, seat: Seat, event: ev.Begin) -> None:
-    """RESERVED: bind the link, name our pages; EXPOSED. Whose bytes come, only End ok tells."""
-    seats.owners.note(seat.sequence.pages, ANYBODY)
+    """RESERVED: bind the link, name our pages but for those from the cache, which nobody writes;
+    EXPOSED. Whose bytes come, only End ok tells."""
+    own = seat.sequence.pages[seat.first :]
+    seats.owners.note(own, ANYBODY)
     seat.link = event.link
     seat.state = State.EXPOSED
-    seats.emit(ev.SendGo(event.link, event.nonce, seat.sequence.pages))
+    seats.emit(ev.SendGo(event.link, event.nonce, own, seat.first))
 
 
 def no_go(seats: Seats, seat: Seat | None, event: ev.Go) -> None:
@@ -188,7 +196,7 @@ def going(seats: Seats, seat: Seat, event: ev.Go) -> None:
     if seat.shipment.link != event.link:
         no_go(seats, seat, event)
         return
-    seat.shipment.granted = event.num_pages
+    seat.shipment.grant_pages(event.first, event.num_pages)
     seat.state = State.GOING
     write(seats, seat, event)
 
@@ -210,6 +218,7 @@ def check(seats: Seats, seat: Seat, event: ev.EndOk) -> None:
         return
     sequence.adopt(end.tokens)
     seats.owners.note(sequence.pages, sequence.tenant)
+    seats.prefixes.keep(sequence)
     seat.link = None
     seats.forget_import(seat)
     seat.state = State.RUN

@@ -16,7 +16,8 @@ HEADER_BYTES = 64
 
 
 class PagesHash:
-    """sha256 over pages in their order. `num_pages`: those that it covers so far."""
+    """sha256 over pages in their order. `num_pages`: the shipment's page that comes next; it begins
+    behind those that do not travel."""
 
     def __init__(self, check: KvCheck, read: Callable[[int], memoryview]) -> None:
         self.num_pages = 0

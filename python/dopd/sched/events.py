@@ -75,11 +75,13 @@ class Begin:
 
 @dataclass(frozen=True, slots=True)
 class Go:
-    """A destination has named its pages; only their number matters here."""
+    """A destination has named its pages, those of the shipment from `first` on; only their number
+    matters here."""
 
     link: int
     nonce: int
     num_pages: int
+    first: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +187,14 @@ class Opened:
 
 
 @dataclass(frozen=True, slots=True)
+class Reused:
+    """Report: a seat begins with so many tokens of its prompt computed already."""
+
+    slot: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Arrived:
     """Report: an import is complete and checked; `tail`: answer tokens that the router may lack."""
 
@@ -246,6 +256,7 @@ class SendGo:
     link: int
     nonce: int
     pages: list[int] = field(repr=False)
+    first: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,4 +285,4 @@ class AbortLink:
 
 
 LinkEffect = Dial | SendBegin | SendGo | WritePages | SendEnd | AbortLink
-Effect = Opened | Arrived | Closed | Scrub | Joins | Leaves | LinkEffect
+Effect = Opened | Reused | Arrived | Closed | Scrub | Joins | Leaves | LinkEffect

@@ -25,15 +25,16 @@ class PromptGroups:
         self._waiting: set[int] = set()
 
     def join(self, sequence: Sequence) -> None:
-        """A compute seat was opened; it owns all of its pages and nothing is computed."""
+        """A compute seat was opened; nothing is computed but what it found in the cache."""
         if not sequence.group or not self._shareable(sequence):
             return
         members = self._members.setdefault(sequence.group, [])
         if members and not is_alike(members[0], sequence):
             return
         # One that tells log probabilities of the prompt has to compute it itself.
-        if members and sequence.prompt_logprobs is None:
-            sequence.awaited = self._shareable(sequence)
+        shareable = self._shareable(sequence)
+        if members and sequence.prompt_logprobs is None and sequence.computed < shareable:
+            sequence.awaited = shareable
             self._waiting.add(sequence.group)
         members.append(sequence)
         self._settle(sequence.group)
@@ -70,13 +71,17 @@ class PromptGroups:
             self._waiting.discard(group)
 
     def _share(self, source: Sequence, target: Sequence, num_pages: int) -> None:
-        """Let target hold source's first pages instead of its own, and go on behind them."""
+        """Let target hold source's first pages instead of its own, and go on behind them, or
+        behind those that it found in the cache."""
+        target.awaited = 0
+        if num_pages * self._page_size <= target.computed:
+            return
         shared, own = source.pages[:num_pages], target.pages[:num_pages]
         self._pages.share(shared)
         # In place: the sequence's row holds the same list.
         target.pages[:num_pages] = shared
         self._pages.free(own)
-        target.computed, target.awaited = num_pages * self._page_size, 0
+        target.computed = num_pages * self._page_size
 
     def _shareable(self, sequence: Sequence) -> int:
         """Prompt tokens on pages that the prompt fills before its last token."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dopd.kv.layout import pages_for
-from dopd.types import Compute, Grant, Open
+from dopd.sched.chain import LINK_BYTES, SALT_BYTES
+from dopd.types import Compute, Grant, Import, Open
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,8 @@ def open_error(event: Open, limits: SeatLimits) -> str | None:
     is_asked_for = isinstance(kind, Compute) or event.adjustments.needs_prompt
     if is_asked_for and len(kind.prompt) != event.prompt_tokens:
         return f"{len(kind.prompt)} prompt tokens sent, {event.prompt_tokens} announced"
+    if (broken := prefix_error(event, limits)) is not None:
+        return broken
     largest = max(
         max(kind.prompt, default=0),
         max((token for token, _ in event.adjustments.bias), default=0),
@@ -48,4 +51,20 @@ def open_error(event: Open, limits: SeatLimits) -> str | None:
         return f"{len(kind.answer)} answer tokens are made, of {event.limits.max_tokens}"
     if len(kind.prompt) + len(kind.answer) >= limits.max_model_len:
         return f"{tokens} tokens, the model takes {limits.max_model_len}"
+    return None
+
+
+def prefix_error(event: Open, limits: SeatLimits) -> str | None:
+    """Why what an Open says of its hash chain is not right, or None."""
+    if len(event.prefix_salt) not in (0, SALT_BYTES):
+        return f"a prefix salt of {len(event.prefix_salt)} bytes, not {SALT_BYTES}"
+    if not isinstance(event.kind, Import):
+        return None
+    prefix, tail = event.kind.prefix, event.kind.tail
+    num_links, rest = divmod(len(prefix), LINK_BYTES)
+    known = num_links * limits.page_size + len(tail)
+    if rest or known > event.prompt_tokens:
+        return f"{len(prefix)} bytes of links and {len(tail)} tokens for {event.prompt_tokens}"
+    if max(tail, default=0) >= limits.vocab_size:
+        return f"token id {max(tail)}, the vocabulary has {limits.vocab_size}"
     return None

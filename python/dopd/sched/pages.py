@@ -8,7 +8,8 @@ system calls) and so that a pool of millions of pages costs nothing at start.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Container, Iterable, Iterator
 
 from dopd.errors import AccountingError
 
@@ -106,17 +107,30 @@ class PageAllocator:
         # One byte a page. Zero is FREE: the memory is touched only where pages were ever used.
         self._state = bytearray(num_pages)
         self._free = FreeRuns(num_pages)
-        # Readers of each cached page; a page without readers may be evicted.
-        self._readers: dict[int, int] = {}
+        # Cached pages, those to be evicted first in front.
+        self._cached: OrderedDict[int, None] = OrderedDict()
+        # Pages that are worth keeping when nobody owns them any more, and who hears that one
+        # is evicted.
+        self._kept: Container[int] = ()
+        self._on_evict: Callable[[int], None] = lambda page: None
         # Told of each run that became free.
         self.on_free: Callable[[int, int], None] = lambda start, length: None
         # Owners of each owned page beyond the first.
         self._shares: dict[int, int] = {}
 
+    def keep_through(self, kept: Container[int], on_evict: Callable[[int], None]) -> None:
+        """Whose pages stay when they are freed: those in `kept`, until `on_evict`."""
+        self._kept, self._on_evict = kept, on_evict
+
     @property
     def num_free(self) -> int:
-        """Pages that `allocate` can hand out."""
+        """Pages without owner and content."""
         return self._counts[FREE]
+
+    @property
+    def num_available(self) -> int:
+        """Pages that `allocate` can hand out: free ones, and cached ones that it evicts."""
+        return self._counts[FREE] + self._counts[CACHED]
 
     @property
     def num_owned(self) -> int:
@@ -138,69 +152,68 @@ class PageAllocator:
         return self._state[page]
 
     def allocate(self, num_pages: int) -> list[int] | None:
-        """FREE -> OWNED, or None if fewer are free. Prefers one contiguous run."""
-        if num_pages > self.num_free:
+        """FREE -> OWNED, or None if fewer are available. Evicts what it needs. Prefers one
+        contiguous run."""
+        if num_pages > self.num_available:
             return None
+        if num_pages > self.num_free:
+            self.evict(num_pages - self.num_free)
         runs = self._free.take(num_pages)
         for start, length in runs:
             self._move(start, length, FREE, OWNED)
         return list(itertools.chain.from_iterable(range(s, s + n) for s, n in runs))
 
     def share(self, pages: Iterable[int]) -> None:
-        """One more owner of each owned page; it stays OWNED, and counts once, until the last one
-        frees it. Only pages that nobody writes any more."""
+        """One more owner of each page; it is OWNED, and counts once, until the last one frees it.
+        A cached one is evicted no more. Only pages that nobody writes any more."""
         for page in pages:
-            if self._state[page] != OWNED:
+            if page in self._cached:
+                del self._cached[page]
+                self._move(page, 1, CACHED, OWNED)
+            elif self._state[page] == OWNED:
+                self._shares[page] = self._shares.get(page, 0) + 1
+            else:
                 raise AccountingError(f"page {page} is not owned")
-            self._shares[page] = self._shares.get(page, 0) + 1
 
     def num_owners(self, page: int) -> int:
         """Seats that hold a page."""
         return self._shares.get(page, 0) + 1 if self._state[page] == OWNED else 0
 
     def free(self, pages: Iterable[int]) -> None:
-        """OWNED -> FREE: the pages of a closed seat that no peer can write. Shared ones stay."""
+        """OWNED -> FREE: the pages of a closed seat that no peer can write. Shared ones stay, and
+        those that are worth keeping are CACHED; the last of these is evicted first."""
         if self._shares:
             pages = [page for page in pages if not self._unshare(page)]
-        self._release(pages, OWNED)
+        kept: list[int] = []
+        gone: list[int] = []
+        for page in pages:
+            (kept if page in self._kept else gone).append(page)
+        self._release(gone, OWNED)
+        for page in reversed(kept):
+            self._move(page, 1, OWNED, CACHED)
+            self._cached[page] = None
 
     def fence(self, pages: Iterable[int]) -> None:
         """OWNED -> FENCED: the seat is gone, but a peer was told these page numbers."""
         for start, length in runs_of(pages):
             if not self._shares.keys().isdisjoint(range(start, start + length)):
                 raise AccountingError(f"a page of {start}..{start + length} is shared")
+            if any(page in self._kept for page in range(start, start + length)):
+                raise AccountingError(f"a page of {start}..{start + length} is kept for others")
             self._move(start, length, OWNED, FENCED)
 
     def unfence(self, pages: Iterable[int]) -> None:
         """FENCED -> FREE. Only after the shipment's End, or its link is down and synchronised."""
         self._release(pages, FENCED)
 
-    def cache(self, pages: Iterable[int]) -> None:
-        """OWNED -> CACHED with no reader. Only complete pages of a checked sequence."""
-        for start, length in runs_of(pages):
-            self._move(start, length, OWNED, CACHED)
-            self._readers.update(dict.fromkeys(range(start, start + length), 0))
-
-    def hold(self, pages: Iterable[int]) -> None:
-        """One more reader of each cached page: it cannot be evicted."""
-        for page in pages:
-            self._readers[page] += 1
-
-    def drop(self, pages: Iterable[int]) -> None:
-        """One reader fewer of each cached page."""
-        for page in pages:
-            if self._readers[page] < 1:
-                raise AccountingError(f"page {page} has no reader")
-            self._readers[page] -= 1
-
-    def evict(self, pages: Iterable[int]) -> None:
-        """CACHED without readers -> FREE."""
-        gone = list(pages)
-        for page in gone:
-            if self._readers[page]:
-                raise AccountingError(f"page {page} is still read")
-            del self._readers[page]
-        self._release(gone, CACHED)
+    def evict(self, num_pages: int) -> None:
+        """CACHED -> FREE: so many, those first that were freed longest ago."""
+        gone: list[int] = []
+        for _ in range(num_pages):
+            page, _ = self._cached.popitem(last=False)
+            self._on_evict(page)
+            gone.append(page)
+        self._release(sorted(gone), CACHED)
 
     def check(self) -> None:
         """Compare counts, states and free runs. Linear in the pool. Raises AccountingError."""
@@ -217,7 +230,8 @@ class PageAllocator:
             "free runs are apart": all(
                 end < after for end, (after, _) in zip(ends, covered[1:], strict=False)
             ),
-            "readers are of cached pages": len(self._readers) == self.num_cached,
+            "what is cached is kept": len(self._cached) == self.num_cached
+            and all(self._state[page] == CACHED and page in self._kept for page in self._cached),
             "shares are of owned pages": all(
                 self._state[page] == OWNED and n > 0 for page, n in self._shares.items()
             ),

@@ -16,16 +16,19 @@ from dopd.errors import LinkError, ProtocolError
 from dopd.kv.layout import pages_for
 from dopd.sched import events as ev
 from dopd.sched.cells import TABLE
+from dopd.sched.chain import Chain
 from dopd.sched.checksum import PagesHash, checksum_error
 from dopd.sched.events import State
 from dopd.sched.groups import PromptGroups
 from dopd.sched.limits import SeatLimits
 from dopd.sched.owners import PageOwners
 from dopd.sched.pages import PageAllocator
+from dopd.sched.prefix import PrefixCache
 from dopd.sched.sequence import Sequence, tokens_hash
 from dopd.types import (
     Close,
     CloseReason,
+    Compute,
     Endpoint,
     Grant,
     Import,
@@ -56,13 +59,22 @@ class Shipment:
     issued: int = 0
     written: int = 0
 
+    def grant_pages(self, first: int, num_pages: int) -> None:
+        """Go named so many pages from `first` on: the ones before are there, and count as
+        written."""
+        self.issued = self.written = first
+        self.granted = first + num_pages
+        if self.hash is not None:
+            self.hash.num_pages = first
+
 
 @dataclass(slots=True, eq=False)
 class Seat:
     """A request's place at this worker. Written by cells only.
 
     nonce, link, landed, hash, have: of an import; landed has one byte a page, 1 if it is in place;
-        hash covers the first of those, None: the session has no KV check.
+        hash covers the first of those that arrive, None: the session has no KV check.
+    first: pages from the cache that it began with.
     shipment: of a source in WANT .. SENT.
     """
 
@@ -70,6 +82,7 @@ class Seat:
     sequence: Sequence
     state: State = State.NONE
     have: int = 0
+    first: int = 0
     nonce: int = 0
     link: int | None = None
     landed: bytearray = field(default_factory=bytearray, repr=False)
@@ -79,11 +92,13 @@ class Seat:
 
 @dataclass(slots=True, eq=False)
 class Fence:
-    """Pages that nobody owns and that one shipment on one link may still write."""
+    """Pages that nobody owns and that one shipment on one link may still write, as its page
+    `first` and those behind."""
 
     link: int
     pages: list[int] = field(repr=False)
     since: float
+    first: int = 0
 
 
 class Seats:
@@ -102,6 +117,7 @@ class Seats:
         self._imports: dict[int, Seat] = {}
         self._shipments: dict[int, Seat] = {}
         self.groups = PromptGroups(pages, limits.page_size)
+        self.prefixes = PrefixCache(pages, limits.page_size)
         self._links: dict[Peer, int] = {}
         # Makes the hash of a shipment, as the session wants it; see `PagesHash`.
         self.new_hash: Callable[[], PagesHash | None] = lambda: None
@@ -141,17 +157,17 @@ class Seats:
         """
         seat, fence = self._imports.get(nonce), self.fences.get(nonce)
         if seat is not None and seat.state is State.EXPOSED and seat.link == link:
-            pages = seat.sequence.pages
+            pages, at = seat.sequence.pages, first
         elif fence is not None and fence.link == link:
-            pages = fence.pages
+            pages, at = fence.pages, first - fence.first
         else:
             raise LinkError(f"write for shipment {nonce:#x}, which this link was not told to write")
-        if count < 1 or first + count > len(pages):
+        if count < 1 or at < 0 or at + count > len(pages):
             raise LinkError(f"write of pages {first}..{first + count} of {len(pages)}")
         if seat is not None and seat.landed.count(1, first, first + count):
-            # Contract T2; and a page that is hashed must not change.
+            # Contract T2; and a page that is hashed, or from the cache, must not change.
             raise LinkError(f"second write of pages {first}..{first + count}")
-        return pages[first : first + count]
+        return pages[at : at + count]
 
     def landed_unhashed(self, link: int, nonce: int) -> tuple[PagesHash, list[int]] | None:
         """The hash of an import, and its next pages in order that are in place."""
@@ -251,7 +267,7 @@ class Seats:
             return "worker is draining"
         if len(self.by_slot) >= self.limits.max_seats:
             return f"{len(self.by_slot)} seats of {self.limits.max_seats} are taken"
-        return f"{event.pages} pages asked, {self.pages.num_free} free"
+        return f"{event.pages} pages asked, {self.pages.num_available} free"
 
     def end_error(self, seat: Seat, end: LinkEnd) -> str | None:
         """Why what arrived must not be attended to, or None."""
@@ -295,14 +311,17 @@ class Seats:
         """Append one effect of the event under way."""
         self._effects.append(effect)
 
-    def add(self, event: Open, pages: list[int]) -> Seat:
-        """A seat on these pages."""
+    def add(self, event: Open, pages: list[int], chain: Chain | None, first: int) -> Seat:
+        """A seat on these pages, `first` of them from the cache."""
         limits = self.limits
         sequence = Sequence.of(
-            event, pages, next(self._arrivals), limits.eos_token_ids, limits.max_model_len
+            event, pages, next(self._arrivals), limits.eos_token_ids, limits.max_model_len, chain
         )
         have = event.kind.have if isinstance(event.kind, Import) else 0
-        seat = self.by_slot[event.slot] = Seat(event.slot, sequence, have=have)
+        seat = self.by_slot[event.slot] = Seat(event.slot, sequence, have=have, first=first)
+        if isinstance(event.kind, Compute):
+            sequence.computed = first * self.page_size
+            self.prefixes.keep(sequence)
         self.groups.join(sequence)
         return seat
 
@@ -313,7 +332,10 @@ class Seats:
             seat.nonce = self._draw()
         self._imports[seat.nonce] = seat
         seat.landed = bytearray(len(seat.sequence.pages))
+        seat.landed[: seat.first] = b"\1" * seat.first
         seat.hash = self.new_hash()
+        if seat.hash is not None:
+            seat.hash.num_pages = seat.first
         return dataclasses.replace(self._ticket, nonce=seat.nonce)
 
     def remove(self, seat: Seat) -> None:
@@ -342,8 +364,10 @@ class Seats:
     def set_fence(self, seat: Seat) -> None:
         """OWNED -> FENCED(nonce, link)."""
         assert seat.link is not None
-        self.pages.fence(seat.sequence.pages)
-        self.fences[seat.nonce] = Fence(seat.link, seat.sequence.pages, self._now)
+        first, pages = seat.first, seat.sequence.pages
+        self.pages.fence(pages[first:])
+        self.pages.free(pages[:first])
+        self.fences[seat.nonce] = Fence(seat.link, pages[first:], self._now, first)
 
     def _lift(self, nonce: int) -> None:
         self.pages.unfence(self.fences.pop(nonce).pages)

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import sys
 from dataclasses import dataclass, field
 
 from dopd.kv.layout import pages_for
+from dopd.sched.chain import Chain
 from dopd.types import CloseReason, Compute, History, Limits, Open, Row, SamplingParams
 
 NO_TOKENS: frozenset[int] = frozenset()
@@ -34,6 +36,8 @@ class Sequence:
     group: sequences of one session with the same number have the same prompt; 0: none.
     awaited: tokens whose KV another sequence of the group computes; this one waits. 0: it does not.
     tenant: whose it is; 0: nobody's.
+    chain: under what its full pages can be found; None: they are not.
+    keeps_at: tokens computed at which the prefix cache is to look again.
     history: what its logits are adjusted by; None if they are not.
     prompt_logprobs: alternatives told at each position of the prompt; None: nothing is told.
     traceparent: W3C trace context of the request, for logs and spans; may be empty.
@@ -59,6 +63,8 @@ class Sequence:
     awaited: int = 0
     tenant: int = 0
     history: History | None = None
+    chain: Chain | None = None
+    keeps_at: int = sys.maxsize
     row: Row = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -66,7 +72,13 @@ class Sequence:
 
     @classmethod
     def of(
-        cls, open_: Open, pages: list[int], arrival: int, eos: frozenset[int], model_len: int
+        cls,
+        open_: Open,
+        pages: list[int],
+        arrival: int,
+        eos: frozenset[int],
+        model_len: int,
+        chain: Chain | None = None,
     ) -> Sequence:
         """The sequence that an Open asks for, on pages that were allocated for it."""
         prompt = open_.kind.prompt
@@ -95,6 +107,7 @@ class Sequence:
             group=group,
             tenant=open_.tenant,
             history=History(adjustments, seen, answer) if adjustments else None,
+            chain=chain,
         )
 
     @property

@@ -49,8 +49,8 @@ class Link(Protocol):
         """Show a ticket."""
         ...
 
-    def go(self, nonce: int, pages: list[int]) -> None:
-        """Answer Begin: a peer may write these pages from now on."""
+    def go(self, nonce: int, pages: list[int], first: int = 0) -> None:
+        """Answer Begin: a peer may write these pages from now on, the shipment's from `first`."""
         ...
 
     def write(self, nonce: int, first: int, pages: list[int]) -> None:
@@ -89,8 +89,8 @@ class LinkEvents(Protocol):
         """A source shows a ticket."""
         ...
 
-    def go(self, link: Link, nonce: int, num_pages: int) -> None:
-        """A destination is ready for so many pages."""
+    def go(self, link: Link, nonce: int, num_pages: int, first: int = 0) -> None:
+        """A destination is ready for so many pages, the shipment's from `first` on."""
         ...
 
     def targets(self, link: Link, nonce: int, first: int, count: int) -> list[int]:

@@ -171,10 +171,10 @@ class FakeLink:
         """See `Link.begin`."""
         self._send("begin", nonce, lambda to: to.node.events.begin(to, nonce))
 
-    def go(self, nonce: int, pages: list[int]) -> None:
+    def go(self, nonce: int, pages: list[int], first: int = 0) -> None:
         """See `Link.go`."""
         num_pages = len(pages)
-        self._send("go", nonce, lambda to: to.node.events.go(to, nonce, num_pages))
+        self._send("go", nonce, lambda to: to.node.events.go(to, nonce, num_pages, first))
 
     def write(self, nonce: int, first: int, pages: list[int]) -> None:
         """See `Link.write`: each page travels alone."""

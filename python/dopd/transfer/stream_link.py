@@ -86,9 +86,9 @@ class StreamLink(abc.ABC):
         """See `Link.begin`."""
         self._put(LinkBegin(nonce))
 
-    def go(self, nonce: int, pages: list[int]) -> None:
+    def go(self, nonce: int, pages: list[int], first: int = 0) -> None:
         """See `Link.go`."""
-        self._put(LinkGo(nonce, pages))
+        self._put(LinkGo(nonce, pages, first))
 
     def write(self, nonce: int, first: int, pages: list[int]) -> None:
         """See `Link.write`."""
@@ -218,8 +218,8 @@ class StreamLink(abc.ABC):
                 self._pulled(message)
             case LinkBegin(nonce):
                 self._events.begin(self, nonce)
-            case LinkGo(nonce, pages):
-                self._events.go(self, nonce, len(pages))
+            case LinkGo(nonce, pages, first):
+                self._events.go(self, nonce, len(pages), first)
             case LinkEnd():
                 self._events.end(self, message)
             case _:

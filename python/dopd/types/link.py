@@ -35,10 +35,12 @@ class LinkBegin:
 
 @dataclass(frozen=True, slots=True)
 class LinkGo:
-    """Destination to source: write into these pages, in this order."""
+    """Destination to source: write into these pages, in this order, from the shipment's page
+    `first` on; those before are there already."""
 
     nonce: int
     pages: list[int] = field(repr=False)
+    first: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,11 +77,14 @@ class Compute:
 class Import:
     """Open: the KV comes from another worker; the router holds `have` answer tokens.
 
-    prompt: only if the adjustments need it.
+    prompt: only if the adjustments need it. prefix: 16 bytes a full page of the prompt, its hash
+    chain. tail: the prompt behind those pages.
     """
 
     have: int = 0
     prompt: list[int] = field(repr=False, default_factory=list)
+    prefix: bytes = field(repr=False, default=b"")
+    tail: list[int] = field(repr=False, default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,7 @@ class Open:
     prompt_logprobs: int | None = None
     traceparent: str = ""
     tenant: int = 0
+    prefix_salt: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +160,7 @@ class Welcome:
     report_interval_s: float
     kv_check: KvCheck = KvCheck.HEADER
     kv_scrub: KvScrub = KvScrub.TENANT
+    prefix_cache: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +227,7 @@ class ReportColumns:
     """What one report changes. token_slots[i] made tokens[i]; the rest is rare and kept as tuples.
 
     arrived: (slot, pos, tail). closed: (slot, reason, message, retry_ms).
+    reused: (slot, tokens). stored, evicted: hashes of prefixes.
     logprobs: (index into tokens, values). prompt_logprobs: (slot, position of the first, values).
     """
 
@@ -233,7 +239,11 @@ class ReportColumns:
     closed: list[tuple[int, CloseReason, str, int]] = field(default_factory=list)
     logprobs: list[tuple[int, Logprobs]] = field(default_factory=list)
     prompt_logprobs: list[tuple[int, int, list[Logprobs]]] = field(default_factory=list)
+    reused: list[tuple[int, int]] = field(default_factory=list)
+    stored: list[int] = field(default_factory=list)
+    evicted: list[int] = field(default_factory=list)
 
     def __bool__(self) -> bool:
         seats = self.closed or self.opened_slots or self.arrived
-        return bool(self.tokens or seats or self.prompt_logprobs)
+        prefixes = self.reused or self.stored or self.evicted
+        return bool(self.tokens or seats or self.prompt_logprobs or prefixes)

@@ -40,8 +40,8 @@ def encode_link(message: LinkMessage) -> bytes:
             frame = pb.LinkFrame(pulled=pb.Pulled(nonce=nonce, count=count))
         case LinkBegin(nonce):
             frame = pb.LinkFrame(begin=pb.Begin(nonce=nonce))
-        case LinkGo(nonce, pages):
-            frame = pb.LinkFrame(go=pb.Go(nonce=nonce, pages=pages))
+        case LinkGo(nonce, pages, first):
+            frame = pb.LinkFrame(go=pb.Go(nonce=nonce, pages=pages, first=first))
         case LinkEnd(nonce, ok, pages_written, pos, tokens, tokens_hash, checksum):
             frame = pb.LinkFrame(
                 end=pb.End(
@@ -88,7 +88,7 @@ def decode_link(data: bytes | bytearray | memoryview) -> LinkMessage:
         case "begin":
             return LinkBegin(frame.begin.nonce)
         case "go":
-            return LinkGo(frame.go.nonce, list(frame.go.pages))
+            return LinkGo(frame.go.nonce, list(frame.go.pages), frame.go.first)
         case "end":
             end = frame.end
             checksum = end.checksum if end.HasField("checksum") else None

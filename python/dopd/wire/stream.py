@@ -171,6 +171,11 @@ def report(head: ReportHead, columns: ReportColumns) -> pb.AttachRequest:
         it.logprobs.top_logprobs.extend(value for _, value in logprobs.top)
     for slot, start, values in columns.prompt_logprobs:
         _add_run(it.prompt_logprobs, slot, start, values)
+    for slot, tokens in columns.reused:
+        it.reused_slots.append(slot)
+        it.reused_tokens.append(tokens)
+    it.stored_hashes.extend(columns.stored)
+    it.evicted_hashes.extend(columns.evicted)
     return message
 
 
@@ -205,6 +210,7 @@ def response(message: pb.AttachResponse) -> Welcome | Refusal | Commands:
             report_interval_s=welcome.report_interval_ms / 1e3,
             kv_check=_known(_KV_CHECKS, welcome.kv_check, "KV check"),
             kv_scrub=_known(_KV_SCRUBS, welcome.kv_scrub, "KV scrub"),
+            prefix_cache=welcome.prefix_cache,
         )
     if kind == "refusal":
         return Refusal(message.refusal.message, message.refusal.retry)
@@ -244,7 +250,8 @@ def _open(message: pb.Open) -> Open:
         opened = Compute(list(compute.prompt), list(compute.answer), compute.prompt_group)
     else:
         imported = getattr(message, "import")
-        opened = Import(imported.have, list(imported.prompt))
+        prompt, tail = list(imported.prompt), list(imported.tail)
+        opened = Import(imported.have, prompt, imported.prefix, tail)
     limits = message.limits
     return Open(
         slot=message.slot,
@@ -265,6 +272,7 @@ def _open(message: pb.Open) -> Open:
         prompt_logprobs=(message.prompt_logprobs if message.HasField("prompt_logprobs") else None),
         traceparent=message.traceparent,
         tenant=message.tenant,
+        prefix_salt=message.prefix_salt,
     )
 
 

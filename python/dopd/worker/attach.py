@@ -217,7 +217,8 @@ class Attach:
                 if stream.id:
                     raise ProtocolError("second welcome on one stream")
                 stream.welcome(message)
-                self._desk.post(Started(stream, message.kv_check, message.kv_scrub))
+                checks = (message.kv_check, message.kv_scrub)
+                self._desk.post(Started(stream, *checks, message.prefix_cache))
                 log.info("attached to router %s at %s", message.router, self._join)
             case Refusal(text, retry):
                 if not retry:

@@ -216,17 +216,19 @@ class Desk:
             self.is_stopped
             or self._inbox
             or len(self.batcher)
-            or (self._outbox and self.session is not None)
+            or ((self._outbox or self.seats.prefixes.has_news) and self.session is not None)
         )
 
     def _take(self, item: Started | Lost | Commands | ev.Dropped) -> None:
         match item:
-            case Started(session, kv_check, kv_scrub):
+            case Started(session, kv_check, kv_scrub, prefix_cache):
                 if self.session is not None:
                     # Its end was lost on the way here; it cannot be that both live.
                     self._lose_session()
                 self.session = session
                 self.memory.begin_session(kv_check, kv_scrub)
+                self.seats.prefixes.is_compared = self.is_audited
+                self.seats.prefixes.begin_session(prefix_cache)
             case Lost(session):
                 if session is self.session:
                     self._lose_session()
@@ -277,7 +279,7 @@ class Desk:
 
     def _act(self, effect: ev.Effect) -> None:
         match effect:
-            case ev.Opened() | ev.Arrived() | ev.Closed():
+            case ev.Opened() | ev.Reused() | ev.Arrived() | ev.Closed():
                 self._outbox.add(effect)
             case ev.Scrub():
                 self.memory.note(effect)
@@ -294,6 +296,8 @@ class Desk:
     def _report(self, step_us: int = 0) -> None:
         """One message, if a step is to be closed or anything is to be said."""
         columns = self._outbox.take()
+        if self.seats.prefixes.has_news:
+            columns.stored, columns.evicted = self.seats.prefixes.take_news()
         if self.session is not None and (step_us or columns):
             self.session.report(wire.report(self._head(self.session.id, step_us), columns))
 
@@ -333,6 +337,8 @@ class Desk:
             sequence.computed += len(row.tokens)
             if sequence.computed > len(row.pages) * page_size:
                 raise AccountingError(f"{sequence} is out of pages")
+            if sequence.computed >= sequence.keeps_at:
+                self.seats.prefixes.keep(sequence)
             if result is not None:
                 self._outbox.add_token(row.slot, result.token, result.logprobs)
                 reason = sequence.append(result.token)

@@ -48,8 +48,8 @@ class Links:
                 self._transport.dial(peer)
             case ev.SendBegin(link, nonce):
                 self._by_id[link].begin(nonce)
-            case ev.SendGo(link, nonce, pages):
-                self._by_id[link].go(nonce, pages)
+            case ev.SendGo(link, nonce, pages, first):
+                self._by_id[link].go(nonce, pages, first)
             case ev.WritePages(link, nonce, first, pages):
                 self._by_id[link].write(nonce, first, pages)
             case ev.SendEnd(link, end):
@@ -87,10 +87,10 @@ class Links:
         with self._changed:
             self._handle(ev.Begin(link.id, nonce))
 
-    def go(self, link: Link, nonce: int, num_pages: int) -> None:
+    def go(self, link: Link, nonce: int, num_pages: int, first: int = 0) -> None:
         """A destination is ready."""
         with self._changed:
-            self._handle(ev.Go(link.id, nonce, num_pages))
+            self._handle(ev.Go(link.id, nonce, num_pages, first))
 
     def targets(self, link: Link, nonce: int, first: int, count: int) -> list[int]:
         """Pages that a Write names. Raises LinkError if it must not land."""

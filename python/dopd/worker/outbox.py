@@ -19,13 +19,15 @@ class Outbox:
     def __bool__(self) -> bool:
         return bool(self._columns)
 
-    def add(self, effect: ev.Opened | ev.Arrived | ev.Closed) -> None:
+    def add(self, effect: ev.Opened | ev.Reused | ev.Arrived | ev.Closed) -> None:
         """A seat opened, arrived or is gone."""
         columns = self._columns
         match effect:
             case ev.Opened(slot, grant):
                 columns.opened_slots.append(slot)
                 columns.opened_grants.append(grant)
+            case ev.Reused(slot, tokens):
+                columns.reused.append((slot, tokens))
             case ev.Arrived(slot, pos, tail):
                 columns.arrived.append((slot, pos, tail))
             case ev.Closed(slot, reason, message, retry_ms):

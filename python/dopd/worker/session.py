@@ -34,11 +34,12 @@ class Session(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A session begins. The checks are what its router told all workers."""
+    """A session begins. The rest is what its router told all workers."""
 
     session: Session
     kv_check: KvCheck = KvCheck.OFF
     kv_scrub: KvScrub = KvScrub.NEVER
+    prefix_cache: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -290,6 +290,7 @@ fn open_message(
                 have: parts.have,
                 prompt: penalized_prompt(&request),
                 prefix: Vec::new(),
+                tail: Vec::new(),
             }),
         }),
     }

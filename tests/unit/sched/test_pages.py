@@ -19,12 +19,20 @@ class Pages(RuleBasedStateMachine):
     owned = Bundle("owned")
     shared = Bundle("shared")
     fenced = Bundle("fenced")
-    cached = Bundle("cached")
 
     def __init__(self) -> None:
         super().__init__()
         self.pages = PageAllocator(NUM_PAGES)
         self.state = dict.fromkeys(range(NUM_PAGES), FREE)
+        self.kept: set[int] = set()
+        # Those that are evicted first in front.
+        self.cached: list[int] = []
+        self.evicted: list[int] = []
+        self.pages.keep_through(self.kept, self.on_evict)
+
+    def on_evict(self, page: int) -> None:
+        self.kept.remove(page)
+        self.evicted.append(page)
 
     def move(self, pages: tuple[int, ...], old: int, new: int) -> tuple[int, ...]:
         for page in pages:
@@ -32,24 +40,50 @@ class Pages(RuleBasedStateMachine):
             self.state[page] = new
         return pages
 
+    def count(self, state: int) -> int:
+        return sum(one == state for one in self.state.values())
+
+    def freed(self, pages: tuple[int, ...]) -> None:
+        gone = tuple(page for page in pages if page not in self.kept)
+        kept = tuple(page for page in pages if page in self.kept)
+        self.move(gone, OWNED, FREE)
+        self.move(kept, OWNED, CACHED)
+        self.cached += reversed(kept)
+
     @rule(target=owned, num_pages=st.integers(0, NUM_PAGES + 3))
     def allocate(self, num_pages: int) -> tuple[int, ...]:
-        free = sum(state == FREE for state in self.state.values())
+        free, cached = self.count(FREE), self.count(CACHED)
+        self.evicted.clear()
         got = self.pages.allocate(num_pages)
-        assert (got is None) == (num_pages > free)
+        assert (got is None) == (num_pages > free + cached)
         assert got is None or len(set(got)) == len(got) == num_pages
+        num_evicted = 0 if got is None else max(num_pages - free, 0)
+        assert self.evicted == self.cached[:num_evicted]
+        self.move(tuple(self.evicted), CACHED, FREE)
+        del self.cached[:num_evicted]
         return self.move(tuple(got or ()), FREE, OWNED)
 
     @rule(pages=consumes(owned))
     def free(self, pages: tuple[int, ...]) -> None:
         self.pages.free(pages)
-        self.move(pages, OWNED, FREE)
+        self.freed(pages)
+
+    @rule(pages=owned, num_kept=st.integers(0, NUM_PAGES))
+    def keep(self, pages: tuple[int, ...], num_kept: int) -> None:
+        self.kept.update(pages[:num_kept])
 
     @rule(target=shared, pages=consumes(owned), num_owners=st.integers(2, 4))
     def share(self, pages: tuple[int, ...], num_owners: int) -> tuple[tuple[int, ...], int]:
         for _ in range(num_owners - 1):
             self.pages.share(pages)
         return pages, num_owners
+
+    @rule(target=owned, num_pages=st.integers(1, NUM_PAGES))
+    def take_from_the_cache(self, num_pages: int) -> tuple[int, ...]:
+        pages = tuple(self.cached[-num_pages:])
+        del self.cached[-num_pages:]
+        self.pages.share(pages)
+        return self.move(pages, CACHED, OWNED)
 
     @rule(target=shared, held=consumes(shared))
     def free_shared(self, held: tuple[tuple[int, ...], int]) -> tuple[tuple[int, ...], int]:
@@ -62,11 +96,15 @@ class Pages(RuleBasedStateMachine):
         if num_owners:
             self.pages.free(pages)
         if num_owners == 1:
-            self.move(pages, OWNED, FREE)
+            self.freed(pages)
         return (pages, num_owners - 1) if num_owners > 1 else ((), 0)
 
     @rule(target=fenced, pages=consumes(owned))
     def fence(self, pages: tuple[int, ...]) -> tuple[int, ...]:
+        if not self.kept.isdisjoint(pages):
+            with pytest.raises(AccountingError, match="kept for others"):
+                self.pages.fence(pages)
+        self.kept.difference_update(pages)
         self.pages.fence(pages)
         return self.move(pages, OWNED, FENCED)
 
@@ -75,28 +113,20 @@ class Pages(RuleBasedStateMachine):
         self.pages.unfence(pages)
         self.move(pages, FENCED, FREE)
 
-    @rule(target=cached, pages=consumes(owned))
-    def cache(self, pages: tuple[int, ...]) -> tuple[int, ...]:
-        self.pages.cache(pages)
-        return self.move(pages, OWNED, CACHED)
-
-    @rule(pages=cached)
-    def hold_and_drop(self, pages: tuple[int, ...]) -> None:
-        self.pages.hold(pages)
-        if pages and self.state[pages[0]] == CACHED:
-            with pytest.raises(AccountingError, match="still read"):
-                self.pages.evict(pages)
-        self.pages.drop(pages)
-
-    @rule(pages=consumes(cached))
-    def evict(self, pages: tuple[int, ...]) -> None:
-        self.pages.evict(pages)
-        self.move(pages, CACHED, FREE)
+    @rule(num_pages=st.integers(0, NUM_PAGES))
+    def evict(self, num_pages: int) -> None:
+        num_pages = min(num_pages, len(self.cached))
+        self.evicted.clear()
+        self.pages.evict(num_pages)
+        assert self.evicted == self.cached[:num_pages]
+        self.move(tuple(self.evicted), CACHED, FREE)
+        del self.cached[:num_pages]
 
     @invariant()
     def accounting_closes(self) -> None:
         self.pages.check()
         assert [self.pages.state(page) for page in range(NUM_PAGES)] == list(self.state.values())
+        assert self.pages.num_available == self.count(FREE) + self.count(CACHED)
 
 
 Pages.TestCase.settings = settings(
@@ -127,7 +157,7 @@ def test_a_pool_of_millions_costs_nothing_at_start() -> None:
     assert pages.num_free == (4 << 20) - 5
 
 
-@pytest.mark.parametrize("operation", ["free", "unfence", "cache", "fence"])
+@pytest.mark.parametrize("operation", ["free", "unfence", "fence"])
 def test_a_page_in_the_wrong_state_is_refused(operation: str) -> None:
     pages = PageAllocator(8)
     with pytest.raises(AccountingError, match="not all in state"):

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import pytest
 
+from dopd.sched.prefix import wire_hash
 from tests.support.fleet import Fleet
 from tests.support.mock_model import answer
 from tests.support.model_router import END, WAIT, ModelRouter, Request
@@ -27,7 +28,11 @@ class History:
 
     def __init__(self, seed: int) -> None:
         self.random = rng = random.Random(seed)
-        self.fleet = Fleet(rng.choice((2, 2, 3)), num_pages=rng.choice((4, 8, 12)))
+        num_workers, num_pages = rng.choice((2, 2, 3)), rng.choice((4, 8, 12))
+        self.fleet = Fleet(num_workers, num_pages, prefix_cache=rng.random() < 0.6)
+        # What prompts begin with, and whose: the last one is nobody's, and is not kept.
+        self.beginnings = [[rng.randrange(256) for _ in range(40)] for _ in range(2)]
+        self.tenants = ((1, b"a" * 16), (2, b"b" * 16), (0, b""))
         self.router = ModelRouter(self.fleet)
         self.faults_left = rng.choice((0, 1, 3, 8))
         self.cancels_left = rng.choice((0, 1, 2))
@@ -45,13 +50,19 @@ class History:
         """One more request."""
         rng = self.random
         self.arrivals_left -= 1
-        prompt = [rng.randrange(256) for _ in range(rng.choice((1, 5, 16, 30, 40)))]
+        length = rng.choice((1, 5, 16, 30, 40))
+        prompt = [rng.randrange(256) for _ in range(length)]
+        if rng.random() < 0.7:
+            num_equal = rng.randrange(length + 1)
+            prompt[:num_equal] = rng.choice(self.beginnings)[:num_equal]
+        tenant, salt = rng.choice(self.tenants)
         # Some come as choices of one request: the same prompt under one number.
         num_choices = rng.choice((1, 1, 3))
         group = self.arrivals_left + 1 if num_choices > 1 else 0
         for _ in range(num_choices):
             expected = answer(prompt, rng.choice((1, 2, 8, 20)))
-            self.router.requests.append(Request(prompt, expected, group=group))
+            one = Request(prompt, expected, group=group, salt=salt, tenant=tenant)
+            self.router.requests.append(one)
 
     def choices(self) -> list[tuple[str, Callable[[], None]]]:
         """Everything that may happen now."""
@@ -147,6 +158,9 @@ class History:
                 link.bytes_per_s = self.link_rate
             node.check()
             self.seen["shared"] += bool(node.num_shared())
+            firsts = [seat.first for seat in node.desk.seats.by_slot.values() if seat.nonce]
+            self.seen["import begins with cached pages"] += bool(any(firsts))
+        self.seen["reused"] = len(self.router.reused)
 
     def is_over(self) -> bool:
         return (
@@ -160,6 +174,7 @@ class History:
         self.faults_left = self.cancels_left = self.arrivals_left = 0
         for _ in range(NUM_ROUNDS_MAX):
             if self.is_over():
+                self.check_index()
                 return
             self.happen()
             if self.random.random() < 0.05:
@@ -170,6 +185,12 @@ class History:
             f"every_fault_free_run_ends_clean: {[r.state for r in self.router.requests]} "
             f"{[node.desk.seats.by_slot for node in self.fleet.nodes]}"
         )
+
+    def check_index(self) -> None:
+        """What the router heard of the caches is what they hold."""
+        for node, kept in zip(self.fleet.nodes, self.router.kept, strict=True):
+            keys = node.desk.seats.prefixes._page_of
+            assert kept == {wire_hash(key) for key in keys}
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -194,6 +215,8 @@ def test_the_histories_see_everything() -> None:
         "preempt",
         "cut",
         "shared",
+        "reused",
+        "import begins with cached pages",
         "drop",
         "double",
         "give up",

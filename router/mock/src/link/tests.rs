@@ -22,7 +22,11 @@ fn message() -> impl Strategy<Value = LinkMessage> {
     let pages = prop::collection::vec(any::<u32>(), 0..50);
     let kind = prop_oneof![
         any::<u64>().prop_map(|nonce| Kind::Begin(Begin { nonce })),
-        (any::<u64>(), pages.clone()).prop_map(|(nonce, pages)| Kind::Go(Go { nonce, pages })),
+        (any::<u64>(), pages.clone(), 0..4_u32).prop_map(|(nonce, pages, first)| Kind::Go(Go {
+            nonce,
+            pages,
+            first
+        })),
         (any::<u64>(), any::<u32>(), any::<u32>()).prop_map(|(nonce, first, count)| {
             Kind::Write(Write {
                 nonce,

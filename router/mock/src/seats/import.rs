@@ -28,7 +28,12 @@ impl Seats {
             written: vec![false; seat.pages.len()],
         };
         let pages = seat.pages.clone();
-        let go = wire::link_frame::Kind::Go(wire::Go { nonce, pages });
+        // No prefix cache here: all pages are to be written, whatever `Import.prefix` says.
+        let go = wire::link_frame::Kind::Go(wire::Go {
+            nonce,
+            pages,
+            first: 0,
+        });
         self.say(LinkId::In(link), go, Bytes::new());
     }
 

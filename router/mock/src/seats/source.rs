@@ -45,6 +45,7 @@ impl Seats {
         seat.phase = Phase::Want(Shipment {
             nonce,
             peer,
+            first: 0,
             room: 0,
             written: 0,
         });
@@ -104,8 +105,11 @@ impl Seats {
         {
             match seat.phase {
                 Phase::Begun(_) => {
+                    let first = go.first.min(super::types::count(seat.pages.len()));
                     seat.phase = Phase::Going(Shipment {
-                        room: super::types::count(go.pages.len()),
+                        first,
+                        room: first.saturating_add(super::types::count(go.pages.len())),
+                        written: first,
                         ..shipment
                     });
                     return self.pump(peer);
@@ -269,7 +273,7 @@ impl Seats {
             return;
         }
         seat.phase = Phase::Sent(shipment);
-        let pages = seat.pages[..shipment.written as usize].to_vec();
+        let pages = seat.pages[shipment.first as usize..shipment.written as usize].to_vec();
         let mut end = End {
             nonce: shipment.nonce,
             ok: true,

@@ -237,9 +237,11 @@ pub struct Shipment {
     pub nonce: u64,
     /// Peer number of the seat table.
     pub peer: u64,
-    /// Pages of the destination; known from Go on.
+    /// Pages that are at the destination already, from its prefix cache; known from Go on.
+    pub first: u32,
+    /// Pages of the destination, these included.
     pub room: u32,
-    /// Pages handed to the link.
+    /// Pages handed to the link, or there already.
     pub written: u32,
 }
 

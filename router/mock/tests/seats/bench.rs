@@ -215,6 +215,7 @@ impl Bench {
                 let go = Go {
                     nonce: NONCE_OUT,
                     pages,
+                    first: 0,
                 };
                 self.frame(LinkId::Out(LINK_OUT), Kind::Go(go), 0);
             }

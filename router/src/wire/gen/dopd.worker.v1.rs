@@ -68,9 +68,13 @@ pub struct Begin {
 pub struct Go {
     #[prost(fixed64, tag = "1")]
     pub nonce: u64,
-    /// Page i of the shipment belongs into pages\[i\]. Shown for logs: writes name the index, not the page.
+    /// Page first + i of the shipment belongs into pages\[i\]. Shown for logs: writes name the index, not the page.
     #[prost(uint32, repeated, tag = "2")]
     pub pages: ::prost::alloc::vec::Vec<u32>,
+    /// Pages of the shipment before this one are at the destination already, from its prefix cache: they are not written, and
+    /// the checksum does not cover them. Indexes and `End.pages` count them.
+    #[prost(uint32, tag = "3")]
+    pub first: u32,
 }
 /// Source to destination: payload is `count` whole pages, the shipment's pages first .. first+count.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -102,7 +106,7 @@ pub struct End {
     /// false: aborted.
     #[prost(bool, tag = "2")]
     pub ok: bool,
-    /// Pages written.
+    /// Pages of the shipment: those written, and those before `Go.first`.
     #[prost(uint32, tag = "3")]
     pub pages: u32,
     /// Answer tokens made; also the sampling counter.
@@ -431,6 +435,9 @@ pub struct Import {
     /// page on; it asks the source for the other pages only. Empty: for all.
     #[prost(bytes = "vec", tag = "3")]
     pub prefix: ::prost::alloc::vec::Vec<u8>,
+    /// Prompt tokens behind these pages, so that the destination can go on with the chain. Fewer than all: it does not.
+    #[prost(uint32, repeated, tag = "4")]
+    pub tail: ::prost::alloc::vec::Vec<u32>,
 }
 /// Changes to the logits before a draw, in this order: bias, then penalties. Log probabilities are of the raw logits.
 #[derive(Clone, PartialEq, ::prost::Message)]

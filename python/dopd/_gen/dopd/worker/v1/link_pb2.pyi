@@ -168,20 +168,26 @@ class Go(_message.Message):
 
     NONCE_FIELD_NUMBER: _builtins.int
     PAGES_FIELD_NUMBER: _builtins.int
+    FIRST_FIELD_NUMBER: _builtins.int
     nonce: _builtins.int
+    first: _builtins.int
+    """Pages of the shipment before this one are at the destination already, from its prefix cache: they are not written, and
+    the checksum does not cover them. Indexes and `End.pages` count them.
+    """
     @_builtins.property
     def pages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """Page i of the shipment belongs into pages[i]. Shown for logs: writes name the index, not the page."""
+        """Page first + i of the shipment belongs into pages[i]. Shown for logs: writes name the index, not the page."""
 
     def __init__(
         self,
         *,
         nonce: _builtins.int = ...,
         pages: _abc.Iterable[_builtins.int] | None = ...,
+        first: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["nonce", b"nonce", "pages", b"pages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first", b"first", "nonce", b"nonce", "pages", b"pages"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -263,7 +269,7 @@ class End(_message.Message):
     ok: _builtins.bool
     """false: aborted."""
     pages: _builtins.int
-    """Pages written."""
+    """Pages of the shipment: those written, and those before `Go.first`."""
     pos: _builtins.int
     """Answer tokens made; also the sampling counter."""
     tokens_hash: _builtins.int

@@ -664,6 +664,7 @@ class Import(_message.Message):
     HAVE_FIELD_NUMBER: _builtins.int
     PROMPT_FIELD_NUMBER: _builtins.int
     PREFIX_FIELD_NUMBER: _builtins.int
+    TAIL_FIELD_NUMBER: _builtins.int
     have: _builtins.int
     """Answer tokens that the router holds."""
     prefix: _builtins.bytes
@@ -674,16 +675,21 @@ class Import(_message.Message):
     def prompt(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """The prompt; sent only if `adjustments.repetition_penalty` needs it, since the KV comes from the other worker."""
 
+    @_builtins.property
+    def tail(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Prompt tokens behind these pages, so that the destination can go on with the chain. Fewer than all: it does not."""
+
     def __init__(
         self,
         *,
         have: _builtins.int = ...,
         prompt: _abc.Iterable[_builtins.int] | None = ...,
         prefix: _builtins.bytes = ...,
+        tail: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["have", b"have", "prefix", b"prefix", "prompt", b"prompt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["have", b"have", "prefix", b"prefix", "prompt", b"prompt", "tail", b"tail"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
