@@ -52,7 +52,12 @@ impl Pace {
         Ok(Self(timings))
     }
 
-    /// Duration of a step.
+    /// What it calculates with.
+    pub fn timings(&self) -> &Timings {
+        &self.0
+    }
+
+    /// Duration of a step, with what mixing costs in truth.
     pub fn step_time(&self, batch: &Batch) -> Duration {
         let shape = StepShape {
             prefill: &batch.prefill,

@@ -7,7 +7,7 @@
 
 use std::path::PathBuf;
 
-use dopd_core::units::Micros;
+use dopd_core::{cost::Timings, units::Micros};
 use dopd_mock::{
     model,
     seats::{Event, Seats, SeatsConfig, Terms},
@@ -121,6 +121,7 @@ fn serve(prompt: &[u32], sampling: Sampling, bias: &[(u32, f32)]) -> Answer {
         batch_tokens_max: 37,
         model_len_max: 4_096,
         in_flight_bytes_max: 0,
+        timings: Timings::instant(),
         role: Role::Mixed,
         nonce_seed: 1,
     });
@@ -156,7 +157,7 @@ fn serve(prompt: &[u32], sampling: Sampling, bias: &[(u32, f32)]) -> Answer {
         reports: Vec::new(),
         page: Vec::new(),
     };
-    while let Some(batch) = seats.begin_step(1) {
+    while let Some(batch) = seats.begin_step(Micros(0), 1) {
         let pages = seats.seat(SLOT).expect("open").pages.clone();
         seats.finish_step(Micros(0), &batch, 0);
         let report = seats.take_report(0).expect("session");

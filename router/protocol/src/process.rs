@@ -185,6 +185,7 @@ fn seats_config(plan: &Plan, index: usize, life: u32) -> SeatsConfig {
         batch_tokens_max: plan.batch_tokens.max(plan.places.1),
         model_len_max: MODEL_LEN_MAX,
         in_flight_bytes_max: plan.in_flight_bytes,
+        timings: plan.timings(),
         role: plan.roles[index],
         nonce_seed: model::mix(plan.seed ^ incarnation(index, life)),
     }

@@ -1,6 +1,6 @@
 //! What the processes of workers do: the loop of `dopd_mock::worker`, one event at a time.
 
-use dopd_core::units::Micros;
+use dopd_core::{cost::StepShape, units::Micros};
 use dopd_mock::{
     model,
     seats::{Batch, Event, Row, Terms},
@@ -60,10 +60,15 @@ impl World {
     fn begin_step(&mut self, worker: usize) {
         let pages_left_max = if self.clock.random.percent(50) { 1 } else { 3 };
         let process = &mut self.processes[worker];
-        let Some(batch) = process.seats.begin_step(pages_left_max) else {
+        let time = process.time(self.clock.now());
+        let Some(batch) = process.seats.begin_step(time, pages_left_max) else {
             return;
         };
-        let us = self.plan.step_us + self.plan.prompt_token_us * u64::from(batch.prefill_tokens());
+        let us = self.plan.timings().step_us(StepShape {
+            prefill: &batch.prefill,
+            decode_seqs: batch.decode_seqs,
+            decode_context_sum: batch.decode_context,
+        });
         let us = us * self.clock.random.between(80, 120) / 100;
         let number = process.next_step();
         self.clock.say(|| {
@@ -113,7 +118,8 @@ impl World {
         if !process.seats.is_dirty() && !is_due {
             return;
         }
-        let next_step_us = process.step.as_ref().map_or(0, |step| step.us);
+        let expected = |step: &Step| step.batch.expected_us();
+        let next_step_us = process.step.as_ref().map_or(0, expected);
         let Some(mut report) = process.seats.take_report(next_step_us) else {
             return;
         };

@@ -21,6 +21,7 @@ use crate::{
         link::{Identity, Link},
         outgoing::Outgoing,
         registry::{Admitted, Refused},
+        step,
     },
 };
 
@@ -85,7 +86,7 @@ impl Attached {
             report_interval_ms: workers.report_interval_ms,
             kv_check: kv_check(&workers.kv_check).into(),
             kv_scrub: kv_scrub(&workers.kv_scrub).into(),
-            step_policy: None,
+            step_policy: Some(step::to_wire(&attachments.config.step)),
             prefix_cache: false,
         });
         let attached = Self {

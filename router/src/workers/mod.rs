@@ -27,6 +27,7 @@ mod service;
 mod session;
 #[doc(hidden)]
 pub mod sim;
+pub mod step;
 mod watchdog;
 
 pub use serve::serve;

@@ -1,5 +1,4 @@
-//! Steps: continuous batching with chunked prefill. Decode rows are always in; prompts share what
-//! is left of the token budget, oldest first.
+//! What comes of a step: KV, tokens, ends.
 
 use dopd_core::units::Micros;
 use dopd_router::wire::worker::{CloseReason, PromptLogprobs};
@@ -14,7 +13,7 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Row {
     pub(super) slot: u32,
-    life: u64,
+    pub(super) life: u64,
     /// Positions to compute.
     pub(super) tokens: u32,
     /// What a test wants to go wrong with it.
@@ -39,12 +38,26 @@ pub struct Batch {
     pub decode_context: u64,
     /// New tokens and context before them of each prompt chunk.
     pub prefill: Vec<(u32, u32)>,
+    /// Its time as predicted, without what mixing costs.
+    pub(super) plain_us: u64,
+    /// The same with what mixing is believed to cost: what the router is told.
+    pub(super) expected_us: u64,
 }
 
 impl Batch {
     /// Prompt tokens of the step.
     pub fn prefill_tokens(&self) -> u32 {
         self.prefill.iter().map(|&(new, _)| new).sum()
+    }
+
+    /// What it is expected to take, in microseconds.
+    pub fn expected_us(&self) -> u32 {
+        u32::try_from(self.expected_us).unwrap_or(u32::MAX)
+    }
+
+    /// Prompts, and sequences that decode.
+    pub fn is_mixed(&self) -> bool {
+        self.decode_seqs > 0 && !self.prefill.is_empty()
     }
 }
 
@@ -73,75 +86,21 @@ fn add_told(columns: &mut PromptLogprobs, slot: u32, position: u32, top: u32, to
 }
 
 impl Seats {
-    /// Step boundary: freezes what may freeze, then says what the next step computes. `None`:
-    /// nothing.
-    ///
-    /// `pages_left_max`: pages that the link writes within one decode step.
-    pub fn begin_step(&mut self, pages_left_max: u32) -> Option<Batch> {
-        let mut active = std::mem::take(&mut self.active);
-        let mut batch = Batch::default();
-        active.retain(|&(slot, life)| {
-            let is_alive = self.seat(slot).is_some_and(|seat| seat.life == life);
-            if is_alive {
-                self.freeze_if_near(slot, pages_left_max);
-                self.add_decode(&mut batch, slot);
-            }
-            is_alive
-        });
-        let rows = super::types::count(batch.rows.len());
-        let mut budget = self.config.batch_tokens_max.saturating_sub(rows);
-        for &(slot, _) in &active {
-            if budget == 0 {
-                break;
-            }
-            budget -= self.add_prefill(&mut batch, slot, budget);
-        }
-        self.active = active;
-        (!batch.rows.is_empty()).then_some(batch)
-    }
-
-    fn add_decode(&self, batch: &mut Batch, slot: u32) {
-        if let Some(seat) = self.seat(slot)
-            && seat.phase.is_stepping()
-            && seat.is_prefilled()
-        {
-            batch.decode_seqs += 1;
-            batch.decode_context += u64::from(seat.computed);
-            batch.rows.push(Row {
-                slot,
-                life: seat.life,
-                tokens: 1,
-                spoil: None,
-            });
-        }
-    }
-
-    /// Adds a chunk of at most `budget` tokens; returns its size.
-    fn add_prefill(&self, batch: &mut Batch, slot: u32, budget: u32) -> u32 {
-        let Some(seat) = self.seat(slot) else {
-            return 0;
-        };
-        if !seat.phase.is_stepping() || seat.todo.is_empty() {
-            return 0;
-        }
-        let tokens = budget.min(super::types::count(seat.todo.len()) - seat.computed);
-        batch.prefill.push((tokens, seat.computed));
-        batch.rows.push(Row {
-            slot,
-            life: seat.life,
-            tokens,
-            spoil: None,
-        });
-        tokens
-    }
-
     /// The step is over: its KV, its tokens, its ends. Seats that ended meanwhile are passed over.
     pub fn finish_step(&mut self, now: Micros, batch: &Batch, step_us: u32) {
+        self.now = now;
         self.steps += 1;
         self.columns.step_us = step_us;
+        self.columns.step_expected_us = batch.expected_us();
         self.columns.step_prefill_tokens = batch.prefill_tokens();
         self.columns.step_decode_seqs = batch.decode_seqs;
         self.is_dirty = true;
+        if let Some(belief) = self.belief.as_mut().filter(|_| batch.is_mixed()) {
+            belief.measured(batch.plain_us, u64::from(step_us));
+        }
+        if batch.decode_seqs > 0 {
+            self.residents.stepped(now);
+        }
         for row in &batch.rows {
             self.compute(now, *row);
         }
@@ -161,9 +120,6 @@ impl Seats {
         }
         let start = seat.computed;
         let end = start + row.tokens;
-        if end.div_ceil(model::PAGE_SIZE) as usize > seat.pages.len() {
-            return self.close(now, row.slot, CloseReason::Preempted, "its pages are full");
-        }
         if row.spoil == Some(FaultKind::Raise) {
             let why = "mock fault: this row was told to fail";
             return self.close(now, row.slot, CloseReason::Error, why);

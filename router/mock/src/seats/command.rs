@@ -93,6 +93,10 @@ impl Seats {
         let (slot, life) = (open.slot, self.lives);
         let mut seat = Box::new(Seat {
             life,
+            priority: open.priority,
+            tenant: open.tenant,
+            tpot: Micros(u64::from(open.slo_tpot_us)),
+            stay: None,
             prompt_tokens: open.prompt_tokens,
             prompt_hash: open.prompt_hash,
             have: 0,

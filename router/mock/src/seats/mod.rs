@@ -3,22 +3,27 @@
 //! Implements the tables "Seat at a worker", "Page", "Link end" and "Session" of handoff.md, cell
 //! by cell; no clock, no socket, no randomness. Owns the page pool. `worker` drives it; the tests
 //! drive two of them over a network that reorders. Parts: [`types`] the words, `command` the
-//! router's side, `import` the receiving side of a hand-off,
-//! `source` the sending side, `link` connections and fences, `batch` steps, `strike` faults in
-//! them.
+//! router's side, `import` the receiving side of a hand-off, `source` the sending side, `link`
+//! connections and fences, `plan` what a step computes, `room` the pages that it needs, `batch`
+//! what comes of it, `strike` faults in it.
 
 mod batch;
 mod check;
 mod command;
 mod import;
 mod link;
+mod plan;
+mod room;
 mod source;
 mod strike;
 pub mod types;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use dopd_core::units::Micros;
+use dopd_core::{
+    step::{Belief, Residents},
+    units::Micros,
+};
 use dopd_router::wire::worker::{CloseReason, Report};
 
 pub use batch::{Batch, Row};
@@ -67,8 +72,16 @@ pub struct Seats {
     /// Columns of the next report.
     columns: Report,
     is_dirty: bool,
-    /// Steps begun, and what the last ended one was.
+    /// Steps ended.
     steps: u64,
+    /// What mixed steps cost; from the first session on.
+    belief: Option<Belief>,
+    /// Those that decode.
+    residents: Residents,
+    /// Seats that lost their pages to others, ever.
+    preempted: u64,
+    /// The time that was told last.
+    now: Micros,
     effects: Vec<Effect>,
 }
 
@@ -98,6 +111,10 @@ impl Seats {
             columns: Report::default(),
             is_dirty: false,
             steps: 0,
+            belief: None,
+            residents: Residents::new(),
+            preempted: 0,
+            now: Micros(0),
             effects: Vec::new(),
             config,
         }
@@ -105,10 +122,13 @@ impl Seats {
 
     /// Takes one event. Effects and report columns pile up until they are taken.
     pub fn handle(&mut self, now: Micros, event: Event) {
+        self.now = now;
         match event {
             Event::SessionUp(terms) => {
                 self.session_lost(now);
                 self.session = Some(terms);
+                // What was learnt is of the device, not of the router.
+                self.belief.get_or_insert_with(|| Belief::new(&terms.step));
             }
             Event::SessionLost => self.session_lost(now),
             Event::Command(session, command) => {
@@ -127,7 +147,7 @@ impl Seats {
             Event::Drained(link, bytes) => self.drained(link, bytes),
             Event::Preempt(slot) => {
                 if self.is_preemptible(slot) {
-                    self.close(now, slot, CloseReason::Preempted, "pages needed elsewhere");
+                    self.preempt(now, slot);
                 }
             }
             Event::Drain => {
@@ -171,6 +191,7 @@ impl Seats {
         report.pages_owned = self.pool.owned();
         report.running = types::count(self.stepping().count());
         report.prefill_tokens_queued = queued;
+        self.add_outlook(&mut report);
         Some(report)
     }
 
@@ -249,6 +270,9 @@ impl Seats {
             return;
         };
         self.live -= 1;
+        if let Some(stay) = seat.stay {
+            self.residents.leave(stay);
+        }
         match (seat.phase, landing) {
             (Phase::Exposed { nonce, link, .. }, Landing::Possible) => {
                 self.imports.remove(&nonce);
@@ -277,11 +301,6 @@ impl Seats {
         self.active.clear();
         self.columns = Report::default();
         self.is_dirty = false;
-    }
-
-    fn is_preemptible(&self, slot: u32) -> bool {
-        self.seat(slot)
-            .is_some_and(|seat| !matches!(seat.phase, Phase::Frozen(_) | Phase::Sent(_)))
     }
 }
 

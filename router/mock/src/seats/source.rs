@@ -308,6 +308,9 @@ impl Seats {
         }
         if used.saturating_sub(shipment.written) <= pages_left_max.max(1) {
             seat.phase = Phase::Frozen(shipment);
+            if let Some(stay) = seat.stay.take() {
+                self.residents.leave(stay);
+            }
             self.pump(shipment.peer);
         }
     }

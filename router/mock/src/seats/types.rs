@@ -1,8 +1,16 @@
 //! Words of the seat table: what comes in, what goes out, what a seat is.
 
 use bytes::Bytes;
-use dopd_router::wire::worker::{
-    self as wire, CloseReason, KvCheck, KvScrub, Limits, LogitAdjustments, Sampling, link_frame,
+use dopd_core::{
+    cost::Timings,
+    step::{Stay, StepMode, StepPolicy},
+    units::Micros,
+};
+use dopd_router::{
+    wire::worker::{
+        self as wire, CloseReason, KvCheck, KvScrub, Limits, LogitAdjustments, Sampling, link_frame,
+    },
+    workers::step,
 };
 
 use crate::model::PAGE_SIZE;
@@ -27,6 +35,8 @@ pub struct SeatsConfig {
     /// Payload that may wait in the transport of one peer: keeps a slow peer from piling up copies
     /// of pages.
     pub in_flight_bytes_max: u32,
+    /// What it expects of its steps.
+    pub timings: Timings,
     /// Label at start.
     pub role: wire::Role,
     /// Seed of the nonces: random per process start, so that an old grant never fits.
@@ -64,7 +74,7 @@ pub struct LinkMessage {
 }
 
 /// What a router says at the start of a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Terms {
     /// Name of the session.
     pub session: u64,
@@ -72,6 +82,8 @@ pub struct Terms {
     pub check: KvCheck,
     /// When a page is zeroed before a seat gets it.
     pub scrub: KvScrub,
+    /// What a step computes.
+    pub step: StepPolicy,
 }
 
 impl Terms {
@@ -81,6 +93,10 @@ impl Terms {
             session: welcome.session,
             check: welcome.kv_check(),
             scrub: welcome.kv_scrub(),
+            step: welcome
+                .step_policy
+                .as_ref()
+                .map_or_else(fill, step::from_wire),
         }
     }
 
@@ -90,12 +106,21 @@ impl Terms {
             session,
             check: KvCheck::Off,
             scrub: KvScrub::Never,
+            step: fill(),
         }
     }
 
     /// Shipments carry a checksum.
     pub(super) fn is_checked(&self) -> bool {
         matches!(self.check, KvCheck::Header | KvCheck::Full)
+    }
+}
+
+/// Of a router that says nothing about it.
+pub(super) fn fill() -> StepPolicy {
+    StepPolicy {
+        mode: StepMode::Fill,
+        ..StepPolicy::default()
     }
 }
 
@@ -169,8 +194,16 @@ pub struct Label {
 /// A request's place at this worker.
 #[derive(Clone, Debug)]
 pub struct Seat {
-    /// Distinguishes two lives of one slot.
+    /// Distinguishes two lives of one slot; a later one has the greater number.
     pub life: u64,
+    /// Lower goes first.
+    pub priority: i32,
+    /// Whose it is, for scrubbing.
+    pub tenant: u64,
+    /// Target per token; 0: the policy's.
+    pub tpot: Micros,
+    /// Its place among those that decode, while it does.
+    pub stay: Option<Stay>,
     /// Tokens of the prompt.
     pub prompt_tokens: u32,
     /// As the router sent it.
@@ -252,6 +285,11 @@ impl Phase {
             self,
             Self::Run | Self::Want(_) | Self::Begun(_) | Self::Going(_)
         )
+    }
+
+    /// An import into which nobody writes yet.
+    pub fn is_reserved(&self) -> bool {
+        matches!(self, Self::Reserved { .. })
     }
 
     /// The shipment of a source seat.

@@ -72,6 +72,7 @@ pub(super) fn seats_config(
         batch_tokens_max: config.batch_tokens_max,
         model_len_max: config.model_len_max,
         in_flight_bytes_max: IN_FLIGHT_BYTES_MAX,
+        timings: config.pace.timings().clone(),
         role: config.role,
         nonce_seed,
     }

@@ -57,8 +57,6 @@ pub enum Wish {
 #[derive(Debug)]
 struct Step {
     batch: Batch,
-    /// What the router is told to expect.
-    announced: Duration,
     begun: Instant,
     ends: Instant,
 }

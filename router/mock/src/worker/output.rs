@@ -3,7 +3,7 @@
 use dopd_core::units::Micros;
 use tokio::time::Instant;
 
-use super::{Worker, micros};
+use super::Worker;
 use crate::{
     backoff, link, model,
     seats::{Effect, Event},
@@ -72,7 +72,10 @@ impl Worker {
         if !self.seats.is_dirty() && self.reported.elapsed() < session.interval {
             return;
         }
-        let step_us = self.step.as_ref().map_or(0, |step| micros(step.announced));
+        let step_us = self
+            .step
+            .as_ref()
+            .map_or(0, |step| step.batch.expected_us());
         if let Some(mut report) = self.seats.take_report(step_us) {
             let silent_ms = self.heard.elapsed().as_millis();
             report.heard_ms = u32::try_from(silent_ms).unwrap_or(u32::MAX);

@@ -18,27 +18,23 @@ impl Worker {
     pub(super) fn begin_step(&mut self) {
         let last_end = self.last_end.take();
         let pages_left_max = self.config.pace.pages_per_step();
-        let Some(mut batch) = self.seats.begin_step(pages_left_max) else {
+        let time = self.now();
+        let Some(mut batch) = self.seats.begin_step(time, pages_left_max) else {
             return;
         };
         let now = Instant::now();
         // Timers are coarse: steps that follow each other are counted from end to end, so that they
         // do not stretch.
         let begun = last_end.map_or(now, |end| end.max(now - CATCH_UP));
-        let announced = self.config.pace.step_time(&batch);
-        let ends = begun + self.strike(&mut batch, announced);
-        self.step = Some(Step {
-            batch,
-            announced,
-            begun,
-            ends,
-        });
+        let step_time = self.config.pace.step_time(&batch);
+        let ends = begun + self.strike(&mut batch, step_time);
+        self.step = Some(Step { batch, begun, ends });
     }
 
     /// What tests want to go wrong in this step; returns the time that it takes.
-    fn strike(&mut self, batch: &mut Batch, announced: Duration) -> Duration {
+    fn strike(&mut self, batch: &mut Batch, step_time: Duration) -> Duration {
         if self.config.faults.is_empty() {
-            return announced;
+            return step_time;
         }
         let struck = self.seats.strike(batch, &self.config.faults);
         if struck.contains(&FaultKind::Exit) {
@@ -48,14 +44,14 @@ impl Worker {
             return faults::HANG;
         }
         if struck.contains(&FaultKind::Slow) {
-            let step = if announced.is_zero() {
+            let step = if step_time.is_zero() {
                 faults::SLOW_STEP
             } else {
-                announced
+                step_time
             };
             return step * faults::SLOW_FACTOR;
         }
-        announced
+        step_time
     }
 
     pub(super) fn finish_step(&mut self) {

@@ -1,7 +1,7 @@
 //! One worker with one seat in a wanted state, and a short text of what an event did to it.
 
 use bytes::Bytes;
-use dopd_core::units::Micros;
+use dopd_core::{cost::Timings, units::Micros};
 use dopd_mock::{
     model,
     seats::{Effect, Event, LinkId, LinkMessage, Seats, SeatsConfig, Terms, types::Phase},
@@ -44,6 +44,7 @@ pub(crate) fn config(name: &str, pages: u32, seed: u64) -> SeatsConfig {
         batch_tokens_max: 16,
         model_len_max: 1_024,
         in_flight_bytes_max: 2 * model::PAGE_BYTES,
+        timings: Timings::instant(),
         role: Role::Mixed,
         nonce_seed: seed,
     }
@@ -162,7 +163,7 @@ impl Bench {
 
     /// One whole step; says whether there was one.
     pub(crate) fn step(&mut self) -> bool {
-        let Some(batch) = self.seats.begin_step(1) else {
+        let Some(batch) = self.seats.begin_step(Micros(0), 1) else {
             return false;
         };
         self.seats.finish_step(Micros(0), &batch, 0);
@@ -235,7 +236,7 @@ impl Bench {
                 self.step();
             }
             // Two pages are in flight, so the transport has no room for the last one yet.
-            "freeze" => assert!(self.seats.begin_step(1).is_none()),
+            "freeze" => assert!(self.seats.begin_step(Micros(0), 1).is_none()),
             "drained" => self
                 .seats
                 .handle(Micros(0), Event::Drained(LINK_OUT, u32::MAX)),

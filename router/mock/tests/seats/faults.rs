@@ -13,7 +13,7 @@ fn run(fault: &str) -> (Vec<Report>, Vec<FaultKind>) {
     bench.command(compute(SLOT, 9));
     let (mut reports, mut struck) = (Vec::new(), Vec::new());
     for _ in 0..6 {
-        let Some(mut batch) = bench.seats.begin_step(1) else {
+        let Some(mut batch) = bench.seats.begin_step(Micros(0), 1) else {
             break;
         };
         struck.extend(bench.seats.strike(&mut batch, &faults));

@@ -84,7 +84,7 @@ impl Network {
     /// One half of a step: begins one, or ends the one under way.
     pub(crate) fn step(&mut self, index: usize) {
         match self.steps[index].take() {
-            None => self.steps[index] = self.workers[index].begin_step(1),
+            None => self.steps[index] = self.workers[index].begin_step(self.now, 1),
             Some(batch) => self.workers[index].finish_step(self.now, &batch, 1),
         }
         self.settle(index, "step");

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
+use dopd_core::step::StepPolicy;
 use dopd_mock::{
     model,
     seats::{Event, Terms},
@@ -133,6 +134,7 @@ impl Requests {
             session: self.sessions_seen,
             check: KvCheck::Full,
             scrub: KvScrub::Tenant,
+            step: StepPolicy::default(),
         };
         network.handle(worker, Event::SessionUp(terms));
     }
