@@ -9,9 +9,20 @@
 //! step times from [`dopd_core::cost`], pages, preemption, hand-off, prefix caches, stragglers,
 //! deaths. `trace` reads and makes arrivals, `report` turns outcomes into figures.
 
+mod calendar;
+mod check;
+mod engine;
+mod error;
 pub mod outcome;
 pub mod policies;
 pub mod report;
+mod run;
 pub mod scenario;
 pub mod setup;
 pub mod trace;
+mod worker;
+
+pub use self::{
+    error::SimError,
+    run::{Options, Progress, run, run_with},
+};

@@ -36,7 +36,7 @@ pub struct RequestOutcome {
     pub ending: Ending,
     /// Its prompt was computed at a worker labelled decode.
     pub is_stolen: bool,
-    /// Its answer was made where its prompt was computed.
+    /// A worker labelled prefill made its answer, more than the first token of it, to the end.
     pub is_kept: bool,
     /// Times its pages were taken back.
     pub preemptions: u16,
@@ -80,4 +80,10 @@ pub struct Outcome {
     pub end: Micros,
     /// Events that the brain handled.
     pub events: u64,
+    /// Defects: sessions that the brain broke off, and requests that ended twice. Always 0.
+    #[serde(default)]
+    pub breaks: u64,
+    /// Pages that were not given back when the run ended; 0 if every request ended.
+    #[serde(default)]
+    pub pages_left: u64,
 }

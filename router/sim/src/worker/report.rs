@@ -1,0 +1,123 @@
+//! What the router hears of a worker, as a real one says it.
+//!
+//! At once: seats that opened, arrived, ended or made a first token, and every step that computed a
+//! prompt. A decode step in which nothing of that happened is told with the next report; tokens of
+//! those that go on at least every `tell_every`. A seat that closes because it was told to is told
+//! at the end of the step.
+
+use dopd_core::{
+    cost::StepShape,
+    event::{ClosedSeat, StepReport},
+    fleet::WorkerLoad,
+    ids::{SessionId, SlotId},
+    units::{Micros, Pages, Tokens},
+};
+
+use super::{Phase, Worker, step::Over};
+
+/// What was not said yet.
+#[derive(Debug, Default)]
+pub(super) struct Said {
+    pub(super) opened: Vec<SlotId>,
+    pub(super) arrived: Vec<(SlotId, Tokens)>,
+    pub(super) tokens: Vec<(SlotId, Tokens)>,
+    pub(super) closed: Vec<ClosedSeat>,
+    /// It cannot wait for the end of the step.
+    pub(super) is_urgent: bool,
+    /// The last step.
+    pub(super) over: Over,
+}
+
+impl Said {
+    pub(super) const fn is_empty(&self) -> bool {
+        self.closed.is_empty() && self.opened.is_empty() && self.arrived.is_empty()
+    }
+}
+
+impl Worker {
+    /// The report that is due, if one is.
+    pub(crate) fn take_report(&mut self, now: Micros, session: SessionId) -> Option<StepReport> {
+        let is_due = self.said.is_urgent || (self.step.is_none() && !self.said.is_empty());
+        if !is_due {
+            return None;
+        }
+        let load = self.load(now);
+        let said = &mut self.said;
+        said.is_urgent = false;
+        Some(StepReport {
+            session,
+            role: self.facts.role,
+            role_epoch: 0,
+            draining: false,
+            is_stuck: false,
+            load,
+            opened: std::mem::take(&mut said.opened),
+            arrived: std::mem::take(&mut said.arrived),
+            tokens: std::mem::take(&mut said.tokens),
+            closed: std::mem::take(&mut said.closed),
+            reused: Vec::new(),
+            stored: Vec::new(),
+            evicted: Vec::new(),
+        })
+    }
+
+    /// A first token goes out at once.
+    pub(super) fn tell_now(&mut self, slot: u32) {
+        if let Some(mut seat) = self.seats.get_mut(slot as usize).and_then(Option::take) {
+            self.tell_tokens(slot, &mut seat);
+            self.seats[slot as usize] = Some(seat);
+        }
+    }
+
+    /// What all that decode have made is told.
+    pub(crate) fn tell_residents(&mut self, now: Micros) {
+        self.told_at = now;
+        for slot in 0..self.seats.len() {
+            let seat = self.seats.get_mut(slot);
+            if let Some(seat) = seat
+                && let Some(mut own) = seat.take_if(|seat| seat.phase == Phase::Decode)
+            {
+                let number = u32::try_from(slot).unwrap_or(u32::MAX);
+                self.tell_tokens(number, &mut own);
+                self.seats[slot] = Some(own);
+            }
+        }
+        self.said.is_urgent |= !self.said.tokens.is_empty();
+    }
+
+    fn load(&self, now: Micros) -> WorkerLoad {
+        let over = self.said.over;
+        let slack = self
+            .decoding
+            .slack_us(now, self.terms.policy.slack_quantile);
+        let decode = StepShape {
+            prefill: &[],
+            decode_seqs: self.decoding.seqs,
+            decode_context_sum: self.decoding.context,
+        };
+        let queued = u32::try_from(self.queued).unwrap_or(u32::MAX);
+        let prompts = u32::try_from(self.prompts.len()).unwrap_or(u32::MAX);
+        WorkerLoad {
+            step: self.steps,
+            step_us: short(over.us),
+            pages_free: Pages(self.pages_free()),
+            pages_cached: Pages(0),
+            pages_fenced: Pages(0),
+            pages_owned: Pages(self.pages_owned),
+            running: self.decoding.seqs + prompts,
+            prefill_tokens_queued: Tokens(queued),
+            step_prefill_tokens: Tokens(over.prefill),
+            step_decode_seqs: over.decode_seqs,
+            step_expected_us: short(over.expected_us),
+            next_step_us: self.step.map_or(0, |step| short(step.expected_us)),
+            decode_step_us: short(self.expected_us(decode)),
+            slack_us: slack.map_or(0, |us| short(u64::try_from(us).unwrap_or(0))),
+            mixed_penalty_permille: self.penalty_permille(),
+        }
+    }
+}
+
+/// As reports hold it.
+fn short(us: u64) -> u32 {
+    u32::try_from(us).unwrap_or(u32::MAX)
+}
