@@ -49,6 +49,13 @@ pub(super) fn fleet<'a>(
         ejections_by: counts(&brain.ejections_by, ["silent", "stuck"]),
         poison_total: brain.poison_total,
         hopeless_total: brain.hopeless_total,
+        decisions_by: [
+            ("stolen", brain.stolen_total),
+            ("demoted", brain.demotions_total),
+            ("late", brain.late_total),
+            ("evicted", brain.evicted_total),
+        ]
+        .into(),
         breaker_openings_by: counts(&brain.breaker_openings_by, ["worker", "pair"]),
         pairs_open: brain.pairs_open,
     }

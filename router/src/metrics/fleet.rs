@@ -89,6 +89,7 @@ fn sequences(encoder: &mut DescriptorEncoder<'_>, fleet: &FleetStatus) -> fmt::R
     for (declared, label, counts) in [
         (&catalog::HANDOFFS, "outcome", &fleet.handoffs_by),
         (&catalog::REPLAYS, "reason", &fleet.replays_by),
+        (&catalog::DECISIONS, "what", &fleet.decisions_by),
         (&catalog::WORKER_EJECTIONS, "cause", &fleet.ejections_by),
         (
             &catalog::BREAKER_OPENINGS,
