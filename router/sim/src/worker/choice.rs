@@ -1,35 +1,52 @@
-//! What a worker computes next, and what it believes that it takes. Called by `step` and `report`.
+//! What a worker computes next, and what it believes that it takes: the very code that real workers
+//! use, fed with what this one sees. Called by `step` and `report`.
 
 use dopd_core::{
     cost::StepShape,
-    step::StepChoice,
-    units::{Micros, Tokens},
+    fleet::Role,
+    step::{StepChoice, StepCost, StepView, StepWork, choose},
+    units::Micros,
 };
 
 use super::Worker;
 
 impl Worker {
-    pub(super) fn choose(&self, _now: Micros) -> StepChoice {
-        let seqs = self.decoding.seqs;
-        let budget = self.spec.batch_tokens_max.saturating_sub(seqs);
-        let queued = u32::try_from(self.queued).unwrap_or(u32::MAX).min(budget);
-        match (queued, seqs) {
-            (0, 0) => StepChoice::Idle,
-            (0, _) => StepChoice::Decode,
-            (tokens, 0) => StepChoice::Prefill(Tokens(tokens)),
-            (tokens, _) => StepChoice::Mixed(Tokens(tokens)),
+    pub(super) fn choose(&mut self, now: Micros) -> StepChoice {
+        if self.prompts.is_empty() {
+            return if self.decoding.seqs > 0 {
+                StepChoice::Decode
+            } else {
+                StepChoice::Idle
+            };
         }
+        let mut prompts = std::mem::take(&mut self.shapes);
+        prompts.clear();
+        let seats = self.prompts.iter();
+        let seats = seats.filter_map(|&slot| self.seats.get(slot as usize)?.as_ref());
+        prompts.extend(seats.map(|seat| (seat.left(), seat.computed)));
+        let view = StepView {
+            now,
+            is_decode: self.spec.role == Role::Decode,
+            tokens_max: self.spec.batch_tokens_max,
+            residents: &self.decoding.residents,
+            decode_seqs: self.decoding.seqs,
+            decode_context: self.decoding.context,
+            prompts: &prompts,
+        };
+        let (policy, cost) = (&self.terms.policy, &self.facts.timings);
+        let choice = choose(policy, &self.belief, &view, cost);
+        self.shapes = prompts;
+        choice
     }
 
-    /// What the worker expects of a step.
+    /// What the worker predicts of a step, without what mixing costs.
+    pub(super) fn plain_us(&self, shape: StepShape<'_>) -> u64 {
+        StepCost::plain_us(&self.facts.timings, StepWork::of(shape))
+    }
+
+    /// What it expects of it.
     pub(super) fn expected_us(&self, shape: StepShape<'_>) -> u64 {
-        self.facts.timings.step_us(shape)
-    }
-
-    pub(super) fn penalty_permille(&self) -> u32 {
-        u32::try_from(super::whole(
-            self.facts.timings.mixed_penalty_ratio * 1_000.0,
-        ))
-        .unwrap_or(0)
+        let is_mixed = StepWork::of(shape).is_mixed();
+        self.belief.expected_us(self.plain_us(shape), is_mixed)
     }
 }

@@ -6,7 +6,10 @@
 
 use std::{cmp::Reverse, collections::BinaryHeap};
 
-use dopd_core::units::Micros;
+use dopd_core::{
+    step::{Residents, Stay, StepPolicy},
+    units::Micros,
+};
 
 /// A member of the batch since it joined.
 #[derive(Clone, Copy, Debug, Default)]
@@ -15,8 +18,8 @@ pub(crate) struct Resident {
     at: u64,
     /// Positions with KV when it joined.
     computed: u32,
-    /// When it began minus the pace of the steps before: smaller has less slack.
-    key: i64,
+    /// Its slack.
+    stay: Option<Stay>,
     /// It takes a page every `page_tokens` steps from now on.
     is_growing: bool,
 }
@@ -37,8 +40,7 @@ pub(crate) type Entry = (u64, u32, u32, Due);
 #[derive(Debug)]
 pub(crate) struct Decoding {
     page_tokens: u32,
-    /// Time per token that residents are to keep.
-    pace_us: i64,
+    policy: StepPolicy,
     pub(crate) seqs: u32,
     /// Positions with KV of all residents.
     pub(crate) context: u64,
@@ -47,21 +49,21 @@ pub(crate) struct Decoding {
     due: BinaryHeap<Reverse<Entry>>,
     /// Residents that take a page at steps of this remainder.
     growing: Vec<u32>,
-    /// By slack, the least first.
-    keys: Vec<i64>,
+    /// Their slack.
+    pub(crate) residents: Residents,
 }
 
 impl Decoding {
-    pub(crate) fn new(page_tokens: u32, pace_us: i64) -> Self {
+    pub(crate) fn new(page_tokens: u32, policy: StepPolicy) -> Self {
         Self {
             page_tokens,
-            pace_us,
+            policy,
             seqs: 0,
             context: 0,
             steps: 0,
             due: BinaryHeap::new(),
             growing: vec![0; page_tokens as usize],
-            keys: Vec::new(),
+            residents: Residents::new(),
         }
     }
 
@@ -78,13 +80,12 @@ impl Decoding {
         let mut resident = Resident {
             at,
             computed,
-            key: signed(now.0) - self.pace_us * signed(at),
+            // Where it decoded before is not known here: its slack begins at nought.
+            stay: Some(self.residents.join(&self.policy, now, Micros(0), now, 1)),
             is_growing: false,
         };
         self.seqs += 1;
         self.context += u64::from(computed);
-        let place = self.keys.partition_point(|&key| key <= resident.key);
-        self.keys.insert(place, resident.key);
         let last = at + u64::from(left);
         self.due.push(Reverse((last, slot, life, Due::Last)));
         let room = u64::from(pages) * u64::from(self.page_tokens);
@@ -111,9 +112,8 @@ impl Decoding {
             let phase = self.phase(resident);
             self.growing[phase] -= 1;
         }
-        let place = self.keys.partition_point(|&key| key < resident.key);
-        if self.keys.get(place) == Some(&resident.key) {
-            self.keys.remove(place);
+        if let Some(stay) = resident.stay {
+            self.residents.leave(stay);
         }
     }
 
@@ -136,10 +136,11 @@ impl Decoding {
         self.growing[self.remainder(self.steps + ahead)]
     }
 
-    /// So many steps are over.
-    pub(crate) fn advance(&mut self, steps: u64) {
-        self.steps += steps;
-        self.context += steps * u64::from(self.seqs);
+    /// A step ended.
+    pub(crate) fn advance(&mut self, now: Micros) {
+        self.steps += 1;
+        self.context += u64::from(self.seqs);
+        self.residents.stepped(now);
     }
 
     /// After how many steps something is due; stale entries count.
@@ -157,19 +158,6 @@ impl Decoding {
         Some(entry)
     }
 
-    /// Time that the resident at this quantile can spare; `None` without residents.
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "clamped to the places of a list"
-    )]
-    pub(crate) fn slack_us(&self, now: Micros, quantile: f64) -> Option<i64> {
-        let last = self.keys.len().checked_sub(1)?;
-        let place = libm::floor(quantile.clamp(0.0, 1.0) * self.keys.len() as f64) as usize;
-        let key = self.keys[place.min(last)];
-        Some(self.pace_us * signed(self.steps) + key - signed(now.0))
-    }
-
     fn phase(&self, resident: &Resident) -> usize {
         let page = u64::from(self.page_tokens);
         let back = u64::from(resident.computed) % page;
@@ -182,15 +170,6 @@ impl Decoding {
     }
 }
 
-/// Times and steps of a run are far below 2^63.
-#[expect(
-    clippy::cast_possible_wrap,
-    reason = "simulated times are far below 2^63"
-)]
-const fn signed(value: u64) -> i64 {
-    value as i64
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -199,14 +178,14 @@ mod tests {
     #[test]
     fn pages_and_ends_are_those_of_counting_one_by_one() {
         let page = 16;
-        let mut batch = Decoding::new(page, 1_000);
+        let mut batch = Decoding::new(page, StepPolicy::default());
         let mut naive: Vec<(u32, u32, u32, Resident)> = Vec::new();
         let seeds = [
-            (1, 5, 1),
-            (17, 40, 2),
-            (16, 33, 1),
-            (100, 7, 9),
-            (31, 64, 2),
+            (1, 90, 1),
+            (17, 90, 2),
+            (16, 90, 1),
+            (100, 90, 9),
+            (31, 90, 2),
         ];
         for (slot, (computed, left, pages)) in (0..).zip(seeds) {
             let resident = batch.join(Micros(slot), (0, 0), computed, left, pages);
@@ -216,7 +195,7 @@ mod tests {
         for &(computed, left, pages, resident) in &naive {
             let full = (pages * page).saturating_sub(computed);
             if full > 0 && full < left {
-                let slot = naive.iter().position(|seat| seat.3.key == resident.key);
+                let slot = naive.iter().position(|seat| seat.3.stay == resident.stay);
                 let slot = u32::try_from(slot.unwrap()).unwrap();
                 batch
                     .due
@@ -239,27 +218,9 @@ mod tests {
                 *computed += 1;
             }
             assert_eq!(batch.pages_for(0), wanted, "after {} steps", batch.steps);
-            batch.advance(1);
+            batch.advance(Micros(0));
             let sum: u32 = naive.iter().map(|seat| seat.0).sum();
             assert_eq!(batch.context, u64::from(sum));
         }
-    }
-
-    #[test]
-    fn slack_is_that_of_the_resident_at_the_quantile() {
-        let mut batch = Decoding::new(16, 950);
-        assert_eq!(batch.slack_us(Micros(0), 0.05), None);
-        let early = batch.join(Micros(1_000), (0, 0), 10, 100, 10);
-        batch.advance(2);
-        let late = batch.join(Micros(9_000), (1, 1), 10, 100, 10);
-        batch.advance(3);
-        let now = Micros(12_000);
-        // 5 tokens in 11 ms; 3 tokens in 3 ms.
-        assert_eq!(batch.slack_us(now, 0.05), Some(5 * 950 - 11_000));
-        assert_eq!(batch.slack_us(now, 0.5), Some(3 * 950 - 3_000));
-        batch.leave(&early);
-        assert_eq!(batch.slack_us(now, 0.05), Some(3 * 950 - 3_000));
-        batch.leave(&late);
-        assert_eq!((batch.seqs, batch.context), (0, 0));
     }
 }

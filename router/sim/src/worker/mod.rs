@@ -24,7 +24,7 @@ use dopd_core::{
     event::{CloseReason, ClosedSeat},
     fleet::WorkerFacts,
     ids::SlotId,
-    step::StepPolicy,
+    step::{Belief, StepPolicy},
     units::{Micros, Tokens},
 };
 
@@ -70,10 +70,13 @@ pub(crate) struct Worker {
     /// Slots that were told to send and decode meanwhile.
     shipping: Vec<u32>,
     decoding: Decoding,
+    belief: Belief,
     pages_owned: u32,
     step: Option<Step>,
     /// Prompt parts of the step: slot, life, tokens.
     chunks: Vec<(u32, u32, u32)>,
+    /// Prompts as the choice sees them; kept for its memory.
+    shapes: Vec<(u32, u32)>,
     /// Steps of this process.
     steps: u64,
     /// Its link has sent everything by then.
@@ -86,7 +89,6 @@ pub(crate) struct Worker {
 
 impl Worker {
     pub(crate) fn new(index: u32, spec: &WorkerSpec, terms: Terms, facts: WorkerFacts) -> Self {
-        let tpot_us = terms.policy.tpot.0 as f64;
         Self {
             facts,
             spec: spec.clone(),
@@ -98,10 +100,12 @@ impl Worker {
             queued: 0,
             joining: Vec::new(),
             shipping: Vec::new(),
-            decoding: Decoding::new(spec.page_tokens, whole(terms.policy.pace_ratio * tpot_us)),
+            decoding: Decoding::new(spec.page_tokens, terms.policy),
+            belief: Belief::new(&terms.policy),
             pages_owned: 0,
             step: None,
             chunks: Vec::new(),
+            shapes: Vec::new(),
             steps: 0,
             link_free: Micros(0),
             said: Said::default(),

@@ -87,14 +87,13 @@ impl Worker {
 
     fn load(&self, now: Micros) -> WorkerLoad {
         let over = self.said.over;
-        let slack = self
-            .decoding
-            .slack_us(now, self.terms.policy.slack_quantile);
-        let decode = StepShape {
+        let decode_us = self.plain_us(StepShape {
             prefill: &[],
             decode_seqs: self.decoding.seqs,
             decode_context_sum: self.decoding.context,
-        };
+        });
+        let quantile = self.terms.policy.slack_quantile;
+        let slack = self.decoding.residents.slack_us(now, decode_us, quantile);
         let queued = u32::try_from(self.queued).unwrap_or(u32::MAX);
         let prompts = u32::try_from(self.prompts.len()).unwrap_or(u32::MAX);
         WorkerLoad {
@@ -110,9 +109,9 @@ impl Worker {
             step_decode_seqs: over.decode_seqs,
             step_expected_us: short(over.expected_us),
             next_step_us: self.step.map_or(0, |step| short(step.expected_us)),
-            decode_step_us: short(self.expected_us(decode)),
+            decode_step_us: short(decode_us),
             slack_us: slack.map_or(0, |us| short(u64::try_from(us).unwrap_or(0))),
-            mixed_penalty_permille: self.penalty_permille(),
+            mixed_penalty_permille: self.belief.penalty_permille(),
         }
     }
 }

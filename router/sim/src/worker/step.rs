@@ -20,6 +20,8 @@ pub(super) struct Step {
     pub(super) ends: Micros,
     /// Steps of the leap.
     count: u32,
+    /// Its prediction, or that of the first, without what mixing costs.
+    plain_us: u64,
     /// What the worker expects of it, or of the first.
     pub(super) expected_us: u64,
     /// Prompt tokens.
@@ -58,7 +60,7 @@ impl Worker {
         let (mut begun, mut ends, mut count) = (step.begun, step.first_ends, step.count);
         while count > 1 && ends <= now {
             self.count_decode(ends.since(begun).0);
-            self.decoding.advance(1);
+            self.decoding.advance(ends);
             let pages = self.decoding.pages_for(0);
             self.own(pages);
             begun = ends;
@@ -96,15 +98,17 @@ impl Worker {
             decode_seqs,
             decode_context_sum: if decodes { self.decoding.context } else { 0 },
         };
+        let (has_decodes, has_prompts) = (self.decoding.seqs > 0, !self.prompts.is_empty());
+        self.belief.began(choice, has_decodes, has_prompts);
         let us = self.real_us(shape);
-        let expected_us = self.expected_us(shape);
         let ends = now.plus(Micros(us));
         self.step = Some(Step {
             begun: now,
             first_ends: ends,
             ends,
             count: 1,
-            expected_us,
+            plain_us: self.plain_us(shape),
+            expected_us: self.expected_us(shape),
             prefill: shapes.iter().map(|&(tokens, _)| tokens).sum(),
             decode_seqs,
         });
@@ -245,7 +249,7 @@ impl Worker {
             self.count_prefill(&step, us);
         }
         if step.decode_seqs > 0 {
-            self.decoding.advance(1);
+            self.decoding.advance(now);
             self.end_due();
         }
         if step.prefill > 0 {
@@ -270,6 +274,7 @@ impl Worker {
         outcome.steps += 1;
         outcome.prefill_tokens += u64::from(step.prefill);
         if step.decode_seqs > 0 {
+            self.belief.measured(step.plain_us, us);
             outcome.mixed_us += us;
             outcome.decode_tokens += u64::from(self.decoding.seqs);
         } else {
