@@ -189,7 +189,7 @@ impl WaitQueue {
 
     /// Adds a sequence that arrived then.
     pub(super) fn push(&mut self, key: QueueKey, item: Item, arrived: Micros) {
-        // Who comes back begins with the least of those with whom it competes.
+        // Who comes back begins with what the one has that goes first.
         let is_back = self.share.waiting(key.account) == 0;
         let least = is_back.then(|| self.least(key.priority)).flatten();
         self.share.waits(key.account, item.tokens, least);
@@ -231,7 +231,7 @@ impl WaitQueue {
         }
     }
 
-    /// Service of the least of the tenants with whom one of this priority competes.
+    /// Service of the tenant that goes first in this priority of those that never ran.
     fn least(&mut self, priority: i32) -> Option<u128> {
         [false, true].into_iter().find_map(|is_late| {
             let class = Class {
@@ -239,7 +239,7 @@ impl WaitQueue {
                 is_late,
                 priority,
             };
-            let head = self.head(class).filter(|head| head.class == class)?;
+            let head = self.next(class).filter(|head| head.class == class)?;
             Some(self.share.service(head.account))
         })
     }
@@ -292,6 +292,18 @@ impl WaitQueue {
         }
     }
 
+    /// The same, of those that are in time where the class is for those.
+    fn next(&mut self, from: Class) -> Option<Head> {
+        loop {
+            let head = self.head(from)?;
+            let (spot, item) = self.items.get_key_value(&head.spot())?;
+            if !self.is_to_demote(spot, item) {
+                return Some(head);
+            }
+            self.demote(head.spot());
+        }
+    }
+
     /// It could still meet its target when it was pushed, and cannot any more.
     fn demote(&mut self, spot: Spot) {
         let late = Spot {
@@ -341,13 +353,9 @@ impl WaitQueue {
                 is_late,
                 priority: i32::MIN,
             };
-            while let Some(head) = self.head(class) {
-                let spot = head.spot();
-                let item = *self.items.get(&spot)?;
-                if !self.is_to_demote(&spot, &item) {
-                    return Some(item.sequence);
-                }
-                self.demote(spot);
+            let head = self.next(class);
+            if let Some(item) = head.and_then(|head| self.items.get(&head.spot())) {
+                return Some(item.sequence);
             }
         }
         None

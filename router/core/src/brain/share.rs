@@ -3,8 +3,8 @@
 //! A virtual token counter (Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024).
 //! A prompt is charged when it is placed, an answer token when it is made; among those who wait in
 //! one priority, the tenant goes first that was charged least. Who comes back after it had nothing
-//! to wait for is lifted to the least of those who wait, so idle time earns nothing; who is alone
-//! is never held back.
+//! that waited is lifted to the one that goes first of those with whom it competes, so idle time
+//! earns nothing; who is alone is never held back.
 //!
 //! Counts that are within one `share_quantum` of each other are equal, and the order of prompts
 //! rules over all of these tenants: else a thousand tenants with one request each would be served

@@ -7,6 +7,8 @@ mod ejection;
 mod flapping;
 mod lies;
 mod limits;
+mod order;
+mod order_reference;
 mod overload;
 mod placing;
 mod random_events;

@@ -6,6 +6,8 @@
 )]
 
 pub(crate) mod fleet;
+pub(crate) mod line;
+pub(crate) mod naive;
 pub(crate) mod worker;
 
 use dopd_core::{
