@@ -18,6 +18,9 @@ pub struct TraceRequest {
     pub tenant: u32,
     /// Lower goes first.
     pub priority: i32,
+    /// Replaces the policy's own key of order, in microseconds; the lowest goes first.
+    #[serde(default)]
+    pub key: Option<i64>,
     /// Blocks of `Trace::block_tokens`: equal leading numbers are a shared prefix.
     pub blocks: Arc<[u64]>,
 }

@@ -59,6 +59,7 @@ fn one_request_takes_its_prefill_its_hand_off_and_its_steps() {
         output_tokens: 101,
         tenant: 0,
         priority: 0,
+        key: None,
         blocks: Arc::from([]),
     };
     let scenario = scenario(vec![spec(Role::Prefill), spec(Role::Decode)], vec![request]);

@@ -1,8 +1,4 @@
 //! From words to a scenario, and what is wrong with words.
-#![expect(
-    clippy::unwrap_used,
-    reason = "the lint knows test functions only, not their helpers"
-)]
 
 use std::sync::Arc;
 

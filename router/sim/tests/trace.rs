@@ -287,6 +287,7 @@ fn trace_of(count: u32) -> Trace {
             output_tokens: 1 + at,
             tenant: 0,
             priority: 0,
+            key: None,
             blocks: Arc::from([u64::from(at)]),
         })
         .collect();

@@ -216,6 +216,7 @@ impl Engine<'_> {
                 tpot: Some(self.scenario.slo.tpot),
             },
             tenant: u64::from(request.tenant),
+            order_key: request.key,
             ..RequestFacts::of(
                 RequestId(number),
                 Tokens(request.prompt_tokens),

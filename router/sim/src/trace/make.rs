@@ -135,6 +135,7 @@ fn request(
         output_tokens,
         tenant,
         priority: 0,
+        key: None,
         blocks: Arc::from([]),
     }
 }

@@ -88,6 +88,7 @@ fn request(name: &str, number: u64, line: &[u8]) -> Result<TraceRequest, TraceEr
         output_tokens: tokens("output_length", row.output_length)?,
         tenant: 0,
         priority: 0,
+        key: None,
         blocks: Arc::from(row.hash_ids),
     })
 }

@@ -131,6 +131,7 @@ impl Row<'_> {
             output_tokens,
             tenant,
             priority,
+            key: None,
             blocks: Arc::from([]),
         }))
     }
