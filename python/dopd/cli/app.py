@@ -32,6 +32,7 @@ GROUPS: tuple[tuple[str, tuple[Command, ...]], ...] = (
             Command("chat", "talk to a running server", "chat"),
             Command("complete", "complete one prompt, from an argument or stdin", "complete"),
             Command("bench", "load a running server and measure it", "bench"),
+            Command("simulate", "what every policy is worth on a trace", "simulate"),
         ),
     ),
     (

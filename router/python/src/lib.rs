@@ -1,9 +1,10 @@
-//! Python module `dopd._router`: the router's `main`, and the cost model that mock workers sleep
-//! by.
+//! Python module `dopd._router`: the router's `main`, the cost model that mock workers sleep by, the
+//! simulator.
 //!
-//! Called by `python/dopd/cli/native.py` and `python/dopd/engine/mock.py`; types in
+//! Called by `python/dopd/cli/native.py`, `python/dopd/engine/mock.py`, `python/dopd/sim`; types in
 //! `python/dopd/_router.pyi`. Nothing is decided here.
 
+mod sim;
 mod timings;
 
 use std::{collections::BTreeMap, path::PathBuf};
@@ -14,6 +15,10 @@ use pyo3::{exceptions::PyKeyboardInterrupt, prelude::*};
 /// The module; kept small, because every worker imports it.
 #[pymodule]
 mod _router {
+    #[pymodule_export]
+    use super::sim::{
+        RawBrain, SimRun, SimTrace, sim_kinds, sim_policies, sim_prefill, sim_scenario, simulate,
+    };
     #[pymodule_export]
     use super::timings::{step_time, timings_json};
     #[pymodule_export]
