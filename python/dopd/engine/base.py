@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from dopd.kv.base import PagePool as PagePool
-from dopd.types import KvGeometry, Result, Row
+from dopd.types import KvGeometry, Result, Row, StepWork
 
 
 class Engine(Protocol):
@@ -34,6 +34,10 @@ class Engine(Protocol):
         """
         ...
 
-    def expected_step_us(self, rows: Sequence[Row]) -> int:
-        """Prediction of the next step's duration in microseconds; 0 if unknown."""
+    def cost_us(self, work: StepWork) -> int:
+        """Prediction of a step's duration in microseconds; 0 if unknown, and for no work. Without
+        what it costs more to compute prompts beside sequences that decode: that is learnt from the
+        steps (`sched/belief`). Never less for more tokens; asked often: never raises, takes a few
+        microseconds.
+        """
         ...

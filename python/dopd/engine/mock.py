@@ -15,9 +15,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from dopd.engine.base import PagePool
+from dopd.engine.timings import Timings
 from dopd.errors import ConfigError
 from dopd.kv.bytes_pool import BytesPool
-from dopd.types import History, KvGeometry, Logprobs, Result, Row, Sampled, SamplingParams, Scored
+from dopd.types import (
+    History,
+    KvGeometry,
+    Logprobs,
+    Result,
+    Row,
+    Sampled,
+    SamplingParams,
+    Scored,
+    StepWork,
+)
 
 MASK = (1 << 64) - 1
 H_START = 0x9E3779B97F4A7C15
@@ -133,20 +144,26 @@ class MockEngine:
         self.timings_json = ""
         self._timings = timings
         self._step_time: StepTime | None = None
+        self._plain: Timings | None = None
         if timings != "instant":
             self._step_time, self.timings_json = load_cost_model(timings)
+            self._plain = Timings.from_json(self.timings_json)
         self._sleep = sleep
 
     def step(self, rows: Sequence[Row]) -> list[Result]:
         """Compute the rows, then sleep what the modelled device would have needed more."""
         begun = time.monotonic()
         results = [self._guarded(row) for row in rows]
-        rest = self.expected_step_us(rows) / 1e6 - (time.monotonic() - begun)
+        rest = self.step_us(rows) / 1e6 - (time.monotonic() - begun)
         if rest > 0:
             self._sleep(rest)
         return results
 
-    def expected_step_us(self, rows: Sequence[Row]) -> int:
+    def cost_us(self, work: StepWork) -> int:
+        """See `Engine.cost_us`: what the cost model says, less its penalty."""
+        return 0 if self._plain is None else self._plain.plain_us(work)
+
+    def step_us(self, rows: Sequence[Row]) -> int:
         """Duration of this step by the cost model."""
         if self._step_time is None:
             return 0

@@ -95,7 +95,7 @@ class FaultyEngine(MockEngine):
             self._spoil(result, row) for result, row in zip(super().step(rows), struck, strict=True)
         ]
         if any(self._past[row.slot].is_slow for row in rows):
-            step_us = self.expected_step_us(rows) or SLOW_STEP_US
+            step_us = self.step_us(rows) or SLOW_STEP_US
             self._sleep((SLOW_FACTOR - 1) * step_us / 1e6)
         return results
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from dopd.attention.torch import TorchAttention
 from dopd.engine.sampler import Draw, sample, score
 from dopd.engine.torch_batch import RowLimits, build_batch, row_fault
-from dopd.engine.torch_cost import StepCost, Work
+from dopd.engine.torch_cost import StepCost, work_of
 from dopd.engine.torch_device import (
     DTYPES,
     choose_device,
@@ -29,7 +29,7 @@ from dopd.errors import ConfigError, DopdError
 from dopd.kv.layout import LAYOUT, page_bytes
 from dopd.kv.pool import KvPool, memory_for, pages_in
 from dopd.models.llama import Llama
-from dopd.types import KvGeometry, Logprobs, Result, Row, Sampled, SamplingParams, Scored
+from dopd.types import KvGeometry, Logprobs, Result, Row, Sampled, SamplingParams, Scored, StepWork
 from dopd.weights.checkpoint import open_checkpoint
 from dopd.weights.config import ModelConfig
 from dopd.weights.hash import model_hash, weight_files
@@ -118,8 +118,6 @@ def load(
 class TorchEngine:
     """`dopd.engine.base.Engine` over torch. Made by `load`; used from one thread."""
 
-    timings_json = ""
-
     def __init__(
         self,
         weights: Llama,
@@ -140,7 +138,9 @@ class TorchEngine:
         self._attention = TorchAttention(pool.tensor)
         self._place = device
         self._limits = RowLimits(self.vocab_size, max_model_len, pool.page_size, pool.num_pages)
-        self._cost = StepCost(1.0, 0.0, 0.0)
+        self._cost = StepCost(1.0, 0.0, 0.0, 0.0)
+        # Until the warm-up.
+        self.timings_json = ""
 
     def step(self, rows: Sequence[Row]) -> list[Result]:
         """Compute one step (see engine/base.py)."""
@@ -160,12 +160,12 @@ class TorchEngine:
             drawn = self._compute_each([rows[index] for index in good])
             for index, result in zip(good, drawn, strict=True):
                 results[index] = result
-            self._cost.learn(Work.of(rows), (time.perf_counter() - started) * 1e6)
+            self._cost.learn(work_of(rows), (time.perf_counter() - started) * 1e6)
         return results
 
-    def expected_step_us(self, rows: Sequence[Row]) -> int:
-        """Prediction of a step's duration in microseconds, from the warm-up and the steps since."""
-        return self._cost.expect_us(Work.of(rows))
+    def cost_us(self, work: StepWork) -> int:
+        """See `Engine.cost_us`: from the warm-up and the steps since."""
+        return self._cost.expect_us(work)
 
     def warm_up(self) -> None:
         """Run each kind of step twice, first for the caches and then for the clock.
@@ -173,15 +173,18 @@ class TorchEngine:
         Before any page is owned.
         """
         fitting = min(self.max_model_len, self.pool.num_pages * self.pool.page_size)
-        many, context = min(WARM_UP_TOKENS, fitting), min(WARM_UP_CONTEXT, fitting - 1)
-        one_us, many_us, long_us = (
+        many = min(WARM_UP_TOKENS, fitting)
+        context = min(WARM_UP_CONTEXT, fitting - many)
+        one_us, many_us, long_us, deep_us = (
             self._time_us(start, num_tokens)
-            for start, num_tokens in ((0, 1), (0, many), (context, 1))
+            for start, num_tokens in ((0, 1), (0, many), (context, 1), (context, many))
         )
-        self._cost = StepCost.fit(one_us, many_us, many, long_us, context)
+        self._cost = StepCost.fit(one_us, many_us, many, long_us, deep_us, context)
+        self.timings_json = self._cost.timings(self.model).to_json()
         # Pages must be handed out clean; warming up wrote only here.
-        self.pool.tensor[: many // self.pool.page_size + 1].zero_()
-        self.pool.tensor[context // self.pool.page_size].zero_()
+        page_size = self.pool.page_size
+        for start in (0, context):
+            self.pool.tensor[start // page_size : (start + many) // page_size + 1].zero_()
 
     def _time_us(self, start: int, num_tokens: int) -> float:
         pages = list(range((start + num_tokens - 1) // self.pool.page_size + 1))

@@ -1,63 +1,93 @@
-"""How long the next step will take: measured at load, corrected by every step since."""
+"""How long a step will take: measured at load, corrected by every step since.
+
+The form is that of the router's cost model (`router/core/src/cost`), which gets what was measured
+in the hello: what a prompt costs is predicted there with the same numbers.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from dopd.types import Row
+from dopd.engine.timings import Timings
+from dopd.types import Row, StepWork
 
 # Share of the newest step in the running correction: half of a change is taken up in 5 steps.
 CORRECTION_SHARE = 0.13
 # One outlier (a page fault, a neighbour's burst) moves the correction by no more than this
 # factor's share.
 MAX_RATIO = 4.0
+# The router's belief until a worker has measured its own.
+MIXED_PENALTY_RATIO = 0.2
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
-    """What a step computes: new tokens, and keys that all of them look at together."""
-
-    tokens: int
-    context: int
-    has_prefill: bool
-
-    @staticmethod
-    def of(rows: Sequence[Row]) -> Work:
-        """Add up a step's rows."""
-        tokens = sum(len(row.tokens) for row in rows)
-        context = sum(len(row.tokens) * (2 * row.start + len(row.tokens)) // 2 for row in rows)
-        return Work(tokens, context, any(len(row.tokens) > 1 for row in rows))
+def work_of(rows: Sequence[Row]) -> StepWork:
+    """Add up a step's rows."""
+    contexts = [row.start + 1 for row in rows if row.pos and len(row.tokens) == 1]
+    prompts = [(len(row.tokens), row.start) for row in rows if not row.pos or len(row.tokens) > 1]
+    decode = StepWork(0, 0, len(contexts), sum(contexts))
+    return decode.with_prompts(prompts, sum(new for new, _ in prompts))
 
 
 class StepCost:
-    """fixed + per_token * tokens + per_context * context, times a correction per kind of step."""
+    """fixed + per_token * tokens + per_pair * pairs + per_context * context.
 
-    def __init__(self, fixed_us: float, per_token_us: float, per_context_us: float) -> None:
+    What prompts cost and what decoding costs are corrected apart: a prefill is bound by arithmetic,
+    decoding by memory. A step of both costs the parts with one `fixed`; what it costs more is the
+    scheduler's to learn.
+    """
+
+    def __init__(
+        self, fixed_us: float, per_token_us: float, per_pair_us: float, per_context_us: float
+    ) -> None:
         self._fixed_us = max(fixed_us, 1.0)
         self._per_token_us = max(per_token_us, 0.0)
+        self._per_pair_us = max(per_pair_us, 0.0)
         self._per_context_us = max(per_context_us, 0.0)
-        # By Work.has_prefill: a prefill reads weights once for many tokens, a decode is bound by
-        # memory.
-        self._correction = {False: 1.0, True: 1.0}
+        self._prefill_ratio = self._decode_ratio = 1.0
 
     @classmethod
-    def fit(cls, one: float, many: float, many_tokens: int, long: float, context: int) -> StepCost:
-        """From three measured steps in us: one token, many_tokens, one token after `context`."""
+    def fit(
+        cls, one: float, many: float, many_tokens: int, long: float, deep: float, context: int
+    ) -> StepCost:
+        """From four measured steps in us: one token, many_tokens, and the same after `context`."""
         per_token = max(0.0, many - one) / max(1, many_tokens - 1)
-        return cls(one - per_token, per_token, max(0.0, long - one) / max(1, context))
+        pairs = max(1, many_tokens * context)
+        per_pair = max(0.0, deep - many) / pairs
+        return cls(one - per_token, per_token, per_pair, max(0.0, long - one) / max(1, context))
 
-    def expect_us(self, work: Work) -> int:
-        """Microseconds that a step with this work will take."""
-        return max(1, round(self._model_us(work) * self._correction[work.has_prefill]))
+    def expect_us(self, work: StepWork) -> int:
+        """Microseconds that a step with this work takes, without what a mixed one costs more."""
+        if not (work.prefill_tokens or work.decode_seqs):
+            return 0
+        ratio = self._prefill_ratio if work.prefill_tokens else self._decode_ratio
+        prefill_us = (
+            self._per_token_us * work.prefill_tokens + self._per_pair_us * work.prefill_pairs
+        )
+        decode_us = (
+            self._per_token_us * work.decode_seqs + self._per_context_us * work.decode_context
+        )
+        parts_us = prefill_us * self._prefill_ratio + decode_us * self._decode_ratio
+        return max(1, round(self._fixed_us * ratio + parts_us))
 
-    def learn(self, work: Work, took_us: float) -> None:
-        """Take up what a step took."""
-        expected = self._model_us(work) * self._correction[work.has_prefill]
-        ratio = min(max(took_us / expected, 1 / MAX_RATIO), MAX_RATIO)
-        self._correction[work.has_prefill] *= 1 + CORRECTION_SHARE * (ratio - 1)
+    def learn(self, work: StepWork, took_us: float) -> None:
+        """Take up what a step took that did one of the two."""
+        if work.is_mixed:
+            return
+        ratio = min(max(took_us / self.expect_us(work), 1 / MAX_RATIO), MAX_RATIO)
+        correction = 1 + CORRECTION_SHARE * (ratio - 1)
+        if work.prefill_tokens:
+            self._prefill_ratio *= correction
+        else:
+            self._decode_ratio *= correction
 
-    def _model_us(self, work: Work) -> float:
-        return (
-            self._fixed_us + self._per_token_us * work.tokens + self._per_context_us * work.context
+    def timings(self, name: str) -> Timings:
+        """What was measured at load, in the router's form. Nobody measured a hand-off: it has no
+        time, as if nothing were told."""
+        return Timings(
+            name,
+            weights_us=self._fixed_us,
+            memory_us_per_token=self._per_token_us,
+            attention_us_per_pair=self._per_pair_us,
+            context_us_per_token=self._per_context_us,
+            mixed_penalty_ratio=MIXED_PENALTY_RATIO,
         )

@@ -23,13 +23,13 @@ class SeatLimits:
 
 
 def open_error(event: Open, limits: SeatLimits) -> str | None:
-    """Why an Open can be computed nowhere, or None: too few pages, or poison for a step."""
+    """Why an Open can be computed nowhere, or None: too few pages to begin with, or poison."""
     kind = event.kind
-    tokens = min(event.prompt_tokens + event.limits.max_tokens, limits.max_model_len)
-    # The last token of an answer is never computed.
-    needed = pages_for(tokens - 1, limits.page_size)
+    # What is known is computed at once, or arrives but for its last token.
+    known = len(kind.answer) if isinstance(kind, Compute) else max(kind.have - 1, 0)
+    needed = pages_for(event.prompt_tokens + known, limits.page_size)
     if event.pages < max(needed, 1):
-        return f"{event.pages} pages for {tokens} tokens, which need {needed}"
+        return f"{event.pages} pages for {event.prompt_tokens + known} tokens, which need {needed}"
     if event.prompt_tokens < 1 or event.limits.max_tokens < 1:
         return "prompt and answer need at least one token each"
     is_asked_for = isinstance(kind, Compute) or event.adjustments.needs_prompt
@@ -50,7 +50,8 @@ def open_error(event: Open, limits: SeatLimits) -> str | None:
     if len(kind.answer) >= event.limits.max_tokens:
         return f"{len(kind.answer)} answer tokens are made, of {event.limits.max_tokens}"
     if len(kind.prompt) + len(kind.answer) >= limits.max_model_len:
-        return f"{tokens} tokens, the model takes {limits.max_model_len}"
+        made = len(kind.prompt) + len(kind.answer)
+        return f"{made} tokens are made, the model takes {limits.max_model_len}"
     return None
 
 

@@ -35,7 +35,7 @@ class Sequence:
     ends: ids that end the answer: eos (unless ignored) and stop_token_ids.
     group: sequences of one session with the same number have the same prompt; 0: none.
     awaited: tokens whose KV another sequence of the group computes; this one waits. 0: it does not.
-    tenant: whose it is; 0: nobody's.
+    tenant: whose it is; 0: nobody's. tpot_us: its target per token; 0: the policy's.
     chain: under what its full pages can be found; None: they are not.
     keeps_at: tokens computed at which the prefix cache is to look again.
     history: what its logits are adjusted by; None if they are not.
@@ -62,6 +62,7 @@ class Sequence:
     group: int = 0
     awaited: int = 0
     tenant: int = 0
+    tpot_us: int = 0
     history: History | None = None
     chain: Chain | None = None
     keeps_at: int = sys.maxsize
@@ -106,6 +107,7 @@ class Sequence:
             traceparent=open_.traceparent,
             group=group,
             tenant=open_.tenant,
+            tpot_us=open_.slo_tpot_us,
             history=History(adjustments, seen, answer) if adjustments else None,
             chain=chain,
         )

@@ -46,6 +46,7 @@ from dopd.types.session import (
     Welcome,
     WorkerFacts,
 )
+from dopd.types.step import StepMode, StepPolicy, StepWork
 
 __all__ = [
     "Close",
@@ -84,6 +85,9 @@ __all__ = [
     "Scored",
     "Send",
     "SetRole",
+    "StepMode",
+    "StepPolicy",
+    "StepWork",
     "Welcome",
     "WorkerFacts",
 ]

@@ -6,6 +6,7 @@ import enum
 from dataclasses import dataclass, field
 
 from dopd.types.request import CloseReason, Limits, LogitAdjustments, Logprobs, Role, SamplingParams
+from dopd.types.step import StepPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,8 @@ class Import:
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Make a seat of `pages` pages. Answered by exactly one closed in the end."""
+    """Make a seat of `pages` pages; it takes more as it outgrows them. Answered by exactly one
+    closed in the end. slo_tpot_us: its target per token; 0: the policy's own."""
 
     slot: int
     pages: int
@@ -105,6 +107,7 @@ class Open:
     traceparent: str = ""
     tenant: int = 0
     prefix_salt: bytes = b""
+    slo_tpot_us: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +164,7 @@ class Welcome:
     kv_check: KvCheck = KvCheck.HEADER
     kv_scrub: KvScrub = KvScrub.TENANT
     prefix_cache: bool = False
+    step_policy: StepPolicy = StepPolicy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +224,13 @@ class ReportHead:
     step_prefill_tokens: int = 0
     step_decode_seqs: int = 0
     pages_owned: int = 0
+    step_expected_us: int = 0
+    decode_step_us: int = 0
+    slack_us: int = 0
+    mixed_penalty_permille: int = 0
+    steps_mixed: int = 0
+    steps_paused: int = 0
+    preempted: int = 0
 
 
 @dataclass(slots=True)

@@ -35,6 +35,8 @@ from dopd.types import (
     SamplingParams,
     Send,
     SetRole,
+    StepMode,
+    StepPolicy,
     Welcome,
     WorkerFacts,
 )
@@ -47,6 +49,8 @@ _Word = TypeVar("_Word")
 AttachRequest = pb.AttachRequest
 AttachResponse = pb.AttachResponse
 
+UINT32_MAX = (1 << 32) - 1
+
 ATTACH_METHOD = f"/{pb.DESCRIPTOR.services_by_name['WorkerService'].full_name}/Attach"
 
 _ROLES = {
@@ -57,6 +61,7 @@ _ROLES = {
 _ROLES_BACK = {number: role for role, number in _ROLES.items()}
 _KV_CHECKS = {pb.KvCheck.Value(f"KV_CHECK_{check.name}"): check for check in KvCheck}
 _KV_SCRUBS = {pb.KvScrub.Value(f"KV_SCRUB_{scrub.name}"): scrub for scrub in KvScrub}
+_STEP_MODES = {pb.StepMode.Value(f"STEP_MODE_{mode.name}"): mode for mode in StepMode}
 _REASONS = {reason: pb.CloseReason.Value(f"CLOSE_REASON_{reason.name}") for reason in CloseReason}
 
 
@@ -148,6 +153,13 @@ def report(head: ReportHead, columns: ReportColumns) -> pb.AttachRequest:
     it.prefill_tokens_queued = head.prefill_tokens_queued
     it.step_prefill_tokens = head.step_prefill_tokens
     it.step_decode_seqs = head.step_decode_seqs
+    it.step_expected_us = head.step_expected_us
+    it.decode_step_us = head.decode_step_us
+    it.slack_us = min(head.slack_us, UINT32_MAX)
+    it.mixed_penalty_permille = head.mixed_penalty_permille
+    it.steps_mixed = head.steps_mixed
+    it.steps_paused = head.steps_paused
+    it.preempted = head.preempted
     it.token_slots.extend(columns.token_slots)
     it.tokens.extend(columns.tokens)
     if columns.opened_slots:
@@ -211,10 +223,33 @@ def response(message: pb.AttachResponse) -> Welcome | Refusal | Commands:
             kv_check=_known(_KV_CHECKS, welcome.kv_check, "KV check"),
             kv_scrub=_known(_KV_SCRUBS, welcome.kv_scrub, "KV scrub"),
             prefix_cache=welcome.prefix_cache,
+            step_policy=_step_policy(welcome),
         )
     if kind == "refusal":
         return Refusal(message.refusal.message, message.refusal.retry)
     raise ProtocolError("empty message from the router")
+
+
+def _step_policy(welcome: pb.Welcome) -> StepPolicy:
+    """What the router wants of steps; one that says nothing wants them filled."""
+    if not welcome.HasField("step_policy"):
+        return StepPolicy()
+    policy = welcome.step_policy
+    if not policy.tpot_us:
+        raise ProtocolError("step policy without a target per token")
+    return StepPolicy(
+        mode=_known(_STEP_MODES, policy.mode, "step mode"),
+        chunk_tokens=policy.chunk_tokens,
+        tpot_us=policy.tpot_us,
+        mixed_step_ratio=policy.mixed_step_ratio,
+        pace_ratio=policy.pace_ratio,
+        pause_max_us=policy.pause_max_us,
+        pause_min_us=policy.pause_min_us,
+        slack_quantile=policy.slack_quantile,
+        mixed_penalty_start=policy.mixed_penalty_start,
+        probe_every=policy.probe_every,
+        idle_slice_max_us=policy.idle_slice_max_us,
+    )
 
 
 def command(message: pb.Command) -> Command:
@@ -273,6 +308,7 @@ def _open(message: pb.Open) -> Open:
         traceparent=message.traceparent,
         tenant=message.tenant,
         prefix_salt=message.prefix_salt,
+        slo_tpot_us=message.slo_tpot_us,
     )
 
 

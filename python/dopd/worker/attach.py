@@ -217,8 +217,9 @@ class Attach:
                 if stream.id:
                     raise ProtocolError("second welcome on one stream")
                 stream.welcome(message)
-                checks = (message.kv_check, message.kv_scrub)
-                self._desk.post(Started(stream, *checks, message.prefix_cache))
+                checks = message.kv_check, message.kv_scrub
+                wishes = message.prefix_cache, message.step_policy
+                self._desk.post(Started(stream, *checks, *wishes))
                 log.info("attached to router %s at %s", message.router, self._join)
             case Refusal(text, retry):
                 if not retry:

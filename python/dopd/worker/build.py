@@ -123,7 +123,8 @@ def make_desk(
     pages = PageAllocator(engine.pool.num_pages)
     seats = Seats(limits, pages, draw=lambda: secrets.randbits(64))
     memory = KvMemory(engine.pool, seats, is_poisoning)
-    return Desk(seats, Batcher(max_batch_tokens, max_num_seqs), memory, role, clock)
+    batcher = Batcher(max_batch_tokens, max_num_seqs, engine.cost_us)
+    return Desk(seats, batcher, memory, role, clock)
 
 
 def make_worker(config: WorkerConfig, engine: Engine) -> Worker:

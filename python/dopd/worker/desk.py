@@ -20,7 +20,8 @@ from dopd.sched import events as ev
 from dopd.sched.audit import audit
 from dopd.sched.batch import Batch, Batcher
 from dopd.sched.events import State
-from dopd.sched.seats import Seats
+from dopd.sched.growth import grow
+from dopd.sched.seats import Seat, Seats
 from dopd.types import (
     CloseReason,
     Command,
@@ -34,7 +35,7 @@ from dopd.types import (
     Send,
     SetRole,
 )
-from dopd.worker.facts import Label, StepFacts, said
+from dopd.worker.facts import Label, StepFacts, head_of, said
 from dopd.worker.fair_lock import FairLock
 from dopd.worker.links import Links
 from dopd.worker.memory import KvMemory
@@ -53,6 +54,7 @@ REPORTS_WAIT_S = 0.002
 START_DECODE_STEP_S = 0.01
 STEP_WEIGHT = 0.2
 AUDIT_S = 1.0
+PREEMPTED = "its pages were needed"
 # A heartbeat, due every 200 ms, waits no longer for the lock.
 HEARTBEAT_LOCK_S = 0.05
 
@@ -129,11 +131,10 @@ class Desk:
             self.changed.notify_all()
 
     def preempt(self, slot: int) -> None:
-        """Take a seat's pages back before the next step: closed{preempted}, and the router replays
-        its request. The safety net for pages that are promised twice; reserving them whole, as is
-        done, never needs it. A seat whose last page is on its way is not chosen."""
+        """Take a seat's pages back before the next step, as if another needed them (`_grow`): for
+        tests, which choose the seat. One whose last page is on its way keeps them."""
         with self.changed:
-            self._inbox.append(ev.Dropped(slot, CloseReason.PREEMPTED, "its pages were needed"))
+            self._inbox.append(ev.Dropped(slot, CloseReason.PREEMPTED, PREEMPTED))
             self.changed.notify_all()
 
     # From the step loop
@@ -173,22 +174,19 @@ class Desk:
         with self.changed:
             for slot in self.seats.shipping():
                 self._handle(ev.Boundary(slot, self._budget_bytes(slot)))
-            batch = self.batcher.plan()
-            if batch is None:
-                # No step is under way: the router's watchdog must not wait for one.
-                self._facts.next_step_us = 0
+            batch, is_dirty = self._plan()
+            # At least 1: a report that announces 0 has no step under way, and the router's
+            # watchdog does not wait for one.
+            self._facts.next_step_us = 0 if batch is None else max(1, batch.expected_us)
             self._report()
-            return batch
+        if is_dirty:
+            self.memory.scrub(self.changed)
+        return batch
 
     @property
     def next_step_s(self) -> float:
         """What the step under way was expected to take; read without the lock."""
         return self._facts.next_step_us / 1e6
-
-    def announce(self, expected_us: int) -> None:
-        """What the step that begins now is expected to take; heartbeats tell the router."""
-        with self.changed:
-            self._facts.next_step_us = expected_us
 
     def publish(self, batch: Batch | None, results: list[Result], step_us: int) -> None:
         """Enter a step's results, and report it with all that happened since the last report."""
@@ -221,7 +219,7 @@ class Desk:
 
     def _take(self, item: Started | Lost | Commands | ev.Dropped) -> None:
         match item:
-            case Started(session, kv_check, kv_scrub, prefix_cache):
+            case Started(session, kv_check, kv_scrub, prefix_cache, step_policy):
                 if self.session is not None:
                     # Its end was lost on the way here; it cannot be that both live.
                     self._lose_session()
@@ -229,13 +227,14 @@ class Desk:
                 self.memory.begin_session(kv_check, kv_scrub)
                 self.seats.prefixes.is_compared = self.is_audited
                 self.seats.prefixes.begin_session(prefix_cache)
+                self.batcher.begin_session(step_policy)
             case Lost(session):
                 if session is self.session:
                     self._lose_session()
             case ev.Dropped(slot):
                 seat = self.seats.by_slot.get(slot)
                 if seat is not None and seat.state < State.FROZEN:
-                    self._handle(item)
+                    self._preempt(item)
             case Commands(session_id, commands):
                 if self.session is not None and session_id == self.session.id:
                     self._carry_out(self.session, commands)
@@ -248,6 +247,29 @@ class Desk:
             log.error("session %#x is broken off: %s", session.id, error)
             session.fail(str(error))
             self._lose_session()
+
+    def _plan(self) -> tuple[Batch | None, bool]:
+        """The next step, with the pages that it fills; and whether some are to be zeroed before."""
+        label = self.label.role is Role.DECODE
+        while (batch := self.batcher.plan(self._now_us(), is_decode_label=label)) is not None:
+            match grow(self.seats, batch):
+                case Seat(slot=slot):
+                    # One seat fewer each time.
+                    self._preempt(ev.Dropped(slot, CloseReason.PREEMPTED, PREEMPTED))
+                case ev.Scrub() as dirty:
+                    self.memory.note(dirty)
+                    return batch, True
+                case None:
+                    return batch, False
+        return None, False
+
+    def _preempt(self, event: ev.Dropped) -> None:
+        log.info("slot %d is preempted: %d pages free", event.slot, self.seats.pages.num_free)
+        self._facts.preempted += 1
+        self._handle(event)
+
+    def _now_us(self) -> int:
+        return int(self._clock() * 1e6)
 
     def _check_lease(self) -> None:
         """A session whose lease is over gets no step and no word more; its end follows."""
@@ -284,7 +306,7 @@ class Desk:
             case ev.Scrub():
                 self.memory.note(effect)
             case ev.Joins(sequence):
-                self.batcher.add(sequence)
+                self.batcher.add(sequence, self._now_us())
                 self.observer.joined(sequence)
             case ev.Leaves(sequence):
                 self.batcher.remove(sequence)
@@ -344,7 +366,7 @@ class Desk:
                 reason = sequence.append(result.token)
                 if reason is not None:
                     events.append(ev.Finished(row.slot, reason))
-        self.batcher.advance(batch)
+        self.batcher.advance(batch, self._now_us(), us)
         # Before anybody leaves: what was computed is for the others, too.
         self.seats.groups.settle()
         self.observer.stepped(batch.sequences)
@@ -355,33 +377,15 @@ class Desk:
         self._note(batch, us)
 
     def _note(self, batch: Batch, step_us: int) -> None:
-        facts = self._facts
-        facts.step += 1
-        facts.prefill_tokens = batch.num_prefill_tokens
-        facts.decode_seqs = batch.num_decode
+        self._facts.note(batch)
         if not self.batcher:
             # The report of this step is the last one for a while.
-            facts.next_step_us = 0
-        if batch.num_decode and not batch.num_prefill_tokens:
+            self._facts.next_step_us = 0
+        if batch.num_decode and not batch.work.prefill_tokens:
             self._decode_step_s += STEP_WEIGHT * (step_us / 1e6 - self._decode_step_s)
 
     def _head(self, session: int, step_us: int = 0) -> ReportHead:
-        pages, facts = self.seats.pages, self._facts
-        head = self._last_head = ReportHead(
-            session=session,
-            role=self.label.role,
-            role_epoch=self.label.epoch,
-            draining=self.seats.draining,
-            pages_free=pages.num_free,
-            pages_cached=pages.num_cached,
-            pages_fenced=pages.num_fenced,
-            pages_owned=pages.num_owned,
-            running=len(self.batcher),
-            prefill_tokens_queued=self.batcher.prefill_tokens_queued,
-            step=facts.step,
-            step_us=step_us,
-            next_step_us=facts.next_step_us,
-            step_prefill_tokens=facts.prefill_tokens if step_us else 0,
-            step_decode_seqs=facts.decode_seqs if step_us else 0,
+        head = self._last_head = head_of(
+            session, self.label, self._facts, self.seats, self.batcher, self._now_us(), step_us
         )
         return head

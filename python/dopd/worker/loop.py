@@ -44,8 +44,6 @@ class StepLoop:
     def _compute(self, batch: Batch | None) -> tuple[list[Result], int]:
         if batch is None:
             return [], 0
-        # At least 1: a report that announces 0 has no step under way.
-        self._desk.announce(max(1, self._engine.expected_step_us(batch.rows)))
         begun = self._clock()
         results = self._engine.step(batch.rows)
         # At least 1: a report with step_us 0 closes no step.

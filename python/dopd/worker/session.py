@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from dopd import wire
-from dopd.types import KvCheck, KvScrub
+from dopd.types import KvCheck, KvScrub, StepPolicy
 
 
 class Session(Protocol):
@@ -40,6 +40,7 @@ class Started:
     kv_check: KvCheck = KvCheck.OFF
     kv_scrub: KvScrub = KvScrub.NEVER
     prefix_cache: bool = False
+    step_policy: StepPolicy = StepPolicy()
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import torch
 
 from dopd.engine.torch import TorchEngine, load
 from dopd.errors import ConfigError, DopdError
-from dopd.types import Row, Sampled, SamplingParams
+from dopd.types import Row, Sampled, SamplingParams, StepWork
 from tests.support import reference, stepping
 
 NUM_TOKENS = 20
@@ -176,9 +176,7 @@ def test_forbidden_tokens_reach_the_draw(folder: Path) -> None:
 
 def test_step_time_is_expected_to_grow_with_work(folder: Path) -> None:
     engine = load_tiny(folder)
-    decode = Row(0, [1], 10, [0], GREEDY, 0)
-    prefill = Row(1, [1] * 200, 0, list(range(13)), GREEDY, 0)
-    assert 0 < engine.expected_step_us([decode]) <= engine.expected_step_us([decode, prefill])
+    assert 0 < engine.cost_us(StepWork(0, 0, 1, 21)) <= engine.cost_us(StepWork(40, 820, 1, 21))
 
 
 @pytest.mark.parametrize(

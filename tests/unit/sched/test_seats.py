@@ -163,8 +163,10 @@ def test_a_prompt_is_kept_only_for_the_penalty_that_looks_at_it() -> None:
 
 
 BROKEN = {
-    "2 pages for 40 tokens": opened(1, Compute(PROMPT), limits=Limits(max_tokens=20)),
-    "0 pages for 2 tokens": opened(1, Compute([1]), pages=0, prompt_tokens=1, limits=Limits(1)),
+    "1 pages for 20 tokens": opened(1, Compute(PROMPT), pages=1),
+    "2 pages for 33 tokens": opened(1, Compute(PROMPT, 13 * [1]), limits=Limits(max_tokens=20)),
+    "2 pages for 40 tokens": opened(1, Import(21), limits=Limits(max_tokens=30)),
+    "0 pages for 1 tokens": opened(1, Compute([1]), pages=0, prompt_tokens=1, limits=Limits(1)),
     "at least one token": opened(1, Compute([]), prompt_tokens=0),
     "need at least one token": opened(1, Compute(PROMPT), limits=Limits(max_tokens=0)),
     "19 prompt tokens sent": opened(1, Compute(PROMPT[1:])),

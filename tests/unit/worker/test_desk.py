@@ -11,6 +11,7 @@ import pytest
 
 from dopd._gen.dopd.worker.v1 import worker_pb2 as pb
 from dopd.engine.mock import MockEngine
+from dopd.sched.batch import Batcher
 from dopd.types import (
     Close,
     Commands,
@@ -27,15 +28,12 @@ from dopd.worker.loop import StepLoop
 from tests.support.fleet import Fleet, Node
 
 
-class Announcing(MockEngine):
-    """Says what a step will take; `during` is called inside of it."""
+class Watched(MockEngine):
+    """`during` is called inside of a step."""
 
     def __init__(self) -> None:
         super().__init__(8)
         self.during: Callable[[], None] = lambda: None
-
-    def expected_step_us(self, rows: object) -> int:
-        return 1000
 
     def step(self, rows: Sequence[Row]) -> list[Result]:
         self.during()
@@ -114,7 +112,8 @@ def test_no_step_is_announced_once_nobody_steps() -> None:
 
 def test_heartbeats_tell_what_a_step_will_take_and_nothing_of_a_step_that_never_comes() -> None:
     node, beats = attached(), []
-    engine = Announcing()
+    engine = Watched()
+    node.desk.batcher = Batcher(24, 4, lambda work: 1000)
     engine.during = lambda: beats.append(node.desk.heartbeat(1).report.next_step_us)
     loop = StepLoop(node.desk, engine)
     node.desk.post(Commands(1, [opened(1, Compute([1, 2, 3]))]))
