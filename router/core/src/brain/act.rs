@@ -159,6 +159,8 @@ impl Brain {
         self.note_plain(key, Chosen::Switch { worker });
         self.trial_over(key);
         self.judge_handoff(key, Outcome::Succeeded);
+        self.workers
+            .update(nxt.worker, |worker| worker.residents.runs(nxt.slot));
         self.set_phase(key, Phase::Run { cur: nxt });
         self.handoffs_total += 1;
         self.actions.push(Action::Switch {
@@ -355,6 +357,7 @@ impl Brain {
                 kv: u64::from(to_prefill.0),
                 work_us: work.unwrap_or_default().0,
                 stays,
+                runs: false,
             };
             worker.moves_in(slot, resident, now);
             slot

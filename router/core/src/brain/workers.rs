@@ -235,6 +235,7 @@ impl Worker {
     /// A seat made tokens, so its prompt is computed.
     pub(super) fn made(&mut self, slot: SlotId, tokens: Tokens) {
         self.residents.grew(slot, tokens.0);
+        self.residents.runs(slot);
         if self.slots.is_prefilling(slot) {
             self.residents.computed(slot);
             self.slots.prefill_done(slot);

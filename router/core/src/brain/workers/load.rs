@@ -79,7 +79,7 @@ impl Worker {
 
     /// How much longer a prompt takes that is stolen.
     pub(in crate::brain) fn slow(&self, rules: &PolicyConfig) -> Option<f64> {
-        if self.residents.seqs() == 0 {
+        if self.residents.running() == 0 {
             Some(SLOW_IDLE)
         } else {
             self.slow_beside(rules)
@@ -87,7 +87,7 @@ impl Worker {
     }
 
     fn slow_or_max(&self) -> f64 {
-        if self.residents.seqs() == 0 {
+        if self.residents.running() == 0 {
             return 1.0;
         }
         let slow = self.slow_beside(&self.rules);

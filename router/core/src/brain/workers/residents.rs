@@ -16,6 +16,8 @@ pub(in crate::brain) struct Resident {
     pub(in crate::brain) work_us: u64,
     /// It decodes here; else it goes on to another worker.
     pub(in crate::brain) stays: bool,
+    /// Its KV is here: it made a token, or arrived.
+    pub(in crate::brain) runs: bool,
 }
 
 /// All seats of one session.
@@ -25,6 +27,7 @@ pub(in crate::brain) struct Residents {
     /// Targets of those that stay, with how many have each.
     tpots: BTreeMap<Micros, u32>,
     seqs: u32,
+    running: u32,
     /// Tokens of KV of all, and of those that stay.
     kv: u64,
     context: u64,
@@ -57,6 +60,7 @@ impl Residents {
             return;
         }
         self.seqs -= 1;
+        self.running -= u32::from(resident.runs);
         self.context -= resident.kv;
         if let Some(count) = self.tpots.get_mut(&resident.tpot) {
             *count -= 1;
@@ -94,8 +98,19 @@ impl Residents {
         }
     }
 
+    /// Its KV is here.
+    pub(in crate::brain) fn runs(&mut self, slot: SlotId) {
+        if let Some(resident) = self.get_mut(slot)
+            && !std::mem::replace(&mut resident.runs, true)
+        {
+            let stays = resident.stays;
+            self.running += u32::from(stays);
+        }
+    }
+
     fn count(&mut self, resident: Resident) {
         self.seqs += 1;
+        self.running += u32::from(resident.runs);
         self.context += resident.kv;
         *self.tpots.entry(resident.tpot).or_default() += 1;
     }
@@ -107,6 +122,11 @@ impl Residents {
     /// Sequences that decode here, or will.
     pub(in crate::brain) const fn seqs(&self) -> u32 {
         self.seqs
+    }
+
+    /// Sequences that decode here now.
+    pub(in crate::brain) const fn running(&self) -> u32 {
+        self.running
     }
 
     /// Tokens of KV of all seats.
@@ -140,6 +160,7 @@ mod tests {
             kv,
             work_us,
             stays,
+            runs: false,
         }
     }
 
@@ -158,7 +179,11 @@ mod tests {
         residents.computed(SlotId(0));
         assert_eq!(sums(&residents), (2, 152, 152, 7));
         assert_eq!(residents.tightest(), Some(Micros(30)));
+        residents.runs(SlotId(0));
+        residents.runs(SlotId(0));
+        assert_eq!(residents.running(), 1);
         residents.remove(SlotId(0));
+        assert_eq!(residents.running(), 0);
         residents.remove(SlotId(0));
         residents.remove(SlotId(9));
         assert_eq!(sums(&residents), (1, 100, 100, 7));
