@@ -129,7 +129,7 @@ impl Brain {
     /// The worker is done by then; or nobody would be, and no other has anything better to do.
     fn is_in_time(&self, worker: &Worker, need: &Need, due: Micros, takes: Micros) -> bool {
         let is_late = self.now.plus(worker.prompt_us(need.prefill)) > due;
-        let is_free = worker.residents.seqs() == 0;
+        let is_free = worker.residents.running() == 0;
         let is_alone = self.workers.totals(Group::Prompts).workers == 0;
         self.now.plus(takes) <= due || (is_late && (is_free || is_alone))
     }

@@ -33,7 +33,7 @@ pub(super) struct Keys {
     imports: Option<u64>,
     /// Pages that it can promise.
     room: Option<(Group, Reverse<u64>)>,
-    /// Labelled decode, with nothing to do.
+    /// Labelled decode, and nobody runs there.
     idle: Option<u64>,
 }
 
@@ -68,9 +68,8 @@ impl Worker {
             other => (false, other),
         };
         let is_idle = self.role == Role::Decode
-            && self.residents.seqs() == 0
-            && self.prefill_pending() == 0
-            && self.slots.seats_used() == 0;
+            && self.residents.running() == 0
+            && self.prefill_pending() == 0;
         Keys {
             prompts: (ready && is_open).then(|| (group, self.prompt_score())),
             due,
@@ -178,7 +177,7 @@ impl Workers {
             .map(|&(_, key)| key))
     }
 
-    /// Labelled decode and without anything to do, the fastest first.
+    /// Labelled decode where nobody runs, the fastest first.
     pub(in crate::brain) fn idle(&self) -> impl Iterator<Item = usize> {
         self.orders.idle.iter().map(|&(_, key)| key)
     }

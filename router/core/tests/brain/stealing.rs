@@ -1,0 +1,242 @@
+//! Decode workers help: which prompts they take, when, and which not.
+
+use dopd_core::{
+    action::OpenKind,
+    brain::Brain,
+    cost::Timings,
+    event::StepReport,
+    fleet::Role::{Decode, Prefill},
+    ids::SlotId,
+    policy::{PolicyConfig, Steal},
+    units::{Micros, Tokens},
+};
+
+use crate::support::{
+    policy::{arrive, computes, fleet, gpu, opens, policy, step, tell, wake},
+    report,
+};
+
+fn prompt_us(tokens: u32) -> u64 {
+    Timings::h100_8b().prefill_us(Tokens(tokens)).0
+}
+
+/// A decode worker says that its imports are reserved, then that they arrived.
+fn take_over(brain: &mut Brain, now: u64, session: u64, slots: &[u32]) {
+    let opened = StepReport {
+        opened: slots.iter().copied().map(SlotId).collect(),
+        ..report(session, Decode)
+    };
+    tell(brain, now, opened);
+}
+
+fn arrived(session: u64, slots: &[u32]) -> StepReport {
+    StepReport {
+        arrived: slots
+            .iter()
+            .map(|&slot| (SlotId(slot), Tokens(1)))
+            .collect(),
+        ..report(session, Decode)
+    }
+}
+
+/// One prefill worker with so much to do that decode workers help; returns what the last prompt
+/// opened. Each prompt takes 118 ms.
+fn flood(brain: &mut Brain, prompts: u64) -> Vec<(u64, u64)> {
+    let mut opened = Vec::new();
+    for id in 1..=prompts {
+        opened.extend(computes(&arrive(brain, 0, id, 4_000)));
+    }
+    opened
+}
+
+#[test]
+fn idle_workers_help_once_the_queue_is_long_and_take_one_prompt_each() {
+    let workers = [
+        gpu(Prefill, 400_000),
+        gpu(Decode, 400_000),
+        gpu(Decode, 400_000),
+    ];
+    // A quarter of 2 s are five prompts.
+    let mut brain = fleet(policy(), &workers);
+    assert_eq!(flood(&mut brain, 5), []);
+    assert_eq!(brain.status().stolen_total, 0);
+    let mut stolen = Vec::new();
+    for id in 6..=9 {
+        stolen.extend(computes(&arrive(&mut brain, 1, id, 4_000)));
+    }
+    // Nobody runs at either: in order, one prompt each, the next after its first token.
+    assert_eq!(stolen, [(2, 2), (3, 3)]);
+    assert_eq!(brain.status().stolen_total, 2);
+    for id in 10..=12 {
+        assert_eq!(computes(&arrive(&mut brain, 1, id, 4_000)), []);
+    }
+    let done = step(3, Decode, &[0], &[]);
+    assert_eq!(computes(&tell(&mut brain, 2, done)), [(4, 3)]);
+    assert_eq!(brain.status().stolen_total, 3);
+}
+
+#[test]
+fn stealing_is_a_rule_that_can_be_off() {
+    let off = PolicyConfig {
+        steal: Steal::Never,
+        ..policy()
+    };
+    let workers = [
+        gpu(Prefill, 400_000),
+        gpu(Decode, 400_000),
+        gpu(Decode, 400_000),
+    ];
+    let mut brain = fleet(off, &workers);
+    flood(&mut brain, 20);
+    assert_eq!(brain.status().stolen_total, 0);
+}
+
+/// A fleet whose only decode worker decodes one sequence, and 20 prompts of 4,000 tokens wait.
+fn busy() -> Brain {
+    let workers = [gpu(Prefill, 400_000), gpu(Decode, 60_000)];
+    let mut brain = fleet(policy(), &workers);
+    arrive(&mut brain, 0, 100, 1_000);
+    take_over(&mut brain, 1, 2, &[0]);
+    tell(&mut brain, 30_000, step(1, Prefill, &[0], &[]));
+    tell(&mut brain, 31_000, arrived(2, &[0]));
+    tell(&mut brain, 32_000, step(1, Prefill, &[], &[0]));
+    flood(&mut brain, 20);
+    brain
+}
+
+#[test]
+fn a_busy_worker_takes_a_prompt_at_its_report_if_it_is_done_in_time() {
+    let mut brain = busy();
+    let before = brain.status().stolen_total;
+    let decoded = || {
+        let mut decoded = step(2, Decode, &[0], &[]);
+        decoded.load.step = 9;
+        decoded
+    };
+    let slow = |step_us: u32| {
+        let mut slow = decoded();
+        slow.load.decode_step_us = step_us;
+        slow.load.mixed_penalty_permille = 200;
+        slow
+    };
+    // Steps of 75 of 76 ms leave no time for prompts.
+    assert_eq!(computes(&tell(&mut brain, 40_000, slow(75_000))), []);
+    assert_eq!(brain.status().stolen_total, before);
+    assert_eq!(computes(&tell(&mut brain, 50_000, slow(8_000))).len(), 1);
+    assert_eq!(brain.status().stolen_total, before + 1);
+    // One at a time.
+    assert_eq!(computes(&tell(&mut brain, 60_000, slow(8_000))), []);
+}
+
+#[test]
+fn what_is_slowed_down_too_much_to_be_in_time_is_left() {
+    // 120 ms alone; due 500 ms after its arrival.
+    let tight = PolicyConfig {
+        ttft: Micros::from_millis(500),
+        ..policy()
+    };
+    let workers = [gpu(Prefill, 400_000), gpu(Decode, 60_000)];
+    let tell_step = |brain: &mut Brain, now, step_us| {
+        let mut decoded = step(2, Decode, &[0], &[]);
+        (decoded.load.step, decoded.load.decode_step_us) = (now, step_us);
+        computes(&tell(brain, now, decoded)).len()
+    };
+    let mut brain = fleet(tight, &workers);
+    arrive(&mut brain, 0, 100, 1_000);
+    take_over(&mut brain, 1, 2, &[0]);
+    tell(&mut brain, 30_000, step(1, Prefill, &[0], &[]));
+    tell(&mut brain, 31_000, arrived(2, &[0]));
+    for id in 1..=8 {
+        arrive(&mut brain, 40_000, id, 4_000);
+    }
+    // A pace of 76 ms and steps of 60: 1.15 x 76 / 16 = 5.5 times as long, 650 ms.
+    assert_eq!(tell_step(&mut brain, 50_000, 60_000), 0);
+    // Steps of 40: 2.4 times, 290 ms.
+    assert_eq!(tell_step(&mut brain, 60_000, 40_000), 1);
+    assert!(prompt_us(4_000) > 90_000);
+}
+
+#[test]
+fn nobody_helps_beyond_its_part_of_the_pool() {
+    let workers = [
+        gpu(Prefill, 400_000),
+        gpu(Decode, 4_800),
+        gpu(Decode, 400_000),
+    ];
+    let limited = PolicyConfig {
+        steal_kv_ratio: 0.2,
+        ..policy()
+    };
+    let mut brain = fleet(limited, &workers);
+    // 1,000 of 4,800 tokens: beyond a fifth.
+    arrive(&mut brain, 0, 100, 1_000);
+    take_over(&mut brain, 1, 2, &[0]);
+    tell(&mut brain, 30_000, step(1, Prefill, &[0], &[]));
+    tell(&mut brain, 31_000, arrived(2, &[0]));
+    for id in 1..=30 {
+        arrive(&mut brain, 40_000, id, 1_500);
+    }
+    let mut decoded = step(2, Decode, &[0], &[]);
+    (decoded.load.step, decoded.load.decode_step_us) = (9, 8_000);
+    let stolen = computes(&tell(&mut brain, 50_000, decoded));
+    assert!(
+        stolen.iter().all(|&(_, session)| session != 2),
+        "{stolen:?}"
+    );
+}
+
+#[test]
+fn late_prompts_are_for_workers_with_nothing_to_do() {
+    let mut brain = busy();
+    let late = 10_000_000;
+    let mut decoded = step(2, Decode, &[0], &[]);
+    (decoded.load.step, decoded.load.decode_step_us) = (9, 8_000);
+    let at_report = computes(&tell(&mut brain, late, decoded));
+    assert!(
+        at_report.iter().all(|&(_, session)| session == 1),
+        "{at_report:?}"
+    );
+    // It becomes idle: its sequence ends.
+    let ended = computes(&tell(&mut brain, late + 1, step(2, Decode, &[], &[0])));
+    assert!(ended.iter().any(|&(_, session)| session == 2), "{ended:?}");
+}
+
+#[test]
+fn without_prefill_workers_decode_workers_compute_everything() {
+    let mut brain = fleet(policy(), &[gpu(Decode, 400_000), gpu(Decode, 400_000)]);
+    let first: Vec<_> = (1..=5)
+        .flat_map(|id| opens(&arrive(&mut brain, id, id, 2_000)))
+        .collect();
+    assert_eq!(
+        first,
+        [(1, 1, OpenKind::Compute), (2, 2, OpenKind::Compute)]
+    );
+    // Much too late for the others: they are served at the next report all the same.
+    let late = 60_000_000;
+    let next = computes(&tell(&mut brain, late, step(1, Decode, &[0], &[])));
+    assert_eq!(next.len(), 1);
+    let next = computes(&tell(&mut brain, late + 1, step(2, Decode, &[0], &[])));
+    assert_eq!(next.len(), 1);
+    assert_eq!(computes(&wake(&mut brain, late + 2)), []);
+    let next = computes(&tell(&mut brain, late + 3, step(1, Decode, &[1], &[])));
+    assert_eq!(next.len(), 1);
+    assert_eq!(brain.status().requests_waiting, 0);
+}
+
+#[test]
+fn a_fixed_threshold_takes_short_prompts_whatever_waits() {
+    let fixed = PolicyConfig {
+        steal: Steal::Shorter(Tokens(512)),
+        ..policy()
+    };
+    let workers = [gpu(Prefill, 400_000), gpu(Decode, 400_000)];
+    let mut brain = fleet(fixed, &workers);
+    assert_eq!(
+        opens(&arrive(&mut brain, 0, 1, 511)),
+        [(1, 2, OpenKind::Compute)]
+    );
+    assert_eq!(
+        opens(&arrive(&mut brain, 0, 2, 512)),
+        [(2, 2, OpenKind::Import)]
+    );
+}
