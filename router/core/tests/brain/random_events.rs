@@ -4,18 +4,22 @@
 
 use dopd_core::{
     brain::BrainConfig,
+    cost::Timings,
     event::{CloseReason, Event, Suspicion},
     fleet::Role,
     log,
+    policy::{Bind, PlaceBy, PolicyConfig, Steal},
     request::RejectReason,
-    units::Micros,
+    units::{Micros, Tokens},
 };
 use proptest::{prelude::*, test_runner::Config};
 
 use crate::support::{
     self,
     fleet::{Fleet, Outcome},
-    plain, request, worker,
+    plain,
+    policy::policy,
+    request, worker,
 };
 
 /// Mostly pairs.
@@ -47,6 +51,40 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
     prop::collection::vec(op, 50..400)
 }
 
+/// The plain policy, the default one, and each baseline that is another value of it.
+pub(crate) fn policies() -> Vec<PolicyConfig> {
+    let base = policy();
+    let early = PolicyConfig {
+        bind: Bind::Early,
+        steal: Steal::Never,
+        ..base.clone()
+    };
+    vec![
+        PolicyConfig::plain(),
+        base.clone(),
+        PolicyConfig {
+            place: PlaceBy::RoundRobin,
+            ..early.clone()
+        },
+        PolicyConfig {
+            place: PlaceBy::FewestSequences,
+            keep: false,
+            ..early
+        },
+        PolicyConfig {
+            gate: false,
+            steal: Steal::Shorter(Tokens(8)),
+            ..base.clone()
+        },
+        PolicyConfig {
+            linger_ratio: 1e-9,
+            linger_tokens: Tokens(2),
+            steal_wait_ratio: 0.0,
+            ..base
+        },
+    ]
+}
+
 fn config(slack_ms: u64) -> BrainConfig {
     BrainConfig {
         seed: slack_ms,
@@ -58,10 +96,15 @@ fn config(slack_ms: u64) -> BrainConfig {
     }
 }
 
+/// Step times of a GPU where roles are high, so that predictions and waits matter.
 fn run(config: BrainConfig, roles: &[u8], ops: &[Op], faults: Faults) -> Fleet {
     let mut fleet = Fleet::new(config);
     for (pages, &role) in (14..).step_by(4).zip(roles) {
-        fleet.join(worker(ROLES[usize::from(role) % 5], pages));
+        let mut facts = worker(ROLES[usize::from(role) % 5], pages);
+        if role >= 5 {
+            facts.timings = Timings::h100_8b();
+        }
+        fleet.join(facts);
     }
     for (number, op) in ops.iter().enumerate() {
         normal(&mut fleet, number as u64, *op);
@@ -277,6 +320,54 @@ proptest! {
     }
 }
 
+/// A fleet of these labels under one of the policies.
+fn scene() -> impl Strategy<Value = (usize, Vec<u8>)> {
+    (0..policies().len(), prop::collection::vec(0..10_u8, 1..5))
+}
+
+fn under(policy: usize, slack_ms: u64) -> BrainConfig {
+    BrainConfig {
+        policy: policies().swap_remove(policy),
+        ..config(slack_ms)
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(250))]
+
+    /// The rules of the hand-off hold whatever the policy: no page is promised twice, no request
+    /// is lost or doubled, all ends clean, and decisions are equal when they are made again.
+    #[test]
+    fn rules_hold_under_every_policy(
+        ops in ops(), (policy, roles) in scene(),
+        slack_ms in prop::sample::select(vec![0, 500_u64]),
+    ) {
+        let first = run(under(policy, slack_ms), &roles, &ops, Faults::All);
+        let second = run(under(policy, slack_ms), &roles, &ops, Faults::All);
+        prop_assert_eq!(&first.trace, &second.trace);
+        let lines = first.log.iter().map(|line| Ok::<_, std::io::Error>(line.clone()));
+        let report = log::replay(lines);
+        prop_assert!(report.is_ok(), "{:?}", report);
+        prop_assert_eq!(report.ok().and_then(|report| report.difference), None);
+    }
+
+    /// Nobody asked for a target, so every request that was queued is answered under each.
+    #[test]
+    fn every_policy_answers_everybody_while_nothing_fails(
+        ops in ops(), (policy, roles) in scene(),
+    ) {
+        let fleet = run(under(policy, 500), &roles, &ops, Faults::None);
+        for (id, stream) in &fleet.streams {
+            let refused = [RejectReason::QueueFull, RejectReason::TooLarge].map(Outcome::Rejected);
+            let is_fine = stream.outcome.is_some_and(|outcome| {
+                outcome == Outcome::Finished || refused.contains(&outcome)
+            });
+            prop_assert!(is_fine, "{:?}: {:?}", id, stream);
+        }
+        prop_assert_eq!(fleet.brain.status().replays_total, 0);
+    }
+}
+
 /// The runs above are worth something only if they come to every kind of decision.
 #[test]
 fn random_runs_come_to_every_kind_of_decision() {
@@ -291,7 +382,7 @@ fn random_runs_come_to_every_kind_of_decision() {
     let mut seen = std::collections::BTreeMap::<String, u64>::new();
     let mut count = |what: String, times: u64| *seen.entry(what).or_default() += times;
     for _ in 0..300 {
-        let roles: Vec<u8> = (0..=random() % 4).map(|_| random()).collect();
+        let roles: Vec<u8> = (0..=random() % 4).map(|_| random() % 5).collect();
         let ops: Vec<Op> = (0..300)
             .map(|_| Op {
                 kind: random() % 40,

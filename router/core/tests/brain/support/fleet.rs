@@ -301,6 +301,8 @@ impl Fleet {
     /// A report of a session that is over: nothing may come of it.
     pub(crate) fn deliver_late(&mut self) {
         if let Some(report) = self.late.pop_front() {
+            // What is due is done before, so that what follows is this report's.
+            self.tell(Event::Woke);
             let decided = self.trace.len();
             self.tell(Event::StepReported(Box::new(report.step)));
             assert_eq!(self.trace.len(), decided, "an old session was heard");
