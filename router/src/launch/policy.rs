@@ -158,6 +158,32 @@ mod tests {
         assert_eq!(policy(&config), expected);
     }
 
+    /// What the settings let pass, the policy takes: its own check would come without a place.
+    #[test]
+    fn the_greatest_and_least_settings_make_a_policy() {
+        for end in [false, true] {
+            let at = |path: &str| {
+                let field = crate::config::records::FIELDS
+                    .iter()
+                    .find(|f| f.path == path);
+                let within = field.and_then(|field| field.within.clone()).unwrap();
+                if end { *within.end() } else { *within.start() }
+            };
+            let small = |path| u32::try_from(at(path)).unwrap();
+            let mut config = Config::default();
+            config.slo.ttft_ms = Some(at("slo.ttft_ms"));
+            config.slo.tpot_ms = Some(at("slo.tpot_ms"));
+            config.policy.late_max_ms = at("policy.late_max_ms");
+            config.policy.fair_percent = small("policy.fair_percent");
+            config.policy.prefill_tokens_max = small("policy.prefill_tokens_max");
+            config.policy.steal = "shorter".to_owned();
+            config.policy.steal_tokens = small("policy.steal_tokens");
+            config.policy.chunk_tokens = small("policy.chunk_tokens");
+            config.policy.pause_max_ms = at("policy.pause_max_ms");
+            policy(&config).check().unwrap();
+        }
+    }
+
     /// A word that the settings allow and this does not know would be taken for the default.
     #[test]
     fn every_word_of_the_settings_is_known() {

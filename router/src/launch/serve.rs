@@ -122,9 +122,11 @@ fn metrics(config: &Config, model: &ServedModel) -> Metrics {
 }
 
 fn dispatch(config: &Config, front_threads: usize) -> Result<(Dispatch, BrainThread), Failure> {
+    let policy = policy(config);
+    policy.check().map_err(Failure::new)?;
     Dispatch::start(DispatchConfig {
         limits: config.limits.clone(),
-        policy: policy(config),
+        policy,
         front_threads,
         record: config.log.record.clone(),
         record_bytes_max: config.log.record_bytes_max,
