@@ -31,13 +31,15 @@ impl Brain {
         has_place && (tokens <= self.config.queue_tokens_max || self.queue.is_empty())
     }
 
-    /// Even if it went first, its first token would come after the target that was asked for.
+    /// Even if it went first, to the next worker that is free and as fast as the fastest, its first
+    /// token would come after the target that was asked for.
     fn is_unmeetable(&self, facts: &RequestFacts) -> bool {
         let policy = &self.config.policy;
         let Some(ttft) = facts.slo.ttft.filter(|_| policy.refuse == Refuse::Early) else {
             return false;
         };
-        self.expected_prefill(facts) > ttft
+        let first = self.workers.free_in().plus(self.expected_prefill(facts));
+        first > ttft
     }
 
     /// Behind all of its tenant that wait it could not be answered in its time, but on its own it
@@ -66,6 +68,8 @@ impl Brain {
     fn make_room(&mut self, facts: &RequestFacts) -> bool {
         /// For one newcomer.
         const REQUESTS_MAX: usize = 16;
+        // Those at the front that are late step behind.
+        self.queue.first(|_| true);
         let share = &self.queue.share;
         let Some(largest) = share.largest_backlog() else {
             return false;

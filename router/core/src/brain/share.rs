@@ -3,15 +3,16 @@
 //! A virtual token counter (Sheng et al., "Fairness in Serving Large Language Models", OSDI 2024).
 //! A prompt is charged when it is placed, an answer token when it is made; among those who wait in
 //! one priority, the tenant goes first that was charged least. Who comes back after it had nothing
-//! that waited is lifted to the one that goes first of those with whom it competes, so idle time
-//! earns nothing; who is alone is never held back.
+//! that waited is lifted to one `share_quantum` below the one that goes first of those with whom it
+//! competes: idle time earns no more than that, and who asks for little finds its turn at once. Who
+//! is alone is never held back.
 //!
 //! Counts that are within one `share_quantum` of each other are equal, and the order of prompts
 //! rules over all of these tenants: else a thousand tenants with one request each would be served
 //! in turn, long prompts before short ones.
 //!
 //! **Bound.** Between two tenants that have something to wait for all the time, service by weight
-//! differs by at most one quantum and the larger of both tenants' longest burst: a prompt, and the
+//! differs by at most two quanta and the larger of both tenants' longest burst: a prompt, and the
 //! answer tokens of what they have running. (Each is only ever placed while its count is the least,
 //! to a quantum; what it is charged after that is its burst.)
 //!
@@ -67,6 +68,8 @@ fn by_weight(tokens: u128, weight: u32) -> u128 {
 pub(super) struct Share {
     is_on: bool,
     quantum: u128,
+    /// What idle time earns at most.
+    credit: u128,
     accounts: Slab<Account>,
     by_tenant: BTreeMap<u64, usize>,
     crowds: BTreeMap<u64, usize>,
@@ -80,15 +83,17 @@ pub(super) struct Share {
 
 impl Share {
     pub(super) fn new(policy: &PolicyConfig) -> Self {
+        let quantum = u128::from(policy.share_quantum.0) * PARTS;
         Self {
             is_on: policy.share_tenants,
-            quantum: (u128::from(policy.share_quantum.0) * PARTS).max(1),
+            quantum: quantum.max(1),
+            credit: quantum,
             accounts: Slab::new(),
             by_tenant: BTreeMap::new(),
             crowds: BTreeMap::new(),
             idle: BTreeSet::new(),
             backlogs: BTreeSet::new(),
-            floor: 0,
+            floor: quantum,
         }
     }
 
@@ -169,9 +174,11 @@ impl Share {
         }
     }
 
-    /// A sequence begins to wait; `least`: service of the least of those with whom it competes.
+    /// A sequence begins to wait; `least`: service of the one that goes
+    /// first of those with whom it competes.
     pub(super) fn waits(&mut self, account: usize, tokens: Tokens, least: Option<u128>) {
-        let floor = least.unwrap_or(self.floor);
+        let below = least.map(|least| least.saturating_sub(self.credit));
+        let floor = below.unwrap_or(self.floor);
         let Some(found) = self.accounts.get_mut(account) else {
             return;
         };

@@ -41,6 +41,8 @@ pub struct BrainStatus {
     pub late_total: u64,
     /// Sequences that made room in a full queue, for other tenants or for who was in time.
     pub evicted_total: u64,
+    /// Tenants of which a count is kept.
+    pub tenants: usize,
     /// Times a sequence that waits stepped behind those that can still meet their target.
     pub demotions_total: u64,
     /// Sequences that were computed again, have made no token since, and run.
@@ -115,6 +117,7 @@ impl Brain {
             hopeless_total: self.hopeless_total,
             late_total: self.late_total,
             evicted_total: self.evicted_total,
+            tenants: self.queue.share.len(),
             demotions_total: self.demotions_total,
             retries_running: self.retries_running,
             pairs_open: self.pairs.open(),

@@ -14,6 +14,7 @@ mod order_reference;
 mod overload;
 mod placing;
 mod random_events;
+mod share;
 mod single_worker;
 mod stealing;
 mod support;

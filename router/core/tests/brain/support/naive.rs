@@ -42,13 +42,14 @@ pub(crate) struct Naive {
 impl Naive {
     /// For the order `Aged` without fairness to long prompts, a prompt of n tokens taking n ms.
     pub(crate) fn new(policy: PolicyConfig) -> Self {
+        let floor = u128::from(policy.share_quantum.0) * PARTS;
         Self {
             policy,
             now: 0,
             waiting: Vec::new(),
             service: BTreeMap::new(),
             weights: BTreeMap::new(),
-            floor: 0,
+            floor,
             owed: 0,
         }
     }
@@ -84,7 +85,9 @@ impl Naive {
             let rivals = self.waiting.iter().enumerate();
             let rivals = rivals.filter(|(_, one)| one.facts.priority == facts.priority);
             let first = rivals.min_by_key(|&(at, one)| (self.key(one), at));
-            let floor = first.map_or(self.floor, |(_, one)| self.service(&one.facts));
+            let credit = u128::from(self.policy.share_quantum.0) * PARTS;
+            let below = |service: u128| service.saturating_sub(credit);
+            let floor = first.map_or(self.floor, |(_, one)| below(self.service(&one.facts)));
             let own = self.service.entry(tenant).or_default();
             *own = (*own).max(floor);
         }
