@@ -1,4 +1,4 @@
-"""The Rust half of dopd (`router/python`): the router, the cost model of mock workers, the simulator."""
+"""The Rust half of dopd (`router/python`): router, cost model of mock workers, simulator."""
 
 from array import array
 from collections.abc import Callable, Sequence

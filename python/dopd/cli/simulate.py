@@ -86,6 +86,14 @@ def _policy(group: Any) -> None:
         help="all, or dopd, dopd-K, dopd* (best K), static, static-P:D, static-fcfs, agg-N, "
         "agg-dyn, pull-dyn, hybrid, hybrid-K, ... (default: %(default)s)",
     )
+    group.add_argument(
+        "--rule",
+        type=rule,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a rule of the policy that differs: fair_ratio=0, step.mode=chunk_in_time; repeatable",
+    )
     ms = number(0.001, 3_600_000)
     group.add_argument("--slo-ttft-ms", type=ms, metavar="MS", help="target of the first token")
     group.add_argument("--slo-tpot-ms", type=ms, metavar="MS", help="target per later token")
@@ -146,6 +154,17 @@ def fleet(text: str) -> tuple[str, int]:
     return kind, int(count)
 
 
+def rule(text: str) -> tuple[list[str], Any]:
+    """`step.mode=fill`: the path of a field of the policy, and its value (JSON, or a word)."""
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} must be NAME=VALUE, such as fair_ratio=0")
+    try:
+        return name.split("."), json.loads(value)
+    except ValueError:
+        return name.split("."), value
+
+
 def whole(text: str) -> int:
     """A whole number of 32 bits."""
     if not text.isdecimal() or int(text) >= 1 << 32:
@@ -202,7 +221,14 @@ def _run(args: argparse.Namespace) -> int:
 def options(args: argparse.Namespace) -> dict[str, Any]:
     """The keywords of `sim.simulate`."""
     device, workers = args.fleet
+    rules: dict[str, Any] = {}
+    for path, value in args.rule:
+        inner = rules
+        for part in path[:-1]:
+            inner = inner.setdefault(part, {})
+        inner[path[-1]] = value
     return {
+        "rules": rules,
         "workers": workers,
         "device": device,
         "model": args.model,
@@ -232,7 +258,7 @@ def _rows(args: argparse.Namespace, trace: Any, names: list[str]) -> list[dict[s
     def work(name: str) -> dict[str, Any]:
         if args.find_rate is None:
             return study.judge(trace, name, chosen, workers)
-        return study.find(trace, name, args.find_rate / 100, chosen, workers, 1.0)
+        return study.find(trace, name, args.find_rate / 100, chosen, workers)
 
     rows = []
     with Progress("policies", len(names)) as progress, ThreadPoolExecutor(args.jobs) as pool:

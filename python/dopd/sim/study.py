@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dopd.sim.find import find_rate
+from dopd.sim.find import TOLERANCE, find_rate
 from dopd.sim.plot import Bars, Figure, Lines
 from dopd.sim.plot.figure import COLOURS, GREY
 from dopd.sim.runs import Result, simulate
@@ -40,13 +40,40 @@ def members(name: str, workers: int) -> list[str]:
     return [pattern.format(p=p, d=workers - p) for p in splits]
 
 
-def judge(trace: Trace, name: str, options: dict[str, Any], workers: int) -> Row:
-    """The best member of `name` by attainment (of the first tenth where equal), in figures."""
-    found = [
-        (simulate(trace, policy=policy, **options), policy) for policy in members(name, workers)
-    ]
-    best, policy = max(found, key=lambda one: one[0].attainment)
-    return row(name, policy, best)
+def judge(
+    trace: Trace, name: str, options: dict[str, Any], workers: int, guess: int | None = None
+) -> Row:
+    """The best member of `name` by attainment at the trace's own rate, in figures."""
+    runs: dict[str, Result] = {}
+
+    def worth(policy: str, best: float) -> float:
+        del best
+        runs[policy] = simulate(trace, policy=policy, **options)
+        return runs[policy].attainment
+
+    policy, _ = climb(members(name, workers), worth, guess)
+    return row(name, policy, runs[policy])
+
+
+def climb(
+    found: Sequence[str], worth: Callable[[str, float], float], guess: int | None = None
+) -> tuple[str, float]:
+    """The best of neighbours, uphill from the place `guess` (the middle): splits have one peak.
+
+    `worth(policy, best)` may give anything not above `best` for what is no better.
+    """
+    at = min(len(found) // 2 if guess is None else guess, len(found) - 1)
+    best = worth(found[at], 0.0)
+    for step in (1, -1):
+        start = at
+        while 0 <= at + step < len(found):
+            value = worth(found[at + step], best)
+            if value <= best:
+                break
+            at, best = at + step, value
+        if at != start:
+            break
+    return found[at], best
 
 
 def row(name: str, policy: str, result: Result) -> Row:
@@ -61,36 +88,38 @@ def row(name: str, policy: str, result: Result) -> Row:
 
 
 def find(
-    trace: Trace, name: str, share: float, options: dict[str, Any], workers: int, start: float
+    trace: Trace,
+    name: str,
+    share: float,
+    options: dict[str, Any],
+    workers: int,
+    start: float = 1.0,
+    guess: int | None = None,
 ) -> Row:
     """The best member of `name` by the highest rate factor with `share` attainment."""
-    best: Row | None = None
-    for policy in members(name, workers):
-        runs: dict[float, Result] = {}
+    runs: dict[tuple[str, float], Result] = {}
+    tries: dict[str, tuple[tuple[float, float], ...]] = {}
 
-        def attained(
-            factor: float, policy: str = policy, runs: dict[float, Result] = runs
-        ) -> float:
-            seed = options["seed"]
-            scaled = trace.scaled(factor, seed=seed)
-            runs[factor] = simulate(scaled, policy=policy, **options)
-            return runs[factor].attainment
+    def attained(policy: str, factor: float) -> float:
+        scaled = trace.scaled(factor, seed=options["seed"])
+        runs[policy, factor] = simulate(scaled, policy=policy, **options)
+        return runs[policy, factor].attainment
 
-        if best is not None and best["factor"] > 0:
-            # Whoever fails below the best so far is out after one run.
-            start = best["factor"]
-            if attained(start * 1.03) < share:
-                continue
-            start *= 1.03
-        found = find_rate(attained, share, start=start)
-        if best is None or found.factor > best["factor"]:
-            shown = runs.get(found.factor) or runs[min(runs)]
-            best = row(name, policy, shown) | {
-                "factor": found.factor,
-                "tries": [list(one) for one in found.tries],
-            }
-    assert best is not None  # a family has at least one member
-    return best
+    def worth(policy: str, best: float) -> float:
+        first = best * (1 + TOLERANCE) or start
+        if best and attained(policy, first) < share:
+            return 0.0
+        found = find_rate(lambda factor: attained(policy, factor), share, start=first)
+        tries[policy] = found.tries
+        return found.factor
+
+    policy, factor = climb(members(name, workers), worth, guess)
+    lowest = min(at for at, _ in tries[policy])
+    shown = runs[policy, factor if factor else lowest]
+    return row(name, policy, shown) | {
+        "factor": factor,
+        "tries": [list(one) for one in tries[policy]],
+    }
 
 
 def document(trace: Trace, rows: Sequence[Row], options: dict[str, Any], **more: Any) -> Row:

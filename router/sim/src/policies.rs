@@ -1,7 +1,8 @@
 //! Policies by name: dopd's own, and those of the literature as values of the same type in the same
 //! brain.
 //!
-//! Called by `setup`. What each does: policy study, section 2.
+//! Called by `setup`. What each does: policy study, section 2. Baselines owe long prompts nothing
+//! (`fair_ratio` 0), as published.
 
 use dopd_core::{
     fleet::Role,
@@ -120,6 +121,7 @@ fn split(name: &str, workers: usize) -> Option<(PolicyConfig, Vec<Role>)> {
     let mut policy = PolicyConfig {
         steal: Steal::Never,
         keep: false,
+        fair_ratio: 0.0,
         ..PolicyConfig::default()
     };
     match (what, what.strip_prefix("local-")) {
@@ -134,7 +136,10 @@ fn split(name: &str, workers: usize) -> Option<(PolicyConfig, Vec<Role>)> {
 }
 
 fn with_mode(mode: StepMode) -> PolicyConfig {
-    let mut policy = PolicyConfig::default();
+    let mut policy = PolicyConfig {
+        fair_ratio: 0.0,
+        ..PolicyConfig::default()
+    };
     policy.step.mode = mode;
     policy
 }
