@@ -120,7 +120,7 @@ impl Engine<'_> {
         let end = last.plus(self.options.drain_max);
         let mut told = 0;
         while let Some((at, next)) = self.next() {
-            if at > end || (self.requests.open == 0 && self.is_all_arrived()) {
+            if at > end {
                 break;
             }
             self.now = at;
@@ -157,34 +157,33 @@ impl Engine<'_> {
         let mut first: Option<(Micros, Next)> = None;
         let mut look = |at: Option<Micros>, next: Next| {
             if let Some(at) = at
-                && first.is_none_or(|(least, _)| at < least)
+                && first.is_none_or(|least| (at, next) < least)
             {
                 first = Some((at, next));
             }
         };
-        let fault = self.scenario.faults.get(self.faulted).map(|fault| fault.at);
-        let back = self.returns.peek().map(|Reverse((at, _))| *at);
-        look(fault.into_iter().chain(back).min(), Next::Fault);
-        let arrival = self.scenario.trace.requests.get(self.arrived);
-        look(arrival.map(|request| request.arrival), Next::Arrival);
         if let Some((at, worker)) = self.calendar.first() {
             look(Some(at), Next::Boundary(worker));
         }
-        look(
-            self.flights.peek().map(|Reverse(flight)| flight.0),
-            Next::Landing,
-        );
-        look(
-            self.commands.front().map(|command| command.0),
-            Next::Command,
-        );
+        let flight = self.flights.peek();
+        look(flight.map(|Reverse(flight)| flight.0), Next::Landing);
+        let command = self.commands.front();
+        look(command.map(|command| command.0), Next::Command);
         look(self.reports.front().map(|report| report.0), Next::Report);
+        if self.requests.open == 0 && self.is_all_arrived() {
+            // Only what the fleet has before it, to its last page.
+            return first;
+        }
+        let fault = self.scenario.faults.get(self.faulted);
+        let back = self.returns.peek().map(|Reverse((at, _))| *at);
+        let fault = fault.map(|fault| fault.at).into_iter().chain(back).min();
+        look(fault, Next::Fault);
+        let arrival = self.scenario.trace.requests.get(self.arrived);
+        look(arrival.map(|request| request.arrival), Next::Arrival);
         look(self.losses.front().map(|loss| loss.0), Next::Loss);
         // What is overdue is due now.
-        look(
-            self.brain.next_wake().map(|at| at.max(self.now)),
-            Next::Wake,
-        );
+        let wake = self.brain.next_wake().map(|at| at.max(self.now));
+        look(wake, Next::Wake);
         first
     }
 
