@@ -9,17 +9,19 @@ from __future__ import annotations
 from collections import Counter, deque
 
 from dopd._gen.dopd.worker.v1 import worker_pb2 as pb
-from dopd.engine.mock import MockEngine
+from dopd.engine.timings import Timings
 from dopd.sched.audit import audit
 from dopd.transfer.base import LinkIdentity
 from dopd.transfer.fake import FakeNetwork
-from dopd.types import Commands, Grant, KvCheck, Role
+from dopd.types import Commands, Grant, KvCheck, Role, StepPolicy
 from dopd.wire import AttachRequest, layout_hash
 from dopd.worker.build import make_desk
 from dopd.worker.loop import StepLoop
 from dopd.worker.session import Lost, Started
+from tests.support.modelled import ModelledEngine
 
 MAX_SEATS = 4
+INSTANT = Timings("instant")
 # Small, so that prompts take several steps.
 BATCH_TOKENS = 24
 
@@ -65,7 +67,7 @@ class Node:
         self.commands: deque[Commands] = deque()
         self.reports: deque[pb.Report] = deque()
         self.session: FakeSession | None = None
-        engine = MockEngine(self.num_pages)
+        engine = ModelledEngine(self.num_pages, self.fleet.timings, self.fleet.pass_s)
         identity = LinkIdentity(self.name, self.incarnation, layout_hash(engine.geometry), "")
         ticket = Grant(self.name, self.incarnation, (), 0)
         self.desk = make_desk(
@@ -81,7 +83,7 @@ class Node:
         self.pool = engine.pool
         self.transport = self.fleet.network.transport(identity, engine.pool, self.desk.links)
         self.desk.links.set_transport(self.transport)
-        self.loop = StepLoop(self.desk, engine)
+        self.loop = StepLoop(self.desk, engine, clock=lambda: self.fleet.now)
 
     def crash(self) -> None:
         """The process dies, and starts anew."""
@@ -91,8 +93,14 @@ class Node:
     def attach(self, session: int) -> None:
         """A session begins."""
         self.session = FakeSession(session, self)
-        caches = self.fleet.prefix_cache
-        self.desk.post(Started(self.session, self.fleet.kv_check, prefix_cache=caches))
+        self.desk.post(
+            Started(
+                self.session,
+                self.fleet.kv_check,
+                prefix_cache=self.fleet.prefix_cache,
+                step_policy=self.fleet.step_policy,
+            )
+        )
 
     def lose_session(self) -> None:
         """The worker sees that its session is over."""
@@ -157,8 +165,12 @@ class Fleet:
         kv_check: KvCheck = KvCheck.FULL,
         *,
         prefix_cache: bool = False,
+        timings: Timings = INSTANT,
+        step_policy: StepPolicy = StepPolicy(),
     ) -> None:
         self.now = 0.0
+        self.timings = timings
+        self.step_policy = step_policy
         self.kv_check = kv_check
         self.prefix_cache = prefix_cache
         # What every kept page held when it was first seen, and whose it was, by key.
@@ -166,3 +178,7 @@ class Fleet:
         self.tenants: dict[bytes, int] = {}
         self.network = FakeNetwork()
         self.nodes = [Node(self, f"w{i}", num_pages) for i in range(num_workers)]
+
+    def pass_s(self, seconds: float) -> None:
+        """Time passes."""
+        self.now += seconds

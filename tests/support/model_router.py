@@ -59,6 +59,8 @@ class ModelRouter:
         # Answer tokens that the router had when it opened each import.
         self._have: dict[Seat, int] = {}
         self._next_session = 1
+        # Answer tokens beyond those known that an Open reserves pages for; None: all of them.
+        self.spare_tokens: int | None = None
         # What each worker says that it keeps; tokens that seats said they reused.
         self.kept: list[set[int]] = [set() for _ in fleet.nodes]
         self.reused: list[tuple[Request, int]] = []
@@ -219,7 +221,10 @@ class ModelRouter:
         self.slots[worker][slot] = request
         if isinstance(kind, Import):
             self._have[worker, slot] = kind.have
-        tokens = len(request.prompt) + len(request.expected)
+        answer = len(request.expected)
+        if self.spare_tokens is not None:
+            answer = min(answer, len(request.got) + self.spare_tokens)
+        tokens = len(request.prompt) + answer
         self._command(
             worker,
             Open(

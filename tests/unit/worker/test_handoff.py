@@ -13,9 +13,11 @@ from collections.abc import Callable
 import pytest
 
 from dopd.sched.prefix import wire_hash
-from tests.support.fleet import Fleet
+from dopd.types import StepMode, StepPolicy
+from tests.support.fleet import INSTANT, Fleet
 from tests.support.mock_model import answer
 from tests.support.model_router import END, WAIT, ModelRouter, Request
+from tests.support.modelled import H100_8B
 
 SEEDS = range(100)
 NUM_ACTIONS = 600
@@ -29,11 +31,20 @@ class History:
     def __init__(self, seed: int) -> None:
         self.random = rng = random.Random(seed)
         num_workers, num_pages = rng.choice((2, 2, 3)), rng.choice((4, 8, 12))
-        self.fleet = Fleet(num_workers, num_pages, prefix_cache=rng.random() < 0.6)
+        is_timed, mode = rng.random() < 0.5, rng.choice(list(StepMode))
+        self.fleet = Fleet(
+            num_workers,
+            num_pages,
+            prefix_cache=rng.random() < 0.6,
+            timings=H100_8B if is_timed else INSTANT,
+            step_policy=StepPolicy(mode, tpot_us=rng.choice((12_000, 30_000)), pause_min_us=5_000),
+        )
         # What prompts begin with, and whose: the last one is nobody's, and is not kept.
         self.beginnings = [[rng.randrange(256) for _ in range(40)] for _ in range(2)]
         self.tenants = ((1, b"a" * 16), (2, b"b" * 16), (0, b""))
         self.router = ModelRouter(self.fleet)
+        # Not whole: sequences grow, and somebody is preempted.
+        self.router.spare_tokens = rng.choice((None, 0, 1, 20))
         self.faults_left = rng.choice((0, 1, 3, 8))
         self.cancels_left = rng.choice((0, 1, 2))
         # Zero: a source freezes only when all but its last page is written.
@@ -157,6 +168,10 @@ class History:
             for link in node.transport.links:
                 link.bytes_per_s = self.link_rate
             node.check()
+            outgrown = node.desk._facts.preempted and not self.seen["preempt"]
+            self.seen["preempted for pages"] += bool(outgrown)
+            self.seen["mixed"] += node.desk.batcher.belief.steps_mixed > 0
+            self.seen["paused"] += node.desk.batcher.belief.steps_paused > 0
             self.seen["shared"] += bool(node.num_shared())
             firsts = [seat.first for seat in node.desk.seats.by_slot.values() if seat.nonce]
             self.seen["import begins with cached pages"] += bool(any(firsts))
@@ -204,7 +219,7 @@ def test_invariants_hold_in_every_history_and_it_ends_clean(seed: int) -> None:
 def test_the_histories_see_everything() -> None:
     """A history in which a thing never happens proves nothing about it."""
     seen: Counter[str] = Counter()
-    for seed in range(30):
+    for seed in range(40):
         history = History(seed)
         for _ in range(NUM_ACTIONS):
             history.happen()
@@ -215,6 +230,9 @@ def test_the_histories_see_everything() -> None:
         "preempt",
         "cut",
         "shared",
+        "preempted for pages",
+        "mixed",
+        "paused",
         "reused",
         "import begins with cached pages",
         "drop",
