@@ -8,8 +8,11 @@ import traceback
 from pathlib import Path
 
 # Minutes of load and nothing else: only by name.
-LONG = ("soak",)
-SHARED = ("__init__", "__main__", "common", "faults_anchors", "faults_pages", "peers")
+LONG = ("sim_worth", "soak")
+SHARED = (
+    "__init__", "__main__", "common", "faults_anchors", "faults_pages", "peers", "sim_cells",
+    "sim_judge",
+)  # fmt: skip
 
 
 def main(names: list[str]) -> int:

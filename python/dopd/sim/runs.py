@@ -108,6 +108,8 @@ def simulate(
     model: str = "llama-3.1-8b",
     timings: str | Path | None = None,
     kv_tokens: int | None = None,
+    num_seqs_max: int | None = None,
+    batch_tokens_max: int | None = None,
     prefill_workers: int | None = None,
     rules: Mapping[str, Any] | None = None,
     slo_ttft_ms: float | None = None,
@@ -125,7 +127,8 @@ def simulate(
 
     policy: a name of `policies()`. prefill_workers: how many are labelled prefill, instead of the
     policy's count. rules: fields of the policy that differ, as `dopd config` names them.
-    timings: a calibration (JSON file) instead of the built-in one; kv_tokens: tokens of a pool.
+    timings: a calibration (JSON file) instead of the built-in one; kv_tokens: tokens of a pool;
+    num_seqs_max, batch_tokens_max: of a step (512, and prompts computed whole).
     slo_*: targets, by default 500 and 30 ms for 8B and 1000 and 40 ms for 70B; the first is at
     least slo_prefill_ratio times the unloaded prefill. mixed_penalty: what a mixed step really
     costs above the sum (0.2: a fifth); the policy has to find it out. max_tokens: what requests
@@ -143,6 +146,8 @@ def simulate(
         "model": model,
         "timings": None if timings is None else _timings(Path(timings)),
         "kv_tokens": kv_tokens,
+        "num_seqs_max": num_seqs_max,
+        "batch_tokens_max": batch_tokens_max,
         "prefill_workers": prefill_workers,
         "rules": dict(rules or {}),
         "slo_ttft_ms": slo_ttft_ms,

@@ -82,6 +82,10 @@ pub struct Setup {
     pub timings: Option<Timings>,
     /// Tokens that a pool holds, instead of the built-in ones.
     pub kv_tokens: Option<u32>,
+    /// Most sequences in a step.
+    pub num_seqs_max: Option<u32>,
+    /// Most tokens in a step; by default every prompt is computed whole.
+    pub batch_tokens_max: Option<u32>,
     /// A name of [`policies::NAMES`].
     pub policy: String,
     /// Rules that differ from the named policy: fields of [`PolicyConfig`].
@@ -116,6 +120,8 @@ impl Default for Setup {
             model: "llama-3.1-8b".to_owned(),
             timings: None,
             kv_tokens: None,
+            num_seqs_max: None,
+            batch_tokens_max: None,
             policy: "dopd".to_owned(),
             rules: serde_json::Map::new(),
             prefill_workers: None,
@@ -315,8 +321,8 @@ impl Setup {
             page_tokens: PAGE_TOKENS,
             pages_total: kv_tokens / PAGE_TOKENS,
             kv_bytes_per_token: kind.kv_bytes_per_token,
-            num_seqs_max: NUM_SEQS_MAX,
-            batch_tokens_max: MODEL_LEN_MAX,
+            num_seqs_max: self.num_seqs_max.unwrap_or(NUM_SEQS_MAX),
+            batch_tokens_max: self.batch_tokens_max.unwrap_or(MODEL_LEN_MAX),
             model_len_max: MODEL_LEN_MAX,
             has_prefix_cache: self.has_prefix_cache,
         })
