@@ -71,6 +71,7 @@ impl Brain {
                 tpot: targets.tpot,
                 order_key: facts.order_key,
                 is_long,
+                is_judged: false,
                 is_paid: false,
                 prefix: Arc::clone(&facts.prefix),
                 leaves: None,

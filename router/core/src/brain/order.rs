@@ -57,10 +57,11 @@ impl Brain {
         left.plus(self.workers.prefill_us(Tokens(1))).min(prefill)
     }
 
-    /// For people: who stepped behind at this event.
+    /// Who stepped behind at this event: it missed its target, whenever it is served.
     pub(super) fn note_demoted(&mut self) {
         for key in self.queue.take_demoted() {
             self.demotions_total += 1;
+            self.judge_target(key, false);
             self.note_plain(key, Chosen::Demote);
         }
     }
@@ -154,19 +155,24 @@ impl Brain {
         };
         let account = sequence.queue_key.account;
         self.queue.share.answered(account, tokens);
-        if sequence.answer == Tokens(0) {
-            let is_in_time = self.now <= sequence.ttft_due;
-            self.fair.heard(sequence.is_long, is_in_time);
+        let is_in_time = self.now <= sequence.ttft_due;
+        self.judge_target(key, is_in_time);
+    }
+
+    /// A sequence met the target for its first token or missed it; what is said first counts.
+    fn judge_target(&mut self, key: usize, has_passed: bool) {
+        if let Some(sequence) = self.sequences.get_mut(key)
+            && !std::mem::replace(&mut sequence.is_judged, true)
+        {
+            self.fair.heard(sequence.is_long, has_passed);
         }
     }
 
     /// A sequence ends with an error: if that is the time that it waited, it missed its target.
     pub(super) fn is_refused(&mut self, key: usize, why: RejectReason) {
         use RejectReason::{DeadlineExceeded, Late, QueueFull};
-        let sequence = self.sequences.get(key);
-        let is_late = matches!(why, DeadlineExceeded | Late | QueueFull);
-        if let Some(sequence) = sequence.filter(|one| is_late && one.answer == Tokens(0)) {
-            self.fair.heard(sequence.is_long, false);
+        if matches!(why, DeadlineExceeded | Late | QueueFull) {
+            self.judge_target(key, false);
         }
     }
 

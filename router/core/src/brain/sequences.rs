@@ -131,6 +131,8 @@ pub(super) struct Sequence {
     pub(super) order_key: Option<i64>,
     /// One of the longest prompts.
     pub(super) is_long: bool,
+    /// Whether it met its target for the first token is known.
+    pub(super) is_judged: bool,
     /// Its tenant was charged for its prompt.
     pub(super) is_paid: bool,
     /// Marks of its prompt that a worker may have cached.

@@ -3,10 +3,12 @@
 
 use dopd_core::{
     action::Action,
-    brain::Brain,
+    brain::{Brain, BrainConfig},
     event::{CloseReason, ClosedSeat, Event, StepReport, Suspicion},
     fleet::{Role, WorkerLoad},
     ids::{RequestId, SessionId, SlotId},
+    policy::{Order, PolicyConfig, Refuse},
+    request::{RequestFacts, Slo},
     units::{Micros, Pages, Tokens},
 };
 use proptest::{prelude::*, test_runner::Config};
@@ -98,13 +100,7 @@ fn any_event() -> impl Strategy<Value = Event> {
     let session = || (1..9_u64).prop_map(SessionId);
     prop_oneof![
         6 => any_report(),
-        3 => (0..40_u64, 0..4_u8, tokens(), tokens(), any::<i32>(), 0..50_000_u64).prop_map(
-            |(id, choices, prompt, max, priority, deadline)| {
-                let mut facts = request(id, prompt, max);
-                (facts.choices, facts.priority) = (choices, priority);
-                facts.deadline = Micros(deadline);
-                Event::RequestArrived(facts)
-            }),
+        3 => any_request(),
         2 => (1..9_u64, any_role(), 0..60_u32, 0..9_u32).prop_map(|(session, role, pages, odd)| {
             let mut facts = worker(role, pages);
             (facts.page_size, facts.num_seqs_max) = (odd, odd);
@@ -127,14 +123,70 @@ fn any_event() -> impl Strategy<Value = Event> {
     ]
 }
 
+/// A request with any numbers.
+fn any_request() -> impl Strategy<Value = Event> {
+    let tokens = || prop_oneof![3 => 0..40_u32, 1 => any::<u32>()].prop_map(Tokens);
+    let size = (
+        0..40_u64,
+        0..4_u8,
+        tokens(),
+        tokens(),
+        any::<i32>(),
+        0..50_000_u64,
+    );
+    let time = || prop::option::of(prop_oneof![0..9_000_u64, any::<u64>()].prop_map(Micros));
+    let weight = prop_oneof![3 => 0..4_u32, 1 => any::<u32>()];
+    let order = (
+        time(),
+        time(),
+        0..4_u64,
+        weight,
+        prop::option::of(any::<i64>()),
+    );
+    (size, order).prop_map(|(size, (ttft, tpot, tenant, weight, order_key))| {
+        let (id, choices, prompt, max, priority, deadline) = size;
+        Event::RequestArrived(RequestFacts {
+            choices,
+            priority,
+            deadline: Micros(deadline),
+            slo: Slo { ttft, tpot },
+            tenant,
+            weight,
+            order_key,
+            ..request(id, prompt.0, max.0)
+        })
+    })
+}
+
+/// The plain rules, and all of them with a small queue.
+fn any_config() -> impl Strategy<Value = BrainConfig> {
+    let all = |refuse, order| BrainConfig {
+        queue_requests_max: 6,
+        queue_tokens_max: 200,
+        policy: PolicyConfig {
+            refuse,
+            order,
+            ttft: Micros(3_000),
+            late_max: Micros(3_000),
+            ..PolicyConfig::default()
+        },
+        ..BrainConfig::default()
+    };
+    let orders = [Order::Fcfs, Order::Sjf, Order::Edf, Order::Aged];
+    let all = (any::<bool>(), prop::sample::select(orders.to_vec()))
+        .prop_map(move |(early, by)| all(if early { Refuse::Early } else { Refuse::Late }, by));
+    prop_oneof![Just(plain()), all]
+}
+
 proptest! {
     #![proptest_config(Config { cases: 250, failure_persistence: None, ..Config::default() })]
 
     #[test]
     fn garbage_neither_panics_nor_leaves_anything_behind(
         events in prop::collection::vec((0..2_000_u64, any_event()), 1..200),
+        config in any_config(),
     ) {
-        let mut brain = Brain::new(plain());
+        let mut brain = Brain::new(config);
         let mut now = Micros(0);
         for (later, event) in events {
             now = now.plus(Micros(later));

@@ -16,5 +16,6 @@ mod placing;
 mod random_events;
 mod share;
 mod single_worker;
+mod starvation;
 mod stealing;
 mod support;

@@ -129,6 +129,8 @@ fn normal(fleet: &mut Fleet, number: u64, Op { kind, a, b }: Op) {
             let mut facts = request(number, 1 + u32::from(a) % 40, 1 + u32::from(b) % 20);
             facts.choices = 1 + u8::from(b > 230) * 2;
             facts.priority = i32::from(a % 3);
+            (facts.tenant, facts.weight) = (u64::from(b % 4), u32::from(a % 5));
+            facts.slo.ttft = (b % 3 == 0).then(|| Micros(u64::from(a) * u64::from(b) / 8));
             fleet.arrive(facts);
         }
         3 => (0..fleet.workers.len()).for_each(|index| fleet.obey(index)),
@@ -351,14 +353,15 @@ proptest! {
         prop_assert_eq!(report.ok().and_then(|report| report.difference), None);
     }
 
-    /// Nobody asked for a target, so every request that was queued is answered under each.
+    /// Every request that was queued is answered under each, or made room, or was late.
     #[test]
     fn every_policy_answers_everybody_while_nothing_fails(
         ops in ops(), (policy, roles) in scene(),
     ) {
         let fleet = run(under(policy, 500), &roles, &ops, Faults::None);
         for (id, stream) in &fleet.streams {
-            let refused = [RejectReason::QueueFull, RejectReason::TooLarge].map(Outcome::Rejected);
+            use RejectReason::{Late, QueueFull, TooLarge};
+            let refused = [Late, QueueFull, TooLarge].map(Outcome::Rejected);
             let is_fine = stream.outcome.is_some_and(|outcome| {
                 outcome == Outcome::Finished || refused.contains(&outcome)
             });
