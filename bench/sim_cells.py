@@ -73,7 +73,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "no gate": {"gate": False},
     "no demotion": {"demote": False},
     "by arrival": {"order": "fcfs"},
-    "by arrival, no demotion": {"order": "fcfs", "demote": False},
+    "by arrival, no demotion": {"order": "fcfs", "demote": False, "refuse": "never"},
     "shortest first": {"order": "sjf"},
     "nearest target first": {"order": "edf"},
     "bound early": {"bind": "early"},

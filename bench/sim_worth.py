@@ -121,7 +121,7 @@ def main(argv: list[str]) -> int:
         title=name,
     )
     result = judged(done)
-    for line in result["report"]:
+    for line in result.pop("report"):
         print(line)
     pictures(done, RESULTS / name)
     return finish(name, {"simulated": True, "is_quick": is_quick, **result})

@@ -6,7 +6,7 @@
 
 use dopd_core::{
     fleet::Role,
-    policy::{Bind, Order, PlaceBy, PolicyConfig, Steal},
+    policy::{Bind, Order, PlaceBy, PolicyConfig, Refuse, Steal},
     step::StepMode,
     units::Tokens,
 };
@@ -50,7 +50,7 @@ pub const NAMES: &[(&str, &str)] = &[
     ),
     (
         "NAME-fcfs",
-        "any of these by arrival, late ones not set back",
+        "any of these by arrival, late ones neither set back nor refused",
     ),
     ("NAME-sjf", "any of these, shortest first"),
     ("NAME-edf", "any of these, nearest target first"),
@@ -70,6 +70,8 @@ pub fn named(name: &str, workers: usize) -> Option<(PolicyConfig, Vec<Role>)> {
             policy.order = order;
             policy.demote = false;
             policy.fair_ratio = 0.0;
+            // As published: who is late waits with all others.
+            policy.refuse = Refuse::Never;
             return Some((policy, roles));
         }
     }
