@@ -8,6 +8,7 @@ use dopd_core::{
     fleet::Role::{Decode, Prefill},
     ids::SlotId,
     policy::{PolicyConfig, Steal},
+    step::StepMode,
     units::{Micros, Tokens},
 };
 
@@ -239,4 +240,28 @@ fn a_fixed_threshold_takes_short_prompts_whatever_waits() {
         opens(&arrive(&mut brain, 0, 2, 512)),
         [(2, 2, OpenKind::Import)]
     );
+}
+
+#[test]
+fn without_pauses_a_prompt_has_what_mixed_steps_leave() {
+    let mixing = |mode| {
+        let mut mixing = policy();
+        mixing.step.mode = mode;
+        mixing
+    };
+    let stolen = |mode| {
+        let mut brain = fleet(mixing(mode), &[gpu(Prefill, 400_000), gpu(Decode, 60_000)]);
+        arrive(&mut brain, 0, 100, 1_000);
+        take_over(&mut brain, 1, 2, &[0]);
+        tell(&mut brain, 30_000, step(1, Prefill, &[0], &[]));
+        tell(&mut brain, 31_000, arrived(2, &[0]));
+        flood(&mut brain, 20);
+        let mut decoded = step(2, Decode, &[0], &[]);
+        // Mixed steps of 68 ms, a fifth dearer, leave nothing beside 60 ms.
+        (decoded.load.step, decoded.load.decode_step_us) = (9, 60_000);
+        decoded.load.mixed_penalty_permille = 200;
+        computes(&tell(&mut brain, 40_000, decoded)).len()
+    };
+    assert_eq!(stolen(StepMode::PauseOrMix), 1);
+    assert_eq!(stolen(StepMode::ChunkInTime), 0);
 }

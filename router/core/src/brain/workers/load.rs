@@ -6,6 +6,7 @@ use crate::{
     brain::{explain::Verdict, place::Need, workers::residents::Resident},
     ids::SlotId,
     policy::PolicyConfig,
+    step::StepMode,
     units::{Micros, Tokens},
 };
 
@@ -62,19 +63,30 @@ impl Worker {
         tightest.min(newcomer).max(floor)
     }
 
-    /// Prompts take longer than alone, beside those that decode. `None`: they leave no time.
+    /// Prompts take longer than alone, beside those that decode, by how steps are chosen. `None`:
+    /// they leave no time.
     fn slow_beside(&self, rules: &PolicyConfig) -> Option<f64> {
         let target = self.target(Micros(u64::MAX)).0 as f64;
         let step = self.decode_us(0, 0).0 as f64;
         let pace = rules.step.pace_ratio * target;
-        let tau = rules.step.mixed_step_ratio * target;
         let between = (pace > step).then(|| SLOW_PAUSES * pace / (pace - step));
-        let left = tau / (1.0 + self.mixed_penalty(rules)) - step;
+        let dearer = 1.0 + self.mixed_penalty(rules);
+        let tau = rules.step.mixed_step_ratio * target;
+        let left = tau / dearer - step;
         let mixed = (left > 0.0).then(|| tau / left);
-        match (between, mixed) {
-            (Some(a), Some(b)) => Some(if a < b { a } else { b }),
-            (a, b) => a.or(b),
-        }
+        let chunk = match rules.step.mode {
+            StepMode::PauseOrMix => {
+                return match (between, mixed) {
+                    (Some(a), Some(b)) => Some(if a < b { a } else { b }),
+                    (a, b) => a.or(b),
+                };
+            }
+            StepMode::ChunkInTime => return mixed,
+            StepMode::Fill => self.facts.batch_tokens_max,
+            StepMode::Chunk => rules.step.chunk_tokens,
+        };
+        let alone = self.prompt_us(chunk).0.max(1) as f64;
+        Some(dearer * (alone + step) / alone)
     }
 
     /// How much longer a prompt takes that is stolen.
