@@ -210,6 +210,8 @@ impl Setup {
                 seed: self.seed,
                 queue_requests_max: usize::MAX,
                 queue_tokens_max: u64::MAX,
+                // Nobody asks a run why; drive a brain of your own to.
+                explain_decisions_max: 0,
                 policy,
                 ..BrainConfig::default()
             },

@@ -13,6 +13,7 @@ use crate::{
 impl Brain {
     /// Why a request is not even queued. If the queue is full others may end for it.
     pub(super) fn refusal(&mut self, facts: &RequestFacts) -> Option<(RejectReason, Micros)> {
+        self.workers.settle();
         if self.is_draining {
             return Some((RejectReason::Draining, self.config.retry_after_min));
         }

@@ -44,6 +44,7 @@ impl Brain {
     fn place_first(&mut self) {
         let mut quarantined = Vec::new();
         while let Some(key) = self.next_to_place(&quarantined) {
+            self.workers.settle();
             let Some(sequence) = self.sequences.get(key) else {
                 return;
             };
@@ -105,6 +106,7 @@ impl Brain {
     fn move_on(&mut self) {
         let leaving: Vec<usize> = self.leaving.iter().copied().take(LEAVING_LOOKED).collect();
         for key in leaving {
+            self.workers.settle();
             let Some(Phase::Run { cur }) = self.sequences.get(key).map(|sequence| sequence.phase)
             else {
                 self.leaving.remove(&key);

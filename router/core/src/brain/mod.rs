@@ -181,6 +181,10 @@ impl Brain {
         self.place_waiting();
         self.note_demoted();
         self.watch_workers();
+        if !self.queue.is_empty() {
+            // For `next_wake`.
+            self.workers.settle();
+        }
         std::mem::take(&mut self.actions)
     }
 

@@ -34,6 +34,7 @@ impl Brain {
         }
         let mut missed = Vec::new();
         while missed.len() < IDLE_MISSES_MAX {
+            self.workers.settle();
             let mut idle = self.workers.idle();
             let Some(key) = idle.find(|key| !missed.contains(key)) else {
                 break;

@@ -1,7 +1,8 @@
 //! Attached workers, with the orders in which placement looks at them.
 //!
-//! Every change goes through [`Workers::update`], which keeps the orders (`orders`) true. So a
-//! decision costs O(log n) however many workers are idle or full.
+//! Every change goes through [`Workers::update`]; [`Workers::settle`] makes the orders (`orders`)
+//! true again before they are looked at, once for all changes of a worker. So a decision costs
+//! O(log n) however many workers are idle or full.
 
 mod gone;
 mod groups;
@@ -72,6 +73,8 @@ pub(super) struct Worker {
     pull: Option<u64>,
     rules: Arc<PolicyConfig>,
     keys: Keys,
+    /// It changed since `keys` were true.
+    is_stale: bool,
 }
 
 /// Workers that are asked for the same thing.
@@ -122,6 +125,7 @@ impl Worker {
             pull: None,
             rules,
             keys: Keys::default(),
+            is_stale: false,
         }
     }
 
@@ -252,6 +256,8 @@ pub(super) struct Workers {
     /// Given prompts in the event at hand.
     pulling: Vec<usize>,
     rules: Arc<PolicyConfig>,
+    /// Changed since the orders were true; at most all workers.
+    stale: Vec<usize>,
     /// Time of the event at hand.
     now: Micros,
     totals: [GroupTotals; 2],
@@ -291,6 +297,7 @@ impl Workers {
         let worker = self.by_key.try_remove(key)?;
         self.by_session.remove(&worker.session);
         self.orders.change(key, worker.keys, Keys::default());
+        self.stale.retain(|&other| other != key);
         self.count();
         Some(worker)
     }
@@ -303,7 +310,7 @@ impl Workers {
         self.by_key.get(key)
     }
 
-    /// Changes a worker and keeps the orders true.
+    /// Changes a worker; the orders are true again after [`Workers::settle`].
     pub(super) fn update<T>(
         &mut self,
         key: usize,
@@ -313,7 +320,9 @@ impl Workers {
         let before = worker.standing();
         let result = change(worker);
         let after = worker.standing();
-        self.refresh(key);
+        if !std::mem::replace(&mut worker.is_stale, true) {
+            self.stale.push(key);
+        }
         if before != after {
             self.count();
         }

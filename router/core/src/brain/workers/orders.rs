@@ -1,5 +1,6 @@
 //! The orders in which placement looks at workers. Each worker stands in each at most once, at keys
-//! that `refresh` keeps true, so that finding the first of any is O(log n).
+//! that `settle` makes true, so that finding the first of any is O(log n). Whoever looks settles
+//! first: an event changes a worker several times, and many events place nothing.
 
 use std::{cmp::Reverse, collections::BTreeSet, ops::Bound};
 
@@ -239,8 +240,16 @@ impl Workers {
         keys.filter_map(|key| Some((key, self.by_key.get(key)?)))
     }
 
+    /// Makes the orders true.
+    pub(in crate::brain) fn settle(&mut self) {
+        while let Some(key) = self.stale.pop() {
+            self.refresh(key);
+        }
+    }
+
     pub(super) fn refresh(&mut self, key: usize) {
         if let Some(worker) = self.by_key.get_mut(key) {
+            worker.is_stale = false;
             let wanted = worker.wanted_keys(self.now);
             let old = std::mem::replace(&mut worker.keys, wanted);
             self.orders.change(key, old, wanted);
