@@ -6,7 +6,9 @@ use super::{
     breaker::Outcome,
     explain::Chosen,
     pace::Run,
-    sequences::{Phase, Seat},
+    peak::{Ask, Stay},
+    replay::PREEMPTIONS_MAX,
+    sequences::{Phase, Seat, Sequence},
     table::{Cell, Input, PhaseKind, cell},
     timers::Timer,
     workers::Resident,
@@ -14,6 +16,7 @@ use super::{
 use crate::{
     action::{Action, OpenKind, Violation},
     ids::SeatId,
+    policy::Reserve,
     request::RejectReason,
     units::{Micros, Tokens},
 };
@@ -47,6 +50,7 @@ impl Brain {
             Cell::Switch(pos) => self.switch(key, phase.cur()?, phase.nxt()?, pos),
             Cell::Finish => {
                 self.note_plain(key, Chosen::Finish);
+                self.learn_length(key, true);
                 self.observe(key, true);
                 self.end(key, None)
             }
@@ -73,7 +77,7 @@ impl Brain {
     }
 
     fn open_current(&mut self, key: usize, worker: usize) -> Option<Violation> {
-        let cur = self.plan(key, worker, OpenKind::Compute, true)?;
+        let cur = self.plan(key, worker, Stay::Here)?;
         self.placed(key, worker);
         self.open(key, cur, OpenKind::Compute);
         self.set_phase(key, Phase::Run { cur });
@@ -81,8 +85,8 @@ impl Brain {
     }
 
     fn open_pair(&mut self, key: usize, decode: usize, prefill: usize) -> Option<Violation> {
-        let cur = self.plan(key, prefill, OpenKind::Compute, false)?;
-        let nxt = self.plan(key, decode, OpenKind::Import, true)?;
+        let cur = self.plan(key, prefill, Stay::Passing)?;
+        let nxt = self.plan(key, decode, Stay::Import)?;
         self.judge_pair((prefill, decode), Outcome::Placed);
         self.placed(key, prefill);
         self.open(key, nxt, OpenKind::Import);
@@ -91,7 +95,7 @@ impl Brain {
     }
 
     fn open_next(&mut self, key: usize, cur: Seat, worker: usize) -> Option<Violation> {
-        let nxt = self.plan(key, worker, OpenKind::Import, true)?;
+        let nxt = self.plan(key, worker, Stay::Import)?;
         self.judge_pair((cur.worker, worker), Outcome::Placed);
         self.open(key, nxt, OpenKind::Import);
         self.sequences.get_mut(key)?.moves += 1;
@@ -130,7 +134,9 @@ impl Brain {
             self.leaving.insert(key);
         }
         let is_shipping = sequence.phase.kind() == PhaseKind::Shipping;
+        let made = sequence.answer;
         self.trial_over(key);
+        self.workers.grew(cur.worker, cur.slot, made, &self.lengths);
         let worker = self.workers.get(cur.worker)?;
         let is_probe = worker.probe == Some(cur.slot);
         let is_first = worker.slots.is_prefilling(cur.slot);
@@ -155,6 +161,7 @@ impl Brain {
         sequence.answer = pos;
         sequence.first.get_or_insert(self.now);
         let id = sequence.id;
+        self.workers.grew(nxt.worker, nxt.slot, pos, &self.lengths);
         let worker = self.workers.get(nxt.worker)?.session;
         self.note_plain(key, Chosen::Switch { worker });
         self.trial_over(key);
@@ -334,29 +341,30 @@ impl Brain {
         self.timers.set(at, Timer::Handoff(key));
     }
 
-    /// A seat in the account of a worker; `stays`: it is to decode there.
-    fn plan(&mut self, key: usize, worker: usize, kind: OpenKind, stays: bool) -> Option<Seat> {
+    fn plan(&mut self, key: usize, worker: usize, stay: Stay) -> Option<Seat> {
         let sequence = self.sequences.get(key)?;
-        let (len, prompt, to_prefill) = (sequence.len(), sequence.prompt, sequence.to_prefill());
+        let (ask, prompt, to_prefill) =
+            (self.ask(sequence), sequence.prompt, sequence.to_prefill());
         // A worker that computes the prompt for another choice shares its full pages.
-        let is_shared = kind == OpenKind::Compute && self.siblings(key).any(|at| at == worker);
+        let is_shared = stay != Stay::Import && self.siblings(key).any(|at| at == worker);
         let choice = self.choice(key, self.need(sequence));
         let left = choice.left_at(self.workers.get(worker)?);
         let (tpot, now) = (sequence.tpot, self.now);
         let slot = self.workers.update(worker, |worker| {
             let shared = worker.shareable(prompt);
-            let prefill = match kind {
-                OpenKind::Compute if is_shared => Some(to_prefill.minus(shared)),
-                OpenKind::Compute => Some(to_prefill),
-                OpenKind::Import => None,
+            let prefill = match stay {
+                Stay::Import => None,
+                _ if is_shared => Some(to_prefill.minus(shared)),
+                _ => Some(to_prefill),
             };
             let work = prefill.map(|prefill| worker.prompt_us(prefill.min(left)));
-            let slot = worker.slots.plan(key, worker.pages_of(len), prefill);
+            let claim = ask.claim(stay, worker.facts.page_size);
+            let slot = worker.slots.plan(key, claim, prefill);
             let resident = Resident {
                 tpot,
                 kv: u64::from(to_prefill.0),
                 work_us: work.unwrap_or_default().0,
-                stays,
+                stays: stay != Stay::Passing,
                 runs: false,
             };
             worker.moves_in(slot, resident, now);
@@ -364,6 +372,24 @@ impl Brain {
         })?;
         self.judge_probe(worker, slot);
         Some(Seat { worker, slot })
+    }
+
+    /// What a sequence asks of a pool: pages for its longest answer if the policy says so, as long
+    /// as lengths are not known, and after too many preemptions.
+    pub(super) fn ask(&self, sequence: &Sequence) -> Ask {
+        let is_whole = self.config.policy.reserve == Reserve::MaxTokens
+            || !self.lengths.is_known()
+            || sequence.preemptions >= PREEMPTIONS_MAX;
+        let page_size = self.workers.page_size();
+        Ask::new(sequence.shape(), is_whole, page_size, &self.lengths)
+    }
+
+    /// An answer ends, by itself or cut off. At its limit it would have been longer.
+    pub(super) fn learn_length(&mut self, key: usize, is_whole: bool) {
+        if let Some(sequence) = self.sequences.get(key) {
+            let is_whole = is_whole && sequence.answer < sequence.max_tokens;
+            self.lengths.learn(sequence.answer, is_whole);
+        }
     }
 
     /// Workers at which other choices of the same request compute their prompt, or did.

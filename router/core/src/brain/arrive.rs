@@ -6,6 +6,7 @@ use super::{
     Brain,
     breaker::Outcome,
     explain::{Chosen, Saw},
+    peak::Stay,
     queue::{Lane, QueueKey},
     sequences::{Phase, Sequence},
     table::{Input, PhaseKind},
@@ -59,6 +60,7 @@ impl Brain {
                 },
                 phase: Phase::Wait { timer: None },
                 replays: 0,
+                preemptions: 0,
                 replay_tokens: 0,
                 placed_at: Tokens(0),
                 trial: None,
@@ -85,12 +87,14 @@ impl Brain {
 
     pub(super) fn cancel(&mut self, request: RequestId) {
         for key in self.sequences.of_request(request) {
+            self.learn_length(key, false);
             self.apply(key, Input::Cancel);
         }
     }
 
     pub(super) fn stop(&mut self, sequence: SequenceId) {
         if let Some(key) = self.sequences.key_of(sequence) {
+            self.learn_length(key, true);
             self.apply(key, Input::Cancel);
         }
     }
@@ -113,7 +117,7 @@ impl Brain {
             .is_some_and(|cur| cur.worker != worker && !self.pairs.is_shut((cur.worker, worker)));
         if is_reached
             && sequence.moves < self.config.moves_max
-            && destination.can_take(sequence.len())
+            && destination.can_take(&self.ask(sequence), Stay::Import)
         {
             self.apply(key, Input::MoveTo(worker));
         }
@@ -155,6 +159,7 @@ impl Brain {
                 }
                 Timer::Deadline(request) => {
                     for key in self.sequences.of_request(request) {
+                        self.learn_length(key, false);
                         self.apply(key, Input::Deadline);
                     }
                 }

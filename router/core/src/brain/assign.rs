@@ -136,7 +136,7 @@ impl Brain {
     /// What a sequence needs of a worker.
     pub(super) fn need(&self, sequence: &Sequence) -> Need {
         Need {
-            len: sequence.len(),
+            ask: self.ask(sequence),
             prefill: sequence.to_prefill(),
             answer_left: sequence.max_tokens.minus(sequence.answer),
             tpot: sequence.tpot,

@@ -5,6 +5,7 @@
 //! | `table` | "Request at the router", cell by cell: decides |
 //! | `act` | carries the cells out |
 //! | `slots` | "Slot at the router" and the account of pages |
+//! | `peak`, `lengths` | pages that residents will need, by the lengths of answers of late |
 //! | `report` | what workers say |
 //! | `eject` | workers that are silent, stuck, on their way out or gone |
 //! | `replay` | what is computed again, how often, and when |
@@ -28,9 +29,11 @@ mod explain;
 mod fair;
 mod judge;
 mod late;
+mod lengths;
 mod order;
 mod pace;
 mod pairs;
+mod peak;
 mod place;
 mod prefixes;
 mod queue;
@@ -57,8 +60,8 @@ pub use self::{
     status::{BrainStatus, BreakerState, SessionStatus},
 };
 use self::{
-    explain::Explain, fair::Fair, pace::Pace, pairs::Pairs, prefixes::Prefixes, queue::WaitQueue,
-    random::Random, sequences::Sequences, timers::Timers, workers::Workers,
+    explain::Explain, fair::Fair, lengths::Lengths, pace::Pace, pairs::Pairs, prefixes::Prefixes,
+    queue::WaitQueue, random::Random, sequences::Sequences, timers::Timers, workers::Workers,
 };
 use crate::{action::Action, event::Event, units::Micros};
 
@@ -93,6 +96,7 @@ pub struct Brain {
     breaker_openings_by: BTreeMap<&'static str, u64>,
     poison_total: u64,
     pace: Pace,
+    lengths: Lengths,
     explain: Explain,
     /// Sequences that were placed.
     places: u64,
@@ -110,6 +114,8 @@ pub struct Brain {
     demotions_total: u64,
     handoffs_total: u64,
     replays_total: u64,
+    preemptions_total: u64,
+    preempted_tokens_total: u64,
     replay_tokens_total: u64,
     /// Placed again, by the word of the fault; refusals too.
     replays_by: BTreeMap<&'static str, u64>,
@@ -142,6 +148,7 @@ impl Brain {
             breaker_openings_by: BTreeMap::new(),
             poison_total: 0,
             pace: Pace::default(),
+            lengths: Lengths::new(),
             places: 0,
             stolen_total: 0,
             leaving: BTreeSet::new(),
@@ -152,6 +159,8 @@ impl Brain {
             demotions_total: 0,
             handoffs_total: 0,
             replays_total: 0,
+            preemptions_total: 0,
+            preempted_tokens_total: 0,
             replay_tokens_total: 0,
             replays_by: BTreeMap::new(),
             violations_total: 0,

@@ -16,6 +16,7 @@ use std::cell::OnceCell;
 use super::{
     explain::{Considered, Task as Asked, Verdict},
     pairs::Pairs,
+    peak::{Ask, Stay},
     prefixes::Prefixes,
     sequences::Risk,
     workers::{Group, Task, Worker, Workers, ratio_of},
@@ -47,8 +48,8 @@ pub(super) enum Place {
 /// What is to be placed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Need {
-    /// Prompt and longest answer.
-    pub(super) len: Tokens,
+    /// Pages, now and later.
+    pub(super) ask: Ask,
     /// Tokens to compute before the next answer token.
     pub(super) prefill: Tokens,
     /// Answer tokens that may still be made.
@@ -141,7 +142,7 @@ impl Choice<'_> {
     }
 
     fn can_hold(&self, group: Group) -> bool {
-        self.workers.totals(group).len_max >= self.need.len
+        self.workers.totals(group).len_max >= self.need.ask.len()
     }
 
     /// With one token left there is nothing to hand off: it comes out of the prefill itself.
@@ -151,7 +152,7 @@ impl Choice<'_> {
 
     fn can_join(&self, key: usize) -> bool {
         let worker = self.workers.get(key);
-        worker.is_some_and(|worker| worker.can_take(self.need.len))
+        worker.is_some_and(|worker| worker.can_take(&self.need.ask, Stay::Here))
     }
 
     /// The first few that are ready, by when they would be done with this prompt.
@@ -205,7 +206,7 @@ impl Choice<'_> {
         let mut looked = |verdict| {
             considered.add(worker.session, Asked::Prefill, score, verdict);
         };
-        if !worker.has_room(self.need.len) {
+        if !worker.has_room(&self.need.ask, Stay::Passing) {
             looked(Verdict::Kv);
             return Look::No;
         }
@@ -259,7 +260,8 @@ impl Choice<'_> {
         let step = i64::try_from(worker.decode_us(1, self.need.kv()).0).unwrap_or(i64::MAX);
         let word = verdict.err().unwrap_or(Verdict::Worse);
         considered.add(worker.session, Asked::Keep, step, word);
-        if !is_cut_off && verdict.is_err() {
+        let has_room = worker.has_room(&self.need.ask, Stay::Here);
+        if !has_room || (!is_cut_off && verdict.is_err()) {
             return Look::No;
         }
         if shut == 0 {
@@ -312,7 +314,7 @@ impl Choice<'_> {
     /// All decode workers are full: a prefill worker may keep a sequence while its own step stays
     /// short, and enough of its pool stays for prompts that leave again.
     fn may_keep(&self, worker: &Worker) -> Result<(), Verdict> {
-        let pages = worker.slots.pages_used() + u64::from(worker.pages_of(self.need.len).0);
+        let pages = worker.pages_with(&self.need.ask, Stay::Here);
         let pool = u64::from(worker.facts.pages_total.0);
         if !self.rules.keep {
             Err(Verdict::Gate)

@@ -21,7 +21,13 @@
 //! the death is forgiven.
 //!
 //! **One sequence.** Its first replay is always allowed, however long it is: one death must cost no
-//! answer. What is nobody's fault is free: a refusal, a worker that left as it was told to.
+//! answer. What is nobody's fault is free: a refusal, a worker that left as it was told to, a
+//! preemption.
+//!
+//! **Preemption.** A sequence whose pages others needed goes on in front of all that have not
+//! begun. After `PREEMPTIONS_MAX` times it is promised pages to its end, so that it does not
+//! thrash; a worker that takes them nevertheless, before it made a token, has failed it. Every
+//! other preemption is paid for by a token, its own or that of who took the page: they end.
 //!
 //! **The fleet.** The other two bounds delay and never reject, so no number of residents makes one
 //! death dear: who has made a token since it was placed is replayed at once. Only those whose last
@@ -43,6 +49,10 @@ use crate::{
     request::RejectReason,
     units::Micros,
 };
+
+/// Preemptions after which a sequence is promised pages for its longest answer, so that nobody
+/// takes them again.
+pub(super) const PREEMPTIONS_MAX: u32 = 2;
 
 /// The group of deaths ends after so many times `death_settle`, even if more come.
 const SETTLES_MAX: u64 = 2;
@@ -73,9 +83,17 @@ impl Brain {
     pub(super) fn replay(&mut self, key: usize, fault: Fault) -> Option<Violation> {
         let sequence = self.sequences.get_mut(key)?;
         let has_progress = sequence.answer > sequence.placed_at;
-        if fault.is_failure() {
+        let is_free = fault == Fault::Closed(CloseReason::Preempted)
+            && (has_progress || sequence.preemptions < PREEMPTIONS_MAX);
+        let is_failure = fault.is_failure() && !is_free;
+        if is_failure {
             sequence.replays += 1;
             sequence.replay_tokens += u64::from(sequence.to_prefill().0);
+        }
+        if fault == Fault::Closed(CloseReason::Preempted) {
+            sequence.preemptions += 1;
+            self.preemptions_total += 1;
+            self.preempted_tokens_total += u64::from(sequence.to_prefill().0);
         }
         let request = sequence.id.request;
         let deaths = if fault.is_death() {
@@ -88,12 +106,12 @@ impl Brain {
             self.condemn(request);
             return None;
         }
-        if let Some(why) = self.refuse_replay(key, fault) {
+        if let Some(why) = self.refuse_replay(key, fault, is_failure) {
             return self.end(key, Some((why, Micros(0))));
         }
         if fault != Fault::Closed(CloseReason::Refused) {
             self.replays_total += 1;
-            let is_retry = fault.is_failure() && !has_progress;
+            let is_retry = is_failure && !has_progress;
             let sequence = self.sequences.get_mut(key)?;
             self.replay_tokens_total += u64::from(sequence.to_prefill().0);
             sequence.queue_key.lane = if is_retry { Lane::Retry } else { Lane::Replay };
@@ -114,13 +132,13 @@ impl Brain {
     }
 
     /// Why it is not computed again.
-    fn refuse_replay(&self, key: usize, fault: Fault) -> Option<RejectReason> {
+    fn refuse_replay(&self, key: usize, fault: Fault, is_failure: bool) -> Option<RejectReason> {
         let (config, sequence) = (&self.config, self.sequences.get(key)?);
         let is_over = sequence.replays > config.replays_max
             || (sequence.replays > 1 && sequence.replay_tokens > config.replay_tokens_max);
         if fault == Fault::Closed(CloseReason::Error) {
             Some(RejectReason::EngineError)
-        } else if (is_over && fault.is_failure()) || sequence.answer >= sequence.max_tokens {
+        } else if (is_over && is_failure) || sequence.answer >= sequence.max_tokens {
             // All tokens made and no finish: no worker has anything left to compute.
             Some(RejectReason::WorkerFailed)
         } else {

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use slab::Slab;
 
 use super::{
+    peak::Shape,
     queue::{Lane, QueueKey},
     table::PhaseKind,
 };
@@ -110,6 +111,8 @@ pub(super) struct Sequence {
     pub(super) phase: Phase,
     /// Times it was computed again because something failed.
     pub(super) replays: u32,
+    /// Times that it lost its pages to others.
+    pub(super) preemptions: u32,
     /// Tokens that these times computed, prompt and answer.
     pub(super) replay_tokens: u64,
     /// `answer` when it was last placed.
@@ -146,7 +149,16 @@ pub(super) struct Sequence {
 }
 
 impl Sequence {
-    /// Prompt and longest answer: what its pages are reserved for.
+    /// What decides how many pages it needs.
+    pub(super) const fn shape(&self) -> Shape {
+        Shape {
+            prompt: self.prompt,
+            made: self.answer,
+            max: self.max_tokens,
+        }
+    }
+
+    /// Prompt and longest answer.
     pub(super) const fn len(&self) -> Tokens {
         self.prompt.plus(self.max_tokens)
     }

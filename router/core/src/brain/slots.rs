@@ -4,6 +4,10 @@
 //! worker that is told to open always has room, unless it serves another router as well. Slot
 //! numbers are small: a freed one is taken first.
 
+use super::{
+    lengths::Lengths,
+    peak::{Claim, Peak},
+};
 use crate::{
     action::Violation,
     ids::SlotId,
@@ -84,7 +88,7 @@ struct Slot {
     state: SlotState,
     /// Key of the sequence; read only while PLANNED or OPEN.
     sequence: usize,
-    pages: Pages,
+    claim: Claim,
     /// Prompt tokens still to compute here.
     prefill: Tokens,
     /// It computes its prompt here, or did; else the KV came from elsewhere.
@@ -92,23 +96,48 @@ struct Slot {
 }
 
 /// All slots of one session, with their account.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Slots {
     rows: Vec<Slot>,
     free: Vec<SlotId>,
-    pages_used: u64,
+    page_size: u32,
+    /// Deviations above the mean that growing seats are promised.
+    peak_z: f64,
+    /// Pages promised to seats that do not grow.
+    fixed: u64,
+    /// What growing seats need, now and later, and at the worst time.
+    peak: Peak,
+    peak_pages: u64,
+    /// Pages that all seats have now, as far as the brain knows.
+    held: u64,
     seats_used: u32,
     prefill_planned: u64,
     prefill_open: u64,
 }
 
 impl Slots {
+    pub(super) fn new(page_size: u32, peak_z: f64) -> Self {
+        Self {
+            rows: Vec::new(),
+            free: Vec::new(),
+            page_size,
+            peak_z,
+            fixed: 0,
+            peak: Peak::default(),
+            peak_pages: 0,
+            held: 0,
+            seats_used: 0,
+            prefill_planned: 0,
+            prefill_open: 0,
+        }
+    }
+
     /// Takes a free slot into the account: PLANNED. `prefill`: prompt tokens to compute; none at an
     /// import.
     pub(super) fn plan(
         &mut self,
         sequence: usize,
-        pages: Pages,
+        claim: Claim,
         prefill: Option<Tokens>,
     ) -> SlotId {
         let is_compute = prefill.is_some();
@@ -116,11 +145,11 @@ impl Slots {
         let slot = Slot {
             state: SlotState::Planned,
             sequence,
-            pages,
+            claim,
             prefill,
             is_compute,
         };
-        self.pages_used += u64::from(pages.0);
+        self.promise(&claim);
         self.seats_used += 1;
         self.prefill_planned += u64::from(prefill.0);
         if let Some(id) = self.free.pop() {
@@ -140,7 +169,7 @@ impl Slots {
                 slot.state = SlotState::Open;
                 self.prefill_planned -= u64::from(slot.prefill.0);
                 self.prefill_open += u64::from(slot.prefill.0);
-                Some(slot.pages)
+                Some(slot.claim.pages())
             }
             _ => None,
         }
@@ -218,9 +247,56 @@ impl Slots {
         self.prefill_done(id);
         let slot = &mut self.rows[id.0 as usize];
         slot.state = SlotState::Free;
-        self.pages_used -= u64::from(slot.pages.0);
+        let claim = slot.claim;
+        self.take_back(&claim);
         self.seats_used -= 1;
         self.free.push(id);
+    }
+
+    fn promise(&mut self, claim: &Claim) {
+        self.held += u64::from(claim.pages().0);
+        match claim {
+            Claim::Fixed(pages) | Claim::Passing(pages, _) => self.fixed += u64::from(pages.0),
+            Claim::Grows(curve) => {
+                self.peak.add(curve);
+                self.peak_pages = self.peak.pages(self.peak_z, self.page_size);
+            }
+        }
+    }
+
+    fn take_back(&mut self, claim: &Claim) {
+        self.held -= u64::from(claim.pages().0);
+        match claim {
+            Claim::Fixed(pages) | Claim::Passing(pages, _) => self.fixed -= u64::from(pages.0),
+            Claim::Grows(curve) => {
+                self.peak.remove(curve);
+                self.peak_pages = self.peak.pages(self.peak_z, self.page_size);
+            }
+        }
+    }
+
+    /// The sequence of a slot has so many answer tokens: it may have begun another page.
+    pub(super) fn grew(&mut self, id: SlotId, made: Tokens, lengths: &Lengths) {
+        let slot = self.rows.get(id.0 as usize);
+        let grown = slot.and_then(|slot| {
+            let claim = slot.claim.grown(made, self.page_size, lengths)?;
+            Some((slot.claim, claim))
+        });
+        if let Some((old, new)) = grown {
+            self.take_back(&old);
+            self.promise(&new);
+            self.rows[id.0 as usize].claim = new;
+        }
+    }
+
+    /// Pages that would be promised with one more claim.
+    pub(super) fn pages_with(&self, claim: &Claim) -> u64 {
+        match claim {
+            Claim::Fixed(pages) | Claim::Passing(pages, _) => {
+                self.pages_used() + u64::from(pages.0)
+            }
+            Claim::Grows(curve) => self.fixed + self.peak.pages_with(curve, self.peak_z),
+        }
     }
 
     fn state(&self, id: SlotId) -> SlotState {
@@ -237,8 +313,14 @@ impl Slots {
         })
     }
 
+    /// Pages that are promised: to those that do not grow, and to those that do at the worst time.
     pub(super) const fn pages_used(&self) -> u64 {
-        self.pages_used
+        self.fixed + self.peak_pages
+    }
+
+    /// Pages that all seats have now, as far as the brain knows.
+    pub(super) const fn pages_held(&self) -> u64 {
+        self.held
     }
 
     pub(super) const fn seats_used(&self) -> u32 {

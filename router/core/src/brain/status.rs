@@ -31,6 +31,10 @@ pub struct BrainStatus {
     pub replays_by: BTreeMap<&'static str, u64>,
     /// Tokens that were, or will be, computed again for them.
     pub replay_tokens_total: u64,
+    /// Sequences that lost their pages to others and were computed again; replays as well.
+    pub preemptions_total: u64,
+    /// Tokens that were, or will be, computed again for them.
+    pub preempted_tokens_total: u64,
     /// Times a worker was ejected, by reason: `silent` or `stuck`.
     pub ejections_by: BTreeMap<&'static str, u64>,
     /// Requests rejected because two workers died under them.
@@ -90,7 +94,8 @@ pub struct SessionStatus {
     pub page_size: u32,
     /// Size of its pool.
     pub pages_total: Pages,
-    /// Pages in the brain's account: from the plan until `closed` was read.
+    /// Pages promised in the brain's account, from the plan until `closed` was read: to those that
+    /// grow, what they need at the worst time.
     pub pages_used: u64,
     /// Seats in the account.
     pub seats_open: u32,
@@ -112,6 +117,8 @@ impl Brain {
             replays_total: self.replays_total,
             replays_by: self.replays_by.clone(),
             replay_tokens_total: self.replay_tokens_total,
+            preemptions_total: self.preemptions_total,
+            preempted_tokens_total: self.preempted_tokens_total,
             ejections_by: self.ejections_by.clone(),
             poison_total: self.poison_total,
             hopeless_total: self.hopeless_total,

@@ -25,7 +25,13 @@ use self::{
     gone::Gone,
     orders::{Keys, Orders},
 };
-use super::{breaker::Breaker, slots::Slots, status::BreakerState};
+use super::{
+    breaker::Breaker,
+    lengths::Lengths,
+    peak::{Ask, Stay},
+    slots::Slots,
+    status::BreakerState,
+};
 use crate::{
     action::Violation,
     cost::Learned,
@@ -102,6 +108,7 @@ impl Worker {
         breaker: Breaker,
         rules: Arc<PolicyConfig>,
     ) -> Self {
+        let page_size = facts.page_size;
         Self {
             breaker,
             is_limited: false,
@@ -115,7 +122,7 @@ impl Worker {
             is_draining: false,
             ejected: None,
             load: WorkerLoad::default(),
-            slots: Slots::default(),
+            slots: Slots::new(page_size, rules.peak_z),
             backoff: None,
             refusals: 0,
             unseen: [0; 2],
@@ -159,11 +166,20 @@ impl Worker {
         (self.role, self.is_standing(), drains, state, is_shut)
     }
 
-    /// Pages that can be promised.
-    pub(super) fn pages_room(&self) -> u64 {
+    /// Pages of the pool that are the brain's to promise: neither fenced nor in the hands of
+    /// somebody else. Cached ones are: they go when they are needed.
+    fn pages_ours(&self) -> u64 {
+        // Reports may be ahead of the account by a page a seat: the token that is being made.
+        let known = self.slots.pages_held() + u64::from(self.slots.seats_used());
+        let others = u64::from(self.load.pages_owned.0).saturating_sub(known);
         u64::from(self.facts.pages_total.0)
             .saturating_sub(u64::from(self.load.pages_fenced.0))
-            .saturating_sub(self.slots.pages_used())
+            .saturating_sub(others)
+    }
+
+    /// Pages that can be promised.
+    pub(super) fn pages_room(&self) -> u64 {
+        self.pages_ours().saturating_sub(self.slots.pages_used())
     }
 
     /// Pages that a sequence of this length takes.
@@ -181,9 +197,15 @@ impl Worker {
         })
     }
 
-    /// A sequence of this length finds room now.
-    pub(super) fn has_room(&self, len: Tokens) -> bool {
-        len <= self.len_max() && u64::from(self.pages_of(len).0) <= self.pages_room()
+    /// A sequence finds room now, and for the time that it stays.
+    pub(super) fn has_room(&self, ask: &Ask, stay: Stay) -> bool {
+        ask.len() <= self.len_max() && self.pages_with(ask, stay) <= self.pages_ours()
+    }
+
+    /// Pages that would be promised here with one more sequence.
+    pub(super) fn pages_with(&self, ask: &Ask, stay: Stay) -> u64 {
+        let claim = ask.claim(stay, self.facts.page_size);
+        self.slots.pages_with(&claim)
     }
 
     /// Prompt tokens that it has before it. The worker's own figure is better, as it falls while a
@@ -198,8 +220,8 @@ impl Worker {
     }
 
     /// A sequence of this length can be given to it now.
-    pub(super) fn can_take(&self, len: Tokens) -> bool {
-        self.is_asked() && self.has_room(len)
+    pub(super) fn can_take(&self, ask: &Ask, stay: Stay) -> bool {
+        self.is_asked() && self.has_room(ask, stay)
     }
 
     pub(super) fn is_asked(&self) -> bool {
@@ -275,6 +297,20 @@ impl Workers {
         Self {
             rules: Arc::new(policy.clone()),
             ..Self::default()
+        }
+    }
+
+    /// Tokens per page of any of them: they serve one model.
+    pub(super) fn page_size(&self) -> u32 {
+        let any = self.iter().next();
+        any.map_or(1, |worker| worker.facts.page_size)
+    }
+
+    /// A seat has so many answer tokens. The orders learn of it with the next change of the worker,
+    /// at the end of its report.
+    pub(super) fn grew(&mut self, key: usize, slot: SlotId, made: Tokens, lengths: &Lengths) {
+        if let Some(worker) = self.by_key.get_mut(key) {
+            worker.slots.grew(slot, made, lengths);
         }
     }
 

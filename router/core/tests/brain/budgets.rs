@@ -216,11 +216,11 @@ fn first_replay_is_free_of_the_token_budget_the_next_are_not() {
         let mut brain = fleet(config(), 1);
         brain.handle(Micros(0), Event::RequestArrived(request(1, prompt, 8)));
         for replay in 0..=allowed {
-            let preempted = StepReport {
-                closed: vec![closed(0, CloseReason::Preempted)],
+            let lost = StepReport {
+                closed: vec![closed(0, CloseReason::Lost)],
                 ..report(1, Role::Mixed)
             };
-            let again = brain.handle(Micros(1), said(preempted));
+            let again = brain.handle(Micros(1), said(lost));
             let expected = if replay < allowed {
                 vec![]
             } else {

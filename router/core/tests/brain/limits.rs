@@ -163,13 +163,13 @@ fn replays_have_a_budget_and_carry_what_was_made() {
     arrive(&mut brain, 1, 8);
     for replay in 0..3 {
         let tokens = vec![(SlotId(0), Tokens(1))];
-        let closed = vec![closed(0, CloseReason::Preempted)];
-        let preempted = StepReport {
+        let closed = vec![closed(0, CloseReason::Lost)];
+        let lost = StepReport {
             tokens,
             closed,
             ..report(1, Role::Mixed)
         };
-        let again = brain.handle(Micros(2), said(preempted));
+        let again = brain.handle(Micros(2), said(lost));
         assert!(matches!(again[..], [Action::Open { .. }]), "{again:?}");
         let status = brain.status();
         // Same pages, more to compute.
@@ -177,7 +177,7 @@ fn replays_have_a_budget_and_carry_what_was_made() {
         assert_eq!(status.sessions[0].prefill_tokens_pending, 8 + replay + 1);
         assert_eq!(status.replays_total, replay + 1);
     }
-    let over = brain.handle(Micros(3), end(CloseReason::Preempted, Micros(0)));
+    let over = brain.handle(Micros(3), end(CloseReason::Lost, Micros(0)));
     assert_eq!(why(&over), [RejectReason::WorkerFailed]);
     assert_eq!(brain.status().replays_total, 3);
 }

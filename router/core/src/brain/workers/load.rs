@@ -3,7 +3,7 @@
 
 use super::Worker;
 use crate::{
-    brain::{explain::Verdict, place::Need, workers::residents::Resident},
+    brain::{explain::Verdict, peak::Stay, place::Need, workers::residents::Resident},
     ids::SlotId,
     policy::PolicyConfig,
     step::StepMode,
@@ -138,10 +138,10 @@ impl Worker {
 
     /// Whether a sequence can decode here, and if not, why.
     pub(in crate::brain) fn fits(&self, need: &Need) -> Result<(), Verdict> {
-        if need.len > self.len_max() {
+        if need.ask.len() > self.len_max() {
             return Err(Verdict::TooLong);
         }
-        if !self.has_room(need.len) {
+        if !self.has_room(&need.ask, Stay::Import) {
             return Err(Verdict::Kv);
         }
         // Alone it fits whatever it is.

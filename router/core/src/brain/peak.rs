@@ -1,0 +1,279 @@
+//! How many pages the residents of a pool will need at the worst time to come.
+//!
+//! A sequence that made k tokens needs `prompt + k + h` tokens' pages once it has made h more, if
+//! it is not at its end before: with probability S(k + h) / S(k), by the lengths of late, and never
+//! beyond its limit. Over all residents of a pool that is a mean and a variance for each h of a
+//! grid; another sequence fits if mean + z x deviation stays within the pool at each of them.
+//!
+//! **Sums.** A pool keeps both sums for each point of the grid, as integers, so what is added is
+//! taken off again exactly. A sequence's part is brought up to date whenever it begins a page, so a
+//! decision costs O(grid) however many reside there, a token nothing, a page O(grid). **Error.** At
+//! h = 0 the sum is the pages in use, exactly. Beyond, a part is as of at most a page's tokens ago,
+//! and rounded up to a page: `peak::tests` bounds the difference to the exact sum over residents.
+//! Between two points of the grid the need is not looked at, but who reaches its limit there counts
+//! in full at the next one.
+//!
+//! **What is not covered.** The sum of many is taken for normal and residents for independent: at
+//! z = 2.33 one in a hundred peaks is higher. Then a worker has no page for a token, preempts a
+//! sequence, and it is computed again (`replay`).
+
+use super::lengths::Lengths;
+use crate::units::{Pages, Tokens};
+
+/// Points of the grid: answer tokens from now on.
+const HORIZONS: [u32; GRID] = [
+    0, 16, 32, 64, 128, 256, 512, 768, 1_024, 2_048, 4_096, 8_192,
+];
+
+const GRID: usize = 12;
+
+/// Parts of a token in the sums.
+const PARTS: u64 = 16;
+
+/// Pages asked for beyond those that hold prompt and answer so far: a page's tokens to go on with,
+/// so that no seat needs more with its first token.
+const AHEAD: Tokens = Tokens(1);
+
+/// The same where KV comes from elsewhere: its source makes tokens until it is told to stop.
+const AHEAD_IMPORT: Tokens = Tokens(64);
+
+/// What a sequence needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Shape {
+    /// Tokens of the prompt.
+    pub(super) prompt: Tokens,
+    /// Answer tokens made.
+    pub(super) made: Tokens,
+    /// Most answer tokens.
+    pub(super) max: Tokens,
+}
+
+impl Shape {
+    /// Prompt and longest answer.
+    pub(super) const fn len(self) -> Tokens {
+        self.prompt.plus(self.max)
+    }
+
+    const fn held(self) -> Tokens {
+        self.prompt.plus(self.made)
+    }
+
+    /// Tokens that a seat is opened for.
+    fn opened(self, is_import: bool) -> Tokens {
+        let ahead = if is_import { AHEAD_IMPORT } else { AHEAD };
+        self.held().plus(ahead).min(self.len())
+    }
+}
+
+/// What one resident adds to the sums.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Curve {
+    shape: Shape,
+    page_size: u32,
+    /// Pages of now.
+    pages: Pages,
+    /// Predicted at each point of the grid, in parts of a token.
+    means: [u32; GRID],
+}
+
+impl Curve {
+    /// `pages_min`: what it holds in any case.
+    fn new(shape: Shape, pages_min: Pages, page_size: u32, lengths: &Lengths) -> Self {
+        let page_size = page_size.max(1);
+        let left = shape.max.minus(shape.made).0;
+        let further = HORIZONS.map(|horizon| horizon.min(left));
+        let parts = lengths.go_on(shape.made, further);
+        let mut curve = Self {
+            shape,
+            page_size,
+            pages: shape.held().pages(page_size).max(pages_min),
+            means: [0; GRID],
+        };
+        let mut before = 0;
+        for (index, part) in parts.into_iter().enumerate() {
+            // At its limit before the point before: it is gone.
+            if index == 0 || before < left {
+                curve.means[index] = share(curve.most(index), part);
+            }
+            before = HORIZONS[index];
+        }
+        curve
+    }
+
+    /// Parts of tokens at a point of the grid, if it goes on.
+    fn most(&self, index: usize) -> u64 {
+        let left = self.shape.max.minus(self.shape.made).0;
+        let held = self.shape.held().plus(Tokens(HORIZONS[index].min(left)));
+        let pages = held.pages(self.page_size).max(self.pages);
+        u64::from(pages.0) * u64::from(self.page_size) * PARTS
+    }
+
+    /// Mean and variance at a point.
+    fn at(&self, index: usize) -> (u64, u64) {
+        let mean = u64::from(self.means[index]);
+        (
+            mean,
+            mean.saturating_mul(self.most(index).saturating_sub(mean)),
+        )
+    }
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "a float cast stops at the ends of u32; tokens of a pool are exact in f64"
+)]
+fn share(most: u64, part: f64) -> u32 {
+    libm::ceil(most as f64 * part) as u32
+}
+
+/// Pages that a seat is promised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Claim {
+    /// So many, to its end.
+    Fixed(Pages),
+    /// So many, as it leaves again; what becomes longer is taken for a resident.
+    Passing(Pages, Shape),
+    /// As many as it needs.
+    Grows(Curve),
+}
+
+/// What a sequence asks of a pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Ask {
+    pub(super) shape: Shape,
+    /// `None`: it is promised pages for its longest answer.
+    curve: Option<Curve>,
+}
+
+/// What a seat is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stay {
+    /// It computes its prompt and goes on.
+    Here,
+    /// It computes its prompt and hands it off.
+    Passing,
+    /// Its KV comes from elsewhere.
+    Import,
+}
+
+impl Ask {
+    /// `is_whole`: pages for its longest answer.
+    pub(super) fn new(shape: Shape, is_whole: bool, page_size: u32, lengths: &Lengths) -> Self {
+        let pages = shape.opened(true).pages(page_size.max(1));
+        Self {
+            shape,
+            curve: (!is_whole).then(|| Curve::new(shape, pages, page_size, lengths)),
+        }
+    }
+
+    /// Prompt and longest answer.
+    pub(super) const fn len(&self) -> Tokens {
+        self.shape.len()
+    }
+
+    /// A pool with less room than this has none for it.
+    pub(super) const fn pages_min(&self, page_size: u32) -> u64 {
+        match self.curve {
+            None => self.len().pages(page_size).0 as u64,
+            // At its worst time others may be gone.
+            Some(_) => 1,
+        }
+    }
+
+    /// What it is promised there. A pool of another page size rounds to its own pages.
+    pub(super) fn claim(&self, stay: Stay, page_size: u32) -> Claim {
+        let page_size = page_size.max(1);
+        let opened = self.shape.opened(stay == Stay::Import).pages(page_size);
+        let Some(curve) = self.curve else {
+            return Claim::Fixed(self.shape.len().pages(page_size));
+        };
+        match stay {
+            Stay::Passing => Claim::Passing(opened, self.shape),
+            Stay::Here | Stay::Import => Claim::Grows(Curve {
+                page_size,
+                pages: opened.max(self.shape.held().pages(page_size)),
+                ..curve
+            }),
+        }
+    }
+}
+
+impl Claim {
+    /// Pages that Open asks for.
+    pub(super) const fn pages(&self) -> Pages {
+        match self {
+            Self::Fixed(pages) | Self::Passing(pages, _) => *pages,
+            Self::Grows(curve) => curve.pages,
+        }
+    }
+
+    /// What becomes of it with so many answer tokens; `None`: nothing changes.
+    pub(super) fn grown(&self, made: Tokens, page_size: u32, lengths: &Lengths) -> Option<Self> {
+        let (shape, pages) = match *self {
+            Self::Fixed(_) => return None,
+            Self::Passing(pages, shape) => (shape, pages),
+            Self::Grows(curve) => (curve.shape, curve.shape.held().pages(page_size.max(1))),
+        };
+        let shape = Shape { made, ..shape };
+        if shape.held().pages(page_size.max(1)) <= pages {
+            return None;
+        }
+        let held = self.pages();
+        Some(Self::Grows(Curve::new(shape, held, page_size, lengths)))
+    }
+}
+
+/// The sums over the residents of a pool.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Peak {
+    means: [u64; GRID],
+    variances: [u64; GRID],
+}
+
+impl Peak {
+    pub(super) fn add(&mut self, curve: &Curve) {
+        for index in 0..GRID {
+            let (mean, variance) = curve.at(index);
+            self.means[index] += mean;
+            self.variances[index] = self.variances[index].saturating_add(variance);
+        }
+    }
+
+    pub(super) fn remove(&mut self, curve: &Curve) {
+        for index in 0..GRID {
+            let (mean, variance) = curve.at(index);
+            self.means[index] = self.means[index].saturating_sub(mean);
+            self.variances[index] = self.variances[index].saturating_sub(variance);
+        }
+    }
+
+    /// Pages that are needed at the worst time, at z deviations above the mean.
+    pub(super) fn pages(&self, z: f64, page_size: u32) -> u64 {
+        let worst = (0..GRID).map(|index| need(self.means[index], self.variances[index], z));
+        let per_page = u64::from(page_size.max(1)) * PARTS;
+        worst.max().unwrap_or_default().div_ceil(per_page)
+    }
+
+    /// The same, with one more.
+    pub(super) fn pages_with(&self, curve: &Curve, z: f64) -> u64 {
+        let mut with = *self;
+        with.add(curve);
+        with.pages(z, curve.page_size)
+    }
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "a float cast stops at the ends of u64, and rounds sums beyond any pool"
+)]
+fn need(mean: u64, variance: u64, z: f64) -> u64 {
+    // The only root of the brain: IEEE 754 says what it is to the last bit.
+    mean.saturating_add(libm::ceil(z * (variance as f64).sqrt()) as u64)
+}
+
+#[cfg(test)]
+mod tests;
