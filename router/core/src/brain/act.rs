@@ -50,7 +50,7 @@ impl Brain {
             Cell::Switch(pos) => self.switch(key, phase.cur()?, phase.nxt()?, pos),
             Cell::Finish => {
                 self.note_plain(key, Chosen::Finish);
-                self.learn_length(key, true);
+                self.learn_length(key);
                 self.observe(key, true);
                 self.end(key, None)
             }
@@ -134,6 +134,7 @@ impl Brain {
             self.leaving.insert(key);
         }
         let is_shipping = sequence.phase.kind() == PhaseKind::Shipping;
+        self.lengths.grows(&mut sequence.range, sequence.answer);
         let made = sequence.answer;
         self.trial_over(key);
         self.workers.grew(cur.worker, cur.slot, made, &self.lengths);
@@ -159,6 +160,7 @@ impl Brain {
         self.answers(key, tokens);
         let sequence = self.sequences.get_mut(key)?;
         sequence.answer = pos;
+        self.lengths.grows(&mut sequence.range, pos);
         sequence.first.get_or_insert(self.now);
         let id = sequence.id;
         self.workers.grew(nxt.worker, nxt.slot, pos, &self.lengths);
@@ -384,11 +386,14 @@ impl Brain {
         Ask::new(sequence.shape(), is_whole, page_size, &self.lengths)
     }
 
-    /// An answer ends, by itself or cut off. At its limit it would have been longer.
-    pub(super) fn learn_length(&mut self, key: usize, is_whole: bool) {
-        if let Some(sequence) = self.sequences.get(key) {
-            let is_whole = is_whole && sequence.answer < sequence.max_tokens;
-            self.lengths.learn(sequence.answer, is_whole);
+    /// An answer ends by itself, unless it is at its limit.
+    pub(super) fn learn_length(&mut self, key: usize) {
+        match self.sequences.get(key) {
+            Some(sequence) if sequence.answer < sequence.max_tokens => {
+                self.lengths.ends(sequence.answer);
+            }
+            Some(_) => self.lengths.is_cut(),
+            None => {}
         }
     }
 

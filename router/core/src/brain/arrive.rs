@@ -61,6 +61,7 @@ impl Brain {
                 phase: Phase::Wait { timer: None },
                 replays: 0,
                 preemptions: 0,
+                range: 0,
                 replay_tokens: 0,
                 placed_at: Tokens(0),
                 trial: None,
@@ -87,14 +88,13 @@ impl Brain {
 
     pub(super) fn cancel(&mut self, request: RequestId) {
         for key in self.sequences.of_request(request) {
-            self.learn_length(key, false);
             self.apply(key, Input::Cancel);
         }
     }
 
     pub(super) fn stop(&mut self, sequence: SequenceId) {
         if let Some(key) = self.sequences.key_of(sequence) {
-            self.learn_length(key, true);
+            self.learn_length(key);
             self.apply(key, Input::Cancel);
         }
     }
@@ -159,7 +159,6 @@ impl Brain {
                 }
                 Timer::Deadline(request) => {
                     for key in self.sequences.of_request(request) {
-                        self.learn_length(key, false);
                         self.apply(key, Input::Deadline);
                     }
                 }

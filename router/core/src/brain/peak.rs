@@ -5,11 +5,12 @@
 //! beyond its limit. Over all residents of a pool that is a mean and a variance for each h of a
 //! grid; another sequence fits if mean + z x deviation stays within the pool at each of them.
 //!
-//! **Sums.** A pool keeps both sums for each point of the grid, as integers, so what is added is
+//! **Sums.** A pool keeps both sums, and the most that all could need, for each point of the grid, as integers, so what is added is
 //! taken off again exactly. A sequence's part is brought up to date whenever it begins a page, so a
 //! decision costs O(grid) however many reside there, a token nothing, a page O(grid). **Error.** At
 //! h = 0 the sum is the pages in use, exactly. Beyond, a part is as of at most a page's tokens ago,
-//! and rounded up to a page: `peak::tests` bounds the difference to the exact sum over residents.
+//! and rounded up to a page: `peak::tests` holds it to 8 % below and 10 % above the exact sum over
+//! residents, the most being that of one alone.
 //! Between two points of the grid the need is not looked at, but who reaches its limit there counts
 //! in full at the next one.
 //!
@@ -108,13 +109,14 @@ impl Curve {
         u64::from(pages.0) * u64::from(self.page_size) * PARTS
     }
 
-    /// Mean and variance at a point.
-    fn at(&self, index: usize) -> (u64, u64) {
+    /// Mean, variance and most at a point; all zero if it is gone by then.
+    fn at(&self, index: usize) -> [u64; 3] {
         let mean = u64::from(self.means[index]);
-        (
-            mean,
-            mean.saturating_mul(self.most(index).saturating_sub(mean)),
-        )
+        if mean == 0 {
+            return [0; 3];
+        }
+        let most = self.most(index).max(mean);
+        [mean, mean.saturating_mul(most - mean), most]
     }
 }
 
@@ -173,15 +175,6 @@ impl Ask {
         self.shape.len()
     }
 
-    /// A pool with less room than this has none for it.
-    pub(super) const fn pages_min(&self, page_size: u32) -> u64 {
-        match self.curve {
-            None => self.len().pages(page_size).0 as u64,
-            // At its worst time others may be gone.
-            Some(_) => 1,
-        }
-    }
-
     /// What it is promised there. A pool of another page size rounds to its own pages.
     pub(super) fn claim(&self, stay: Stay, page_size: u32) -> Claim {
         let page_size = page_size.max(1);
@@ -228,32 +221,32 @@ impl Claim {
 /// The sums over the residents of a pool.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Peak {
-    means: [u64; GRID],
-    variances: [u64; GRID],
+    /// Mean, variance and the most that all could need.
+    sums: [[u64; 3]; GRID],
 }
 
 impl Peak {
     pub(super) fn add(&mut self, curve: &Curve) {
-        for index in 0..GRID {
-            let (mean, variance) = curve.at(index);
-            self.means[index] += mean;
-            self.variances[index] = self.variances[index].saturating_add(variance);
-        }
+        self.change(curve, u64::saturating_add);
     }
 
     pub(super) fn remove(&mut self, curve: &Curve) {
-        for index in 0..GRID {
-            let (mean, variance) = curve.at(index);
-            self.means[index] = self.means[index].saturating_sub(mean);
-            self.variances[index] = self.variances[index].saturating_sub(variance);
+        self.change(curve, u64::saturating_sub);
+    }
+
+    fn change(&mut self, curve: &Curve, by: impl Fn(u64, u64) -> u64) {
+        for (index, sums) in self.sums.iter_mut().enumerate() {
+            for (sum, part) in sums.iter_mut().zip(curve.at(index)) {
+                *sum = by(*sum, part);
+            }
         }
     }
 
     /// Pages that are needed at the worst time, at z deviations above the mean.
     pub(super) fn pages(&self, z: f64, page_size: u32) -> u64 {
-        let worst = (0..GRID).map(|index| need(self.means[index], self.variances[index], z));
+        let worst = self.sums.iter().map(|sums| need(*sums, z)).max();
         let per_page = u64::from(page_size.max(1)) * PARTS;
-        worst.max().unwrap_or_default().div_ceil(per_page)
+        worst.unwrap_or_default().div_ceil(per_page)
     }
 
     /// The same, with one more.
@@ -270,9 +263,10 @@ impl Peak {
     clippy::cast_precision_loss,
     reason = "a float cast stops at the ends of u64, and rounds sums beyond any pool"
 )]
-fn need(mean: u64, variance: u64, z: f64) -> u64 {
-    // The only root of the brain: IEEE 754 says what it is to the last bit.
-    mean.saturating_add(libm::ceil(z * (variance as f64).sqrt()) as u64)
+fn need([mean, variance, most]: [u64; 3], z: f64) -> u64 {
+    // IEEE 754 says what a root is to the last bit.
+    let above = libm::ceil(z * (variance as f64).sqrt()) as u64;
+    mean.saturating_add(above).min(most)
 }
 
 #[cfg(test)]

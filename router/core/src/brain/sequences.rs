@@ -111,6 +111,8 @@ pub(super) struct Sequence {
     pub(super) phase: Phase,
     /// Times it was computed again because something failed.
     pub(super) replays: u32,
+    /// The range of lengths that its answer is in.
+    pub(super) range: u8,
     /// Times that it lost its pages to others.
     pub(super) preemptions: u32,
     /// Tokens that these times computed, prompt and answer.
