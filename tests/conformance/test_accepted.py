@@ -60,6 +60,7 @@ NEUTRAL: list[tuple[str, dict[str, Any]]] = [
     ("priority.low", {"priority": 5}),
     ("slo_ttft_ms", {"slo_ttft_ms": 60_000}),
     ("slo_tpot_ms", {"slo_tpot_ms": 1}),
+    ("cache_salt", {"cache_salt": "salt"}),
     ("cache_salt.empty", {"cache_salt": ""}),
     ("return_token_ids", {"return_token_ids": True}),
     ("skip_special_tokens", {"skip_special_tokens": True}),

@@ -100,7 +100,8 @@ BOTH: list[tuple[str, dict[str, Any], str, str]] = [
     ("bad_words", {"bad_words": ["a"]}, NOT_HERE, "bad_words"),
     ("logits_processors", {"logits_processors": ["x"]}, NOT_HERE, "logits_processors"),
     ("kv_transfer_params", {"kv_transfer_params": {"a": 1}}, NOT_HERE, "kv_transfer_params"),
-    ("cache_salt", {"cache_salt": "salt"}, NOT_HERE, "cache_salt"),
+    ("cache_salt.long", {"cache_salt": "s" * 257}, BAD, "cache_salt"),
+    ("cache_salt.number", {"cache_salt": 5}, BAD, "cache_salt"),
 ]
 CHAT_ONLY: list[tuple[str, dict[str, Any], str, str]] = [
     ("messages.none", {"messages": []}, BAD, "messages"),

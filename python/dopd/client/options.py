@@ -49,6 +49,7 @@ class AnswerOptions(TypedDict, total=False):
     priority: lower goes first, -100 to 100. Default 0.
     slo_ttft_ms, slo_tpot_ms: targets for the time to the first token and per later token, in
         milliseconds, up to 86,400,000. Default: those of the key or server.
+    cache_salt: share what was computed only with requests that have the same, at most 256 bytes.
     """
 
     max_tokens: int | None
@@ -70,3 +71,4 @@ class AnswerOptions(TypedDict, total=False):
     priority: int | None
     slo_ttft_ms: int | None
     slo_tpot_ms: int | None
+    cache_salt: str | None

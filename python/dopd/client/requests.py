@@ -23,6 +23,7 @@ PLAIN = (
     "priority",
     "slo_ttft_ms",
     "slo_tpot_ms",
+    "cache_salt",
 )
 SAMPLING = (
     "temperature",

@@ -147,6 +147,7 @@ fn attachments() -> Arc<Attachments> {
         model_hash: None,
         vocab_size: None,
         step: dopd_core::step::StepPolicy::default(),
+        prefix_cache: true,
     };
     Attachments::seeded(config, Metrics::new("m"), 1)
 }
@@ -216,6 +217,7 @@ fn request(id: RequestId, with_logprobs: bool) -> RequestShared {
         traceparent: String::new(),
         tenant: 0,
         slo_tpot_us: 0,
+        prefix: None,
         choices: 1,
         priority: 0,
         active: Count::default().enter(),

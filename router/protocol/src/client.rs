@@ -138,6 +138,7 @@ impl Client {
             traceparent: String::new(),
             tenant: ask.tenant,
             slo_tpot_us: 0,
+            prefix: None,
             choices: usize::from(ask.choices),
             priority: ask.priority,
             active: board.active.enter(),

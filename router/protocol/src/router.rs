@@ -69,6 +69,7 @@ impl Router {
             model_hash: None,
             vocab_size: None,
             step: dopd_core::step::StepPolicy::default(),
+            prefix_cache: true,
         };
         // A router that comes back has other sessions: in truth by chance, here for sure.
         let seed = 7 + epoch;

@@ -207,6 +207,8 @@ settings! {
         fair_percent: u32 = 50, within 0..=100;
         /// Tenants that compete share by tokens and weight.
         share_tenants: bool = true;
+        /// Workers keep what they computed, for later prompts of the same tenant that begin alike.
+        prefix_cache: bool = true;
         /// Prompt tokens that a worker takes at once; one prompt may be longer.
         prefill_tokens_max: u32 = 4_096, within 1..=16_777_216;
         /// Prompts that workers labelled decode compute themselves: none, short ones, or any that

@@ -205,6 +205,8 @@ impl Driver {
     }
 
     fn joined(&mut self, joined: Joined) -> Event {
+        let page_size = joined.facts.page_size;
+        (self.dispatch.shared.page_size).store(page_size, Ordering::Relaxed);
         self.sessions.insert(
             joined.session,
             Session {

@@ -27,7 +27,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -56,6 +56,7 @@ use crate::{
         key::StreamKey,
         messages::{BrainInput, FrontMessage},
         outbox::{BRAIN_QUEUE, FRONT_QUEUE, Queues},
+        prefix::Prefix,
         request::{RequestShared, prompt_hash, tenant_hash},
     },
 };
@@ -73,6 +74,8 @@ pub struct DispatchConfig {
     pub limits: LimitsConfig,
     /// Which rules are on, checked.
     pub policy: PolicyConfig,
+    /// Workers keep what they computed for others with the same beginning.
+    pub prefix_cache: bool,
     /// Number of front threads, at least 1.
     pub front_threads: usize,
     /// File for the brain's event log; one of an earlier run is kept as `FILE.1`.
@@ -97,6 +100,10 @@ struct Shared {
     active: Count,
     is_ready: AtomicBool,
     is_draining: AtomicBool,
+    /// Workers keep what they computed for others with the same beginning.
+    prefix_cache: bool,
+    /// Of the fleet's KV, the same for all workers; 0 until the first one joined.
+    page_size: AtomicU32,
     /// Whether tokens flow.
     pulse: pulse::Pulse,
     /// Tells the brain's thread that `is_draining` changed.
@@ -151,6 +158,8 @@ impl Dispatch {
                 active: Count::default(),
                 is_ready: AtomicBool::new(false),
                 is_draining: AtomicBool::new(false),
+                prefix_cache: config.prefix_cache,
+                page_size: AtomicU32::new(0),
                 pulse: pulse::Pulse::default(),
                 drain: Notify::new(),
                 stop: CancellationToken::new(),
@@ -191,6 +200,9 @@ impl Dispatch {
             return Err(internal("a request needs 1 to 255 choices and a prompt"));
         }
         let max_tokens = Tokens(submission.limits.max_tokens);
+        let prompt = &submission.prompt;
+        let prefix = (submission.prefix_salt.filter(|_| self.shared.prefix_cache))
+            .map(|salt| Prefix::new(salt, prompt, self.shared.page_size.load(Ordering::Relaxed)));
         let facts = RequestFacts {
             choices,
             priority: submission.priority,
@@ -198,10 +210,12 @@ impl Dispatch {
             slo: submission.slo,
             tenant: tenant_hash(&submission.tenant),
             weight: submission.weight,
-            prefix: Arc::clone(&submission.prefix),
+            prefix: prefix
+                .as_ref()
+                .map_or_else(|| [].into(), |it| it.marks(prompt.len())),
             ..RequestFacts::of(self.mint(front.index), Tokens(prompt_tokens), max_tokens)
         };
-        let keys = Self::insert(&front, facts.id, submission, count.enter());
+        let keys = Self::insert(&front, facts.id, submission, prefix, count.enter());
         if let Err(error) = self.queues.brain.try_send(BrainInput::Submitted(facts)) {
             front.streams.cancel(&keys);
             return Err(match error {
@@ -221,6 +235,7 @@ impl Dispatch {
         front: &Front,
         id: RequestId,
         submission: Submission,
+        prefix: Option<Prefix>,
         active: Counted,
     ) -> Arc<[StreamKey]> {
         let request = Arc::new(RequestShared {
@@ -236,6 +251,7 @@ impl Dispatch {
             priority: submission.priority,
             tenant: tenant_hash(&submission.tenant),
             slo_tpot_us: slo_tpot_us(submission.slo),
+            prefix,
             choices: submission.sinks.len(),
             active,
         });

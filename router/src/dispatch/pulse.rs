@@ -243,7 +243,8 @@ fn submission(deadline: Instant, vocab_size: u32, probe: Probe) -> Submission {
         weight: 1,
         priority: i32::MAX,
         slo: Slo::default(),
-        prefix: [].into(),
+        // A canary shows that its worker computes.
+        prefix_salt: None,
         deadline: deadline.into_std(),
         sinks: vec![Box::new(probe)],
     }
@@ -296,6 +297,7 @@ mod tests {
         let config = DispatchConfig {
             limits: LimitsConfig::default(),
             policy: dopd_core::policy::PolicyConfig::default(),
+            prefix_cache: true,
             front_threads: 1,
             record: None,
             record_bytes_max: 0,

@@ -56,6 +56,8 @@ impl Sim {
                 active: Count::default(),
                 is_ready: false.into(),
                 is_draining: false.into(),
+                prefix_cache: false,
+                page_size: 0.into(),
                 pulse: Pulse::default(),
                 drain: Notify::new(),
                 stop: CancellationToken::new(),

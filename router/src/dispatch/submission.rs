@@ -2,9 +2,9 @@
 
 use std::{sync::Arc, time::Instant};
 
-use dopd_core::request::{PrefixMark, Slo};
+use dopd_core::request::Slo;
 
-use crate::streams::sink::Sink;
+use crate::streams::{prefix::Salt, sink::Sink};
 
 /// A request, validated, tokenized and ready to run.
 pub struct Submission {
@@ -30,8 +30,8 @@ pub struct Submission {
     pub priority: i32,
     /// Targets that somebody asked for.
     pub slo: Slo,
-    /// What of the prompt a worker may hold already; empty: nothing can be shared.
-    pub prefix: Arc<[PrefixMark]>,
+    /// With whom it shares what workers computed; `None`: with nobody, it is always computed.
+    pub prefix_salt: Option<Salt>,
     /// When the client stops waiting.
     pub deadline: Instant,
     /// One sink per choice, at least one.

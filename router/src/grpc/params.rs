@@ -93,6 +93,7 @@ fn of_options(model: String, prompt: Option<Prompt>, options: AnswerOptions) -> 
         ignore_eos: options.ignore_eos,
         top_logprobs: options.top_logprobs.map(i64::from),
         priority: options.priority.map(i64::from),
+        cache_salt: Some(options.cache_salt),
         slo_ttft_ms: options.slo_ttft_ms.map(i64::from),
         slo_tpot_ms: options.slo_tpot_ms.map(i64::from),
         ..Params::default()
@@ -107,7 +108,7 @@ pub(super) fn field_path(field: &str) -> String {
             format!("options.sampling.{field}")
         }
         "max_tokens" | "min_tokens" | "n" | "stop" | "stop_token_ids" | "top_logprobs"
-        | "priority" | "slo_ttft_ms" | "slo_tpot_ms" => format!("options.{field}"),
+        | "priority" | "slo_ttft_ms" | "slo_tpot_ms" | "cache_salt" => format!("options.{field}"),
         _ => field.to_owned(),
     }
 }

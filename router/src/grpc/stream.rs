@@ -165,7 +165,7 @@ impl<R: Reply> Render for EventWriter<R> {
             usage: Some(v1::Usage {
                 prompt_tokens: usage.prompt_tokens,
                 completion_tokens: u32::try_from(usage.completion_tokens).unwrap_or(u32::MAX),
-                cached_tokens: 0,
+                cached_tokens: usage.cached_tokens,
             }),
         }));
     }

@@ -33,7 +33,9 @@ impl From<service::Usage> for Usage {
             prompt_tokens,
             completion_tokens: usage.completion_tokens,
             total_tokens: prompt_tokens + usage.completion_tokens,
-            prompt_tokens_details: PromptDetails { cached_tokens: 0 },
+            prompt_tokens_details: PromptDetails {
+                cached_tokens: usage.cached_tokens.into(),
+            },
             completion_tokens_details: CompletionDetails {
                 reasoning_tokens: 0,
             },

@@ -208,6 +208,8 @@ impl EventWriter {
             Some(counts) if self.form.continuous_usage => {
                 let usage = Usage {
                     prompt_tokens: u32::try_from(counts.prompt_tokens).unwrap_or(u32::MAX),
+                    // The last chunk tells.
+                    cached_tokens: 0,
                     completion_tokens: counts.completion_tokens as u64,
                 };
                 self.field("usage", &shapes::Usage::from(usage));

@@ -120,6 +120,7 @@ mod tests {
             late_max_ms: 7,
             fair_percent: 100,
             share_tenants: false,
+            prefix_cache: false,
             prefill_tokens_max: 9,
             steal: "shorter".to_owned(),
             steal_tokens: 511,

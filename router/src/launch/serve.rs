@@ -127,6 +127,7 @@ fn dispatch(config: &Config, front_threads: usize) -> Result<(Dispatch, BrainThr
     Dispatch::start(DispatchConfig {
         limits: config.limits.clone(),
         policy,
+        prefix_cache: config.policy.prefix_cache,
         front_threads,
         record: config.log.record.clone(),
         record_bytes_max: config.log.record_bytes_max,
@@ -147,6 +148,7 @@ fn attachments(
         model_hash: model.model_hash,
         vocab_size: Some(model.vocab_size),
         step: policy(config).step,
+        prefix_cache: config.policy.prefix_cache,
     };
     Attachments::new(attach, metrics.clone()).map_err(Failure::new)
 }

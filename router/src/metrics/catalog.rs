@@ -127,6 +127,10 @@ rows! {
         "Answer tokens that a choice may have: max_tokens, or what the context leaves";
     PROMPT_TOKENS Counter "dopd_prompt_tokens_total" []
         "Prompt tokens of requests that got a first token";
+    PREFIX_QUERIES Counter "dopd_prefix_cache_queries_total" []
+        "Prompt tokens of requests that a worker computed, or had computed already";
+    PREFIX_HITS Counter "dopd_prefix_cache_hits_total" []
+        "Of these, those that the worker had computed already when the request first came to it";
     GENERATION_TOKENS Counter "dopd_generation_tokens_total" []
         "Tokens of answers, counted as they come";
     HANDOFFS_RUNNING Gauge "dopd_handoffs_running" [] "Hand-offs under way";

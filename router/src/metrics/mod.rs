@@ -185,6 +185,8 @@ impl Metrics {
         if outcome.was_placed {
             rows.prompt_length.observe(outcome.prompt_tokens as f64);
             rows.answer_limit.observe(f64::from(outcome.limit_tokens));
+            rows.prefix_queries.inc_by(outcome.prompt_tokens);
+            rows.prefix_hits.inc_by(outcome.cached_tokens);
         }
         self.inner.slo.count(outcome);
         if let Some(vllm) = &self.inner.vllm {

@@ -13,6 +13,8 @@ pub struct RequestOutcome {
     pub code: &'static str,
     /// Tokens of the prompt; 0 if it was refused before it was tokenized.
     pub prompt_tokens: u64,
+    /// Of these, those that a worker had computed already.
+    pub cached_tokens: u64,
     /// Tokens of all choices' answers.
     pub completion_tokens: u64,
     /// Tokens of its longest choice.

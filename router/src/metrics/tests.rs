@@ -13,6 +13,7 @@ fn outcome(code: &'static str, ttft_ms: u64, tpot_ms: u64) -> RequestOutcome {
     RequestOutcome {
         code,
         prompt_tokens: 100,
+        cached_tokens: 32,
         completion_tokens: 20,
         longest_tokens: 20,
         choices: 1,

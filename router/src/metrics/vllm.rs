@@ -47,6 +47,8 @@ pub(super) struct Extra {
     decode: Histogram,
     /// Place at a worker to last token.
     inference: Histogram,
+    /// Prompt tokens that no worker had computed before.
+    computed: Histogram,
     longest: Histogram,
     choices: Histogram,
 }
@@ -56,6 +58,7 @@ impl Default for Extra {
         Self {
             decode: Histogram::new(REQUEST_BOUNDS),
             inference: Histogram::new(REQUEST_BOUNDS),
+            computed: Histogram::new(LENGTH_BOUNDS),
             longest: Histogram::new(LENGTH_BOUNDS),
             choices: Histogram::new(CHOICES),
         }
@@ -64,6 +67,10 @@ impl Default for Extra {
 
 impl Extra {
     pub(super) fn count(&self, outcome: &RequestOutcome) {
+        if outcome.was_placed {
+            let computed = outcome.prompt_tokens.saturating_sub(outcome.cached_tokens);
+            self.computed.observe(computed as f64);
+        }
         let parts = outcome.parts;
         let Some(prefill) = parts.prefill else { return };
         let sum = |parts: [Option<Duration>; 2]| parts.into_iter().flatten().sum::<Duration>();
@@ -161,7 +168,7 @@ impl Names {
         ]
     }
 
-    /// Counts of tokens and choices. Nothing is cached, so every prompt token is computed.
+    /// Counts of tokens and choices.
     fn counts(&self) -> [Row<'_>; 6] {
         let (rows, extra, all) = (&self.rows, &self.extra, LENGTH_BOUNDS);
         [
@@ -169,7 +176,7 @@ impl Names {
             (
                 "request_prefill_kv_computed_tokens",
                 "Computed",
-                &rows.prompt_length,
+                &extra.computed,
                 all,
             ),
             (
@@ -236,6 +243,16 @@ impl Names {
         let preempted = fleet.replays_by.get("preempted").copied().unwrap_or(0);
         for (name, help, value) in [
             ("prompt_tokens", "Prompt tokens", rows.prompt_tokens.get()),
+            (
+                "prefix_cache_queries",
+                "Prompt tokens looked up in the prefix cache",
+                rows.prefix_queries.get(),
+            ),
+            (
+                "prefix_cache_hits",
+                "Prompt tokens found in the prefix cache",
+                rows.prefix_hits.get(),
+            ),
             (
                 "generation_tokens",
                 "Answer tokens",

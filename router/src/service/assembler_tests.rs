@@ -114,6 +114,7 @@ impl Script {
         let asked = Asked {
             prompt_tokens: 1,
             choices: 1,
+            choices_each: 1,
             limit_tokens: u32::MAX,
             targets: SloTargets::default(),
             operation: "text_completion",

@@ -52,6 +52,8 @@ pub(super) struct OutboxConfig {
 pub struct Usage {
     /// Tokens of the prompt.
     pub prompt_tokens: u32,
+    /// Of these, those that a worker had computed already when the request first ran there.
+    pub cached_tokens: u32,
     /// Tokens of all answers, up to the one that completed a stop string.
     pub completion_tokens: u64,
 }
@@ -113,6 +115,7 @@ impl Outbox {
         let choices = config.choices * prompts.len();
         let usage = Usage {
             prompt_tokens: record.prompt_tokens(),
+            cached_tokens: 0,
             completion_tokens: 0,
         };
         Arc::new(Self {
@@ -164,8 +167,10 @@ impl Outbox {
 
     /// Where the choice is.
     pub(super) fn seat(&self, choice: usize, news: SeatNews<'_>) {
-        if let Some(record) = &mut self.state.lock().record {
+        let mut state = self.state.lock();
+        if let Some(record) = &mut state.record {
             record.seat(choice, news, Instant::now());
+            state.usage.cached_tokens = record.cached_tokens();
         }
     }
 

@@ -25,6 +25,8 @@ pub(super) struct Asked {
     pub(super) prompt_tokens: u32,
     /// Choices.
     pub(super) choices: u32,
+    /// Choices of each prompt.
+    pub(super) choices_each: u32,
     /// Most tokens of one choice.
     pub(super) limit_tokens: u32,
     /// What it should keep.
@@ -40,6 +42,8 @@ pub(super) struct Record {
     asked: Asked,
     choices: Box<[Choice]>,
     completion_tokens: u64,
+    /// Tokens of its prompts that the first workers had already, by the first choice of each.
+    cached_tokens: u32,
     /// When a worker first had a choice of it.
     placed: Option<Instant>,
     first_token: Option<Instant>,
@@ -73,6 +77,7 @@ impl Record {
             asked,
             choices: vec![Choice::default(); asked.choices as usize].into(),
             completion_tokens: 0,
+            cached_tokens: 0,
             placed: None,
             first_token: None,
             switched: None,
@@ -92,6 +97,10 @@ impl Record {
         self.asked.prompt_tokens
     }
 
+    pub(super) fn cached_tokens(&self) -> u32 {
+        self.cached_tokens
+    }
+
     pub(super) fn completion_tokens(&self) -> u64 {
         self.completion_tokens
     }
@@ -105,6 +114,14 @@ impl Record {
                 self.decode_worker = None;
                 if let Some(choice) = self.choices.get_mut(choice) {
                     choice.places += 1;
+                }
+            }
+            SeatNews::Reused { tokens } => {
+                let is_told = choice.is_multiple_of(self.asked.choices_each.max(1) as usize);
+                let is_first = (self.choices.get(choice)).is_some_and(|choice| choice.places == 1);
+                if is_told && is_first {
+                    let sum = self.cached_tokens.saturating_add(tokens);
+                    self.cached_tokens = sum.min(self.asked.prompt_tokens);
                 }
             }
             SeatNews::Switched { worker } => {
@@ -195,8 +212,7 @@ impl Record {
             key = &*arrival.caller.key,
             r#in = self.asked.prompt_tokens,
             out = self.completion_tokens,
-            // No worker has a prefix cache yet.
-            cached = 0,
+            cached = self.cached_tokens,
             ttft_ms = millis(outcome.ttft),
             tpot_ms = millis(outcome.tpot),
             prefill_worker = self.prefill_worker.as_deref(),
@@ -274,6 +290,7 @@ impl Record {
         RequestOutcome {
             code,
             prompt_tokens: self.asked.prompt_tokens.into(),
+            cached_tokens: self.cached_tokens.into(),
             completion_tokens: self.completion_tokens,
             longest_tokens: self.choices.iter().map(|c| c.tokens).max().unwrap_or(0),
             choices: self.asked.choices,

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     dispatch::Submission,
     error::Error,
-    streams::sink::Sink,
+    streams::{prefix::salt, sink::Sink},
     tokens::StopStrings,
     validate::{self, Spec},
     wire::worker,
@@ -50,6 +50,7 @@ impl Service {
         let asked = Asked {
             prompt_tokens,
             choices: u32::try_from(told.len()).map_or(u32::MAX, |prompts| prompts * spec.choices),
+            choices_each: spec.choices,
             limit_tokens: limits.max().unwrap_or(0),
             targets: judged(longest.max().unwrap_or(0)),
             operation: match spec.prompt {
@@ -144,7 +145,7 @@ fn submission(
         weight: arrival.caller.weight,
         priority: spec.priority,
         slo,
-        prefix: Arc::from([]),
+        prefix_salt: Some(salt(&arrival.caller.tenant, &spec.cache_salt)),
         deadline,
         sinks: sinks(),
     })

@@ -5,7 +5,7 @@ use dopd_core::{event::CloseReason, ids::SequenceId};
 use crate::streams::{
     key::{Life, StreamKey},
     messages::{Ended, Flush},
-    sink::{FinishReason, Flow, TokenChunk, TokenLogprobs},
+    sink::{FinishReason, Flow, SeatNews, TokenChunk, TokenLogprobs},
     table::{Parked, Streams},
 };
 
@@ -58,6 +58,20 @@ impl Streams {
         };
         let Some(mut sink) = sink else { return };
         sink.prompt_logprobs(start, logprobs);
+        if let Some(stream) = self.inner.borrow_mut().get(key) {
+            stream.sink = Some(sink);
+        }
+    }
+
+    /// Prompt tokens that seat `life` found in its worker's cache; dropped unless it is current.
+    pub fn reused(&self, key: StreamKey, life: Life, tokens: u32) {
+        let sink = {
+            let mut inner = self.inner.borrow_mut();
+            let stream = inner.get(key).filter(|stream| stream.current == life);
+            stream.and_then(|stream| stream.sink.take())
+        };
+        let Some(mut sink) = sink else { return };
+        sink.seat(SeatNews::Reused { tokens });
         if let Some(stream) = self.inner.borrow_mut().get(key) {
             stream.sink = Some(sink);
         }

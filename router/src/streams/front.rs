@@ -128,6 +128,11 @@ impl Front {
         self.streams.prompt_logprobs(key, life, start, logprobs);
     }
 
+    /// What a seat of a stream of this thread found in its worker's cache.
+    pub fn reused(&self, key: StreamKey, life: Life, tokens: u32) {
+        self.streams.reused(key, life, tokens);
+    }
+
     /// A flush for a stream of this thread.
     pub fn flush(
         &self,
@@ -227,6 +232,7 @@ impl Front {
                 RowKind::Prompt { start } => {
                     self.prompt_logprobs(row.key, row.life, *start, row_logprobs);
                 }
+                RowKind::Reused { tokens } => self.reused(row.key, row.life, *tokens),
                 RowKind::Flush(flush) => {
                     self.flush(row.key, row.life, *flush, row_tokens, row_logprobs);
                 }
@@ -279,7 +285,7 @@ fn open_message(
         traceparent: request.traceparent.clone(),
         tenant: request.tenant,
         slo_tpot_us: request.slo_tpot_us,
-        prefix_salt: Vec::new(),
+        prefix_salt: salt(&request),
         kind: Some(match kind {
             OpenKind::Compute => open::Kind::Compute(Compute {
                 prompt: request.prompt.to_vec(),
@@ -289,11 +295,16 @@ fn open_message(
             OpenKind::Import => open::Kind::Import(Import {
                 have: parts.have,
                 prompt: penalized_prompt(&request),
-                prefix: Vec::new(),
-                tail: Vec::new(),
+                prefix: (request.prefix.as_ref()).map_or_else(Vec::new, |it| it.links().to_vec()),
+                tail: (request.prefix.as_ref())
+                    .map_or_else(Vec::new, |it| it.tail(&request.prompt).to_vec()),
             }),
         }),
     }
+}
+
+fn salt(request: &RequestShared) -> Vec<u8> {
+    (request.prefix.as_ref()).map_or_else(Vec::new, |prefix| prefix.salt.to_vec())
 }
 
 /// The number that the seats of one request's choices share; 0 for a request of one choice.

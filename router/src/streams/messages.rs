@@ -159,6 +159,11 @@ pub enum RowKind {
         /// Position of the first.
         start: u32,
     },
+    /// Prompt tokens that its seat found in the worker's cache.
+    Reused {
+        /// How many.
+        tokens: u32,
+    },
     /// Answer to a Switch: the tail and all tokens since the seat arrived.
     Flush(Flush),
     /// The seat ended.

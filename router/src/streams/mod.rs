@@ -15,6 +15,7 @@ pub mod front;
 pub mod key;
 pub mod messages;
 pub mod outbox;
+pub mod prefix;
 pub mod request;
 pub mod sink;
 pub mod table;

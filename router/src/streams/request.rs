@@ -6,6 +6,7 @@ use dopd_core::ids::RequestId;
 use dopd_sync::Counted;
 use sha2::{Digest, Sha256};
 
+use super::prefix::Prefix;
 use crate::wire::worker::{Limits, LogitAdjustments, Sampling};
 
 /// The part of a request that every Open carries.
@@ -37,6 +38,8 @@ pub struct RequestShared {
     pub choices: usize,
     /// Lower goes first.
     pub priority: i32,
+    /// What workers may have of it already; `None`: it neither uses nor fills their caches.
+    pub prefix: Option<Prefix>,
     /// Counts itself among the requests that have not ended.
     pub active: Counted,
 }
@@ -49,7 +52,7 @@ pub fn tenant_hash(tenant: &str) -> u64 {
     first_word(&Sha256::digest(tenant.as_bytes()))
 }
 
-fn first_word(digest: &[u8]) -> u64 {
+pub(super) fn first_word(digest: &[u8]) -> u64 {
     let mut first = [0_u8; 8];
     first.copy_from_slice(digest.get(..8).unwrap_or(&[0; 8]));
     u64::from_le_bytes(first)

@@ -50,6 +50,11 @@ pub enum SeatNews<'a> {
         /// Its name.
         worker: &'a Arc<str>,
     },
+    /// The worker that was placed last had so many tokens of the prompt already.
+    Reused {
+        /// Tokens.
+        tokens: u32,
+    },
     /// Its KV arrived at another worker, which goes on.
     Switched {
         /// Its name.

@@ -77,6 +77,7 @@ fn request(top_logprobs: Option<u32>) -> Arc<RequestShared> {
         traceparent: String::new(),
         tenant: 0,
         slo_tpot_us: 0,
+        prefix: None,
         choices: 1,
         priority: 0,
         active: Count::default().enter(),

@@ -57,6 +57,7 @@ pub fn check(
         include_stop: params.include_stop,
         skip_special: params.skip_special_tokens.unwrap_or(true),
         priority: priority(params.priority.unwrap_or(0))?,
+        cache_salt: cache_salt(params.cache_salt.take())?,
         slo,
         timeout: None,
     })
@@ -114,6 +115,19 @@ fn truncate(wanted: Option<i64>, model: &ServedModel) -> Result<Option<Truncate>
             Ok(Some(Truncate::To(count(name, wanted, 1, max)?)))
         }
     }
+}
+
+/// Bytes of a cache salt.
+const CACHE_SALT_BYTES_MAX: usize = 256;
+
+fn cache_salt(wanted: Option<String>) -> Result<String, Error> {
+    let wanted = wanted.unwrap_or_default();
+    let bytes = wanted.len();
+    if bytes <= CACHE_SALT_BYTES_MAX {
+        return Ok(wanted);
+    }
+    let message = format!("cache_salt has {bytes} bytes, at most {CACHE_SALT_BYTES_MAX}");
+    Err(invalid("cache_salt", message))
 }
 
 fn priority(wanted: i64) -> Result<i32, Error> {

@@ -74,7 +74,6 @@ const RULES: &[(&str, Harmless)] = &[
     ("add_generation_prompt", True),
     ("allowed_token_ids", Empty),
     ("bad_words", Empty),
-    ("cache_salt", Empty),
     ("chat_template", Empty),
     ("chat_template_kwargs", Empty),
     ("continue_final_message", False),

@@ -143,6 +143,7 @@ fn length_field(
         }
         "ignore_eos" => params.ignore_eos = flag(name, raw)?,
         "priority" => params.priority = integer(name, raw)?,
+        "cache_salt" => params.cache_salt = fields::read(name, raw)?,
         "slo_ttft_ms" => params.slo_ttft_ms = integer(name, raw)?,
         "slo_tpot_ms" => params.slo_tpot_ms = integer(name, raw)?,
         _ => return Ok(false),

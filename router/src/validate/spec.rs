@@ -102,6 +102,8 @@ pub struct Params {
     pub skip_special_tokens: Option<bool>,
     /// Lower goes first.
     pub priority: Option<i64>,
+    /// Requests of a tenant share what workers computed only if theirs is equal.
+    pub cache_salt: Option<String>,
     /// Target: time to first token in milliseconds.
     pub slo_ttft_ms: Option<i64>,
     /// Target: time per token after the first in milliseconds.
@@ -199,6 +201,8 @@ pub struct Spec {
     pub skip_special: bool,
     /// Lower goes first.
     pub priority: i32,
+    /// Requests of a tenant share what workers computed only if theirs is equal.
+    pub cache_salt: String,
     /// Targets that it asks for.
     pub slo: SloTargets,
     /// What the client gives the request, at most; `None`: the server's limit.

@@ -87,7 +87,7 @@ impl Attached {
             kv_check: kv_check(&workers.kv_check).into(),
             kv_scrub: kv_scrub(&workers.kv_scrub).into(),
             step_policy: Some(step::to_wire(&attachments.config.step)),
-            prefix_cache: false,
+            prefix_cache: attachments.config.prefix_cache,
         });
         let attached = Self {
             attachments: Arc::clone(attachments),

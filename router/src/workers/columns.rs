@@ -40,6 +40,7 @@ impl Link {
             let vocab_size = self.identity.vocab_size;
             prompt::deliver(state, &self.front, logprobs, vocab_size, &mut spoiled)?;
         }
+        let reused = self.reused(state, &report, &mut spoiled)?;
         let tokens = self.tokens(state, &report, &mut spoiled)?;
         let count = spoiled
             .into_iter()
@@ -57,7 +58,7 @@ impl Link {
             arrived,
             tokens,
             closed,
-            reused: Vec::new(),
+            reused,
             stored: report.stored_hashes,
             evicted: report.evicted_hashes,
         };
@@ -71,6 +72,42 @@ impl Link {
             .outbox
             .to_brain(BrainInput::Reported(Box::new(reported)));
         Ok(count)
+    }
+
+    /// What seats found in the cache, to their streams.
+    fn reused(
+        &self,
+        state: &mut State,
+        report: &Report,
+        spoiled: &mut Spoiled,
+    ) -> Result<Vec<(SlotId, Tokens)>, Malformed> {
+        let mut reused = Vec::with_capacity(report.reused_slots.len());
+        for (&slot, &tokens) in report.reused_slots.iter().zip(&report.reused_tokens) {
+            let State { slots, batches, .. } = &mut *state;
+            let seat = slots.get_mut(slot as usize).and_then(Option::as_mut);
+            let Some(seat) = seat.filter(|seat| matches!(seat.phase, Phase::Running)) else {
+                return malformed(format!("reused_slots holds {slot}, which computes nothing"));
+            };
+            if seat.spoiled.is_some() {
+                continue;
+            }
+            if tokens > seat.prompt {
+                let prompt = seat.prompt;
+                spoiled.push((
+                    slot,
+                    format!("reused {tokens} tokens of {prompt} in its prompt"),
+                ));
+                continue;
+            }
+            if seat.key.thread == self.front.index {
+                self.front.reused(seat.key, seat.life, tokens);
+            } else {
+                let kind = RowKind::Reused { tokens };
+                add_row(batches, (seat.key, seat.life), &[], &[], kind);
+            }
+            reused.push((SlotId(slot), Tokens(tokens)));
+        }
+        Ok(reused)
     }
 
     /// Fails the sequence of `slot`: its seat is closed, and once it is, that was an error. Returns

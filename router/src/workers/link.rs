@@ -54,6 +54,8 @@ pub(super) struct Seat {
     pub(super) key: StreamKey,
     pub(super) life: Life,
     pub(super) phase: Phase,
+    /// Tokens of its prompt.
+    pub(super) prompt: u32,
     /// Answer tokens made.
     pub(super) pos: u32,
     /// Most answer tokens.
@@ -183,6 +185,7 @@ impl Link {
             key,
             life,
             phase,
+            prompt: open.prompt_tokens,
             pos,
             max: open.limits.as_ref().map_or(0, |limits| limits.max_tokens),
             untold: Untold::of(&open),

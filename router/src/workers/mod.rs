@@ -57,6 +57,8 @@ pub struct AttachConfig {
     pub vocab_size: Option<u32>,
     /// How workers choose their steps.
     pub step: StepPolicy,
+    /// Whether workers keep pages of ended sequences for others with the same beginning.
+    pub prefix_cache: bool,
 }
 
 impl fmt::Debug for AttachConfig {
@@ -108,6 +110,7 @@ mod tests {
             model_hash: None,
             vocab_size: None,
             step: StepPolicy::default(),
+            prefix_cache: true,
         };
         let attachments = Attachments::new(config, Metrics::new("mock")).unwrap();
         assert!(!format!("{attachments:?}").contains("tell-nobody"));

@@ -45,6 +45,9 @@ pub(super) fn check(report: &Report, pages_total: u32) -> Result<(), Malformed> 
     }
 }
 
+/// Most prefixes that a report may say are stored or evicted.
+const HASHES_MAX: usize = 4_096;
+
 /// Two columns, or the sum of one and another, that must agree.
 type Pair<'a> = (&'a str, usize, &'a str, usize);
 
@@ -52,7 +55,13 @@ fn check_lengths(r: &Report) -> Result<(), Malformed> {
     let arrived = r.arrived_slots.len();
     let closed = r.closed_slots.len();
     let tails = sum(&r.arrived_tail_lens);
-    let pairs: [Pair<'_>; 5] = [
+    let pairs: [Pair<'_>; 6] = [
+        (
+            "reused_slots",
+            r.reused_slots.len(),
+            "reused_tokens",
+            r.reused_tokens.len(),
+        ),
         (
             "opened_slots",
             r.opened_slots.len(),
@@ -82,6 +91,12 @@ fn check_lengths(r: &Report) -> Result<(), Malformed> {
     pairs.into_iter().try_for_each(equal)?;
     optional("closed_retry_ms", r.closed_retry_ms.len(), closed)?;
     optional("closed_messages", r.closed_messages.len(), closed)?;
+    let hashes = r.stored_hashes.len() + r.evicted_hashes.len();
+    if hashes > HASHES_MAX {
+        return malformed(format!(
+            "stored_hashes and evicted_hashes hold {hashes} entries, at most {HASHES_MAX}"
+        ));
+    }
     let (slots, tokens) = (r.token_slots.len(), r.tokens.len());
     if r.token_counts.is_empty() {
         return equal(("token_slots", slots, "tokens", tokens));

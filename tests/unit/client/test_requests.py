@@ -31,6 +31,7 @@ FULL: dopd.AnswerOptions = {
     "priority": -3,
     "slo_ttft_ms": 500,
     "slo_tpot_ms": 30,
+    "cache_salt": "pepper",
 }
 
 
@@ -59,6 +60,7 @@ def test_every_option_arrives() -> None:
         priority=-3,
         slo_ttft_ms=500,
         slo_tpot_ms=30,
+        cache_salt="pepper",
     )
     assert requests.options(FULL) == expected
 

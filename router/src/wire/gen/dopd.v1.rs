@@ -238,6 +238,10 @@ pub struct AnswerOptions {
     /// Target for the mean time per token after the first, likewise. Absent: the metadata `x-slo-tpot-ms`, else as above.
     #[prost(uint32, optional, tag = "11")]
     pub slo_tpot_ms: ::core::option::Option<u32>,
+    /// Prompts of one tenant that begin alike share what was computed, unless their salts differ. At most 256 bytes; empty: all
+    /// that have none.
+    #[prost(string, tag = "12")]
+    pub cache_salt: ::prost::alloc::string::String,
 }
 /// Token ids of the model's vocabulary.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -80,6 +80,7 @@ impl Router {
         let (dispatch, brain) = Dispatch::start(DispatchConfig {
             limits: options.limits,
             policy: options.policy.clone(),
+            prefix_cache: true,
             front_threads: options.threads,
             record: options.record,
             record_bytes_max: 1 << 20,
@@ -93,6 +94,7 @@ impl Router {
                 model_hash: options.model_hash,
                 vocab_size: options.vocab_size,
                 step: options.policy.step,
+                prefix_cache: true,
             },
             metrics.clone(),
         )
@@ -188,7 +190,7 @@ impl Router {
             priority: 0,
             weight: 1,
             slo: dopd_core::request::Slo::default(),
-            prefix: [].into(),
+            prefix_salt: Some([7; 16]),
             deadline: Instant::now() + request.timeout,
             sinks,
         };

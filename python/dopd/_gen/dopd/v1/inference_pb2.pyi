@@ -131,6 +131,7 @@ class AnswerOptions(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     SLO_TTFT_MS_FIELD_NUMBER: _builtins.int
     SLO_TPOT_MS_FIELD_NUMBER: _builtins.int
+    CACHE_SALT_FIELD_NUMBER: _builtins.int
     max_tokens: _builtins.int
     """Most tokens to generate per choice. Absent: what the context leaves."""
     min_tokens: _builtins.int
@@ -149,6 +150,10 @@ class AnswerOptions(_message.Message):
     """
     slo_tpot_ms: _builtins.int
     """Target for the mean time per token after the first, likewise. Absent: the metadata `x-slo-tpot-ms`, else as above."""
+    cache_salt: _builtins.str
+    """Prompts of one tenant that begin alike share what was computed, unless their salts differ. At most 256 bytes; empty: all
+    that have none.
+    """
     @_builtins.property
     def sampling(self) -> Global___Sampling: ...
     @_builtins.property
@@ -173,10 +178,11 @@ class AnswerOptions(_message.Message):
         priority: _builtins.int | None = ...,
         slo_ttft_ms: _builtins.int | None = ...,
         slo_tpot_ms: _builtins.int | None = ...,
+        cache_salt: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_min_tokens", b"_min_tokens", "_n", b"_n", "_priority", b"_priority", "_slo_tpot_ms", b"_slo_tpot_ms", "_slo_ttft_ms", b"_slo_ttft_ms", "_top_logprobs", b"_top_logprobs", "max_tokens", b"max_tokens", "min_tokens", b"min_tokens", "n", b"n", "priority", b"priority", "sampling", b"sampling", "slo_tpot_ms", b"slo_tpot_ms", "slo_ttft_ms", b"slo_ttft_ms", "top_logprobs", b"top_logprobs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_min_tokens", b"_min_tokens", "_n", b"_n", "_priority", b"_priority", "_slo_tpot_ms", b"_slo_tpot_ms", "_slo_ttft_ms", b"_slo_ttft_ms", "_top_logprobs", b"_top_logprobs", "ignore_eos", b"ignore_eos", "max_tokens", b"max_tokens", "min_tokens", b"min_tokens", "n", b"n", "priority", b"priority", "sampling", b"sampling", "slo_tpot_ms", b"slo_tpot_ms", "slo_ttft_ms", b"slo_ttft_ms", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "top_logprobs", b"top_logprobs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens", "_min_tokens", b"_min_tokens", "_n", b"_n", "_priority", b"_priority", "_slo_tpot_ms", b"_slo_tpot_ms", "_slo_ttft_ms", b"_slo_ttft_ms", "_top_logprobs", b"_top_logprobs", "cache_salt", b"cache_salt", "ignore_eos", b"ignore_eos", "max_tokens", b"max_tokens", "min_tokens", b"min_tokens", "n", b"n", "priority", b"priority", "sampling", b"sampling", "slo_tpot_ms", b"slo_tpot_ms", "slo_ttft_ms", b"slo_ttft_ms", "stop", b"stop", "stop_token_ids", b"stop_token_ids", "top_logprobs", b"top_logprobs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_tokens: _TypeAlias = _typing.Literal["max_tokens"]  # noqa: Y015
     _WhichOneofArgType__max_tokens: _TypeAlias = _typing.Literal["_max_tokens", b"_max_tokens"]  # noqa: Y015
