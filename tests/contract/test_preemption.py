@@ -64,4 +64,4 @@ def test_preempted_requests_answer_as_if_nothing_had_been(fleet: tuple[Server, R
         assert set(pool.map(ask, range(len(PROMPTS)))) == {"length"}
     assert server.wait_idle()["replays_total"] >= 3
     pages = worker.desk.seats.pages
-    worker.wait_for(lambda: pages.num_free == pages.num_pages, "full pool")
+    worker.wait_for(lambda: pages.num_available == pages.num_pages, "full pool")

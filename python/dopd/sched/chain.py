@@ -1,6 +1,6 @@
 """The hash chain over a sequence's tokens, page by page: under what its full pages are found.
 
-Router and workers compute the same chain; router/src/tokens/chain.rs is the other one. Link 0 is
+Router and workers compute the same chain; router/src/streams/prefix.rs is the other one. Link 0 is
 the salt that the router gives a sequence (its tenant and cache salt), link i is sha256 over link
 i - 1 and the token ids of page i as little-endian u32, cut to 128 bits.
 """

@@ -159,7 +159,7 @@ fn options(row: &Value) -> AnswerOptions {
         priority: row["priority"].as_i64().map(|n| n as i32),
         slo_ttft_ms: count("slo_ttft_ms"),
         slo_tpot_ms: count("slo_tpot_ms"),
-        cache_salt: "pepper".to_owned(),
+        cache_salt: row["cache_salt"].as_str().unwrap_or_default().to_owned(),
     }
 }
 
