@@ -110,6 +110,10 @@ pub(crate) struct Plan {
     pub(crate) seed: u64,
     pub(crate) roles: Vec<Role>,
     pub(crate) pages: u32,
+    /// Workers say that they have so many pages more, and Opens reach them with what they hold at
+    /// once and this many: so sequences grow, and run out of pages.
+    pub(crate) pages_overstated: u32,
+    pub(crate) pages_spare: Option<u32>,
     /// Places that workers announce, and that they have.
     pub(crate) places: (u32, u32),
     pub(crate) batch_tokens: u32,
@@ -160,9 +164,15 @@ impl Plan {
         let count = random.between(2, 14);
         let asks = (0..count).map(|_| ask(random, pages)).collect();
         let faults = faults(random, roles.len(), kv_check);
+        let pages_spare = random.percent(50).then(|| narrow(random.between(0, 2)));
+        // Enough for the longest request alone, too few for all.
+        let told = pages;
+        let pages = pages_spare.map_or(pages, |_| narrow(random.between(11, 16)));
         Self {
             seed,
             pages,
+            pages_overstated: told - pages,
+            pages_spare,
             places: (places + spare, places),
             batch_tokens: [16, 48, 128][random.index(3)],
             fronts: if random.percent(50) { 1 } else { 2 },

@@ -4,7 +4,7 @@
 //! without them: perform, step, report, in this order, after each input; no step without room for
 //! a report; a report at each change and at least every 200 ms; a lease of 3 s.
 
-use dopd_core::{cost::Timings, units::Micros};
+use dopd_core::units::Micros;
 use dopd_mock::{
     model,
     seats::{Batch, Seats, SeatsConfig},
@@ -62,6 +62,8 @@ pub(crate) struct Process {
     rate: u64,
     /// Greatest role epoch seen: `role_epoch_never_falls`.
     pub(crate) role_epoch: u64,
+    /// Seats preempted, steps mixed and paused, as it told last.
+    pub(crate) told: [u64; 3],
 }
 
 impl Process {
@@ -88,6 +90,7 @@ impl Process {
             drained: Vec::new(),
             rate: plan.rates.get(index + 1).copied().unwrap_or(1_000),
             role_epoch: 0,
+            told: [0; 3],
         }
     }
 
@@ -108,6 +111,7 @@ impl Process {
         self.wants_old = (false, false);
         self.drained.clear();
         self.role_epoch = 0;
+        self.told = [0; 3];
     }
 
     /// What the worker's clock shows.
@@ -133,19 +137,11 @@ impl Process {
 
     pub(crate) fn hello(&self, plan: &Plan, index: usize) -> Hello {
         let label = self.seats.label();
-        let decode_us = plan.step_us as f64;
-        let timings = Timings {
-            name: "sim".to_owned(),
-            step_prefill_us: decode_us,
-            step_decode_us: decode_us,
-            compute_us_per_token: plan.prompt_token_us as f64,
-            ..Timings::instant()
-        };
         let mut hello = Hello {
             worker: self.name.clone(),
             incarnation: incarnation(index, self.life),
             geometry: Some(model::geometry()),
-            pages_total: plan.pages,
+            pages_total: plan.pages + plan.pages_overstated,
             max_num_seqs: plan.places.0,
             max_batch_tokens: plan.batch_tokens,
             max_model_len: MODEL_LEN_MAX,
@@ -155,7 +151,7 @@ impl Process {
             data_address: address(index),
             transports: vec!["tcp".to_owned()],
             pid: 1,
-            timings_json: timings.to_json().unwrap_or_default(),
+            timings_json: plan.timings().to_json().unwrap_or_default(),
             role_epoch: label.epoch,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             ..Hello::default()

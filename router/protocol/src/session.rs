@@ -1,9 +1,9 @@
 //! Streams between router and workers: messages in order, ends that are seen late or never.
 
 use dopd_core::{ids::SessionId, units::Micros};
-use dopd_mock::{backoff, seats::Event};
+use dopd_mock::{backoff, model, seats::Event};
 use dopd_router::{
-    wire::worker::{attach_request, attach_response, command},
+    wire::worker::{Open, attach_request, attach_response, command, open},
     workers::sim::Attachment,
 };
 
@@ -213,8 +213,9 @@ impl World {
             }
             attach_response::Kind::Cmd(cmd) => {
                 let has_news = !cmd.commands.is_empty();
-                for command in cmd.commands {
-                    if let Some(command::Kind::Open(_)) = &command.kind {
+                for mut command in cmd.commands {
+                    if let Some(command::Kind::Open(open)) = &mut command.kind {
+                        trim(open, self.plan.pages_spare);
                         process.heard = Some((cmd.session, command.clone()));
                     }
                     let event = Event::Command(cmd.session, command);
@@ -277,5 +278,19 @@ impl World {
             let at = at.max(last).max(stream.up.held_until());
             self.clock.at(at.plus(Micros(1)), Ev::RouterSees(index));
         }
+    }
+}
+
+/// Leaves an Open the pages of what it holds at once and a few, so that its sequence must grow.
+fn trim(open: &mut Open, pages_spare: Option<u32>) {
+    let held = match &open.kind {
+        Some(open::Kind::Compute(compute)) => compute.answer.len(),
+        Some(open::Kind::Import(import)) => import.have.saturating_sub(1) as usize,
+        None => 0,
+    };
+    if let Some(spare) = pages_spare {
+        let tokens = open.prompt_tokens as usize + held;
+        let held = u32::try_from(tokens.div_ceil(model::PAGE_SIZE as usize)).unwrap_or(u32::MAX);
+        open.pages = open.pages.min(held.saturating_add(spare));
     }
 }

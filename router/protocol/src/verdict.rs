@@ -49,6 +49,12 @@ pub struct Counts {
     pub old_messages: u64,
     /// Pages with a wrong bit.
     pub flips: u64,
+    /// Seats whose pages went to others.
+    pub preempted: u64,
+    /// Steps that computed prompts beside those that decode.
+    pub mixed: u64,
+    /// Steps that computed prompts while those that decode waited.
+    pub pauses: u64,
 }
 
 impl Counts {
@@ -66,6 +72,9 @@ impl Counts {
         self.leases_over += other.leases_over;
         self.old_messages += other.old_messages;
         self.flips += other.flips;
+        self.preempted += other.preempted;
+        self.mixed += other.mixed;
+        self.pauses += other.pauses;
     }
 }
 

@@ -134,6 +134,11 @@ impl World {
             ));
         }
         process.role_epoch = report.role_epoch;
+        let told = [report.preempted, report.steps_mixed, report.steps_paused];
+        let before = std::mem::replace(&mut process.told, told);
+        self.counts.preempted += told[0].saturating_sub(before[0]);
+        self.counts.mixed += told[1].saturating_sub(before[1]);
+        self.counts.pauses += told[2].saturating_sub(before[2]);
         let pages =
             report.pages_free + report.pages_owned + report.pages_cached + report.pages_fenced;
         if pages != self.plan.pages {

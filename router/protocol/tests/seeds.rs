@@ -63,6 +63,9 @@ fn every_seed_ends_clean() {
         ("leases_over", reached.leases_over, SEEDS / 20),
         ("old_messages", reached.old_messages, SEEDS / 200),
         ("flips", reached.flips, SEEDS / 20),
+        ("preempted", reached.preempted, SEEDS / 10),
+        ("mixed", reached.mixed, SEEDS),
+        ("pauses", reached.pauses, SEEDS / 40),
     ];
     for (what, count, least) in least {
         assert!(

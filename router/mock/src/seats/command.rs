@@ -7,7 +7,7 @@ use dopd_router::wire::worker::{
 
 use super::{
     Effect, Label, SLOTS_MAX, Seats,
-    types::{Phase, Seat},
+    types::{Phase, Seat, count},
 };
 use crate::model::{self, PAGE_SIZE};
 
@@ -64,8 +64,16 @@ impl Seats {
                 "prompt of {prompt} tokens, must be 1 to {most} - 1"
             ));
         }
-        if u64::from(pages) * u64::from(PAGE_SIZE) < u64::from(prompt) {
-            return Err(format!("{pages} pages do not hold {prompt} prompt tokens"));
+        let held = match &open.kind {
+            Some(open::Kind::Compute(compute)) => count(compute.answer.len()),
+            Some(open::Kind::Import(import)) => import.have.saturating_sub(1),
+            None => 0,
+        };
+        let held = prompt.saturating_add(held);
+        if u64::from(pages) * u64::from(PAGE_SIZE) < u64::from(held) {
+            return Err(format!(
+                "{pages} pages do not hold {held} tokens of prompt and answer"
+            ));
         }
         let bias = open.adjustments.iter().flat_map(|a| a.bias_tokens.iter());
         if let Some(token) = bias.max().filter(|token| **token >= model::VOCAB_SIZE) {

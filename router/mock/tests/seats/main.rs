@@ -10,7 +10,9 @@
 mod bench;
 mod care;
 mod cells;
+mod choice;
 mod faults;
+mod growth;
 mod network;
 mod random;
 mod requests;

@@ -154,9 +154,12 @@ impl Requests {
         self.owners.insert((self.sessions[worker].id, slot), ask);
         let it = &self.asks[ask];
         let prompt_tokens = u32::try_from(it.prompt.len()).expect("short");
+        let got = u32::try_from(it.got.len()).expect("short");
+        // Some reserve what they have, some a little more, some their longest answer.
+        let spare = [0, 20, it.max_tokens - got][ask % 3];
         let open = wire::Open {
             slot,
-            pages: (prompt_tokens + it.max_tokens).div_ceil(model::PAGE_SIZE),
+            pages: (prompt_tokens + got + spare).div_ceil(model::PAGE_SIZE),
             prompt_tokens,
             prompt_hash: model::prompt_hash(&it.prompt),
             sampling: Some(it.sampling),
