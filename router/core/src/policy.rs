@@ -37,7 +37,7 @@ pub enum Bind {
     /// When the worker is about to be free.
     #[default]
     Late,
-    /// When it comes, to the least loaded worker; it waits there.
+    /// When it comes, to the least loaded worker; it waits there, in the order in which they came.
     Early,
 }
 
@@ -130,7 +130,9 @@ pub struct PolicyConfig {
     pub bind: Bind,
     /// A worker is given its next prompts so long before it is free: the way of the command.
     pub bind_ahead: Micros,
-    /// No prompt starts before its place to decode is reserved.
+    /// No prompt starts before its place to decode is reserved. Off: it starts at once, and looks
+    /// for a place with its first token, by a move; until there is one it decodes where it was
+    /// computed, as no finished prompt may hold pages and wait.
     pub gate: bool,
     /// See [`Steal`].
     pub steal: Steal,
@@ -150,8 +152,9 @@ pub struct PolicyConfig {
     pub place_kv_ratio: f64,
     /// Or when its decode step takes this part of the target.
     pub place_step_ratio: f64,
-    /// A worker labelled prefill makes the first `linger_tokens` itself if the hand-off would take
-    /// more than this part of the target per token; 0: never.
+    /// A worker labelled prefill makes the first `linger_tokens` itself if what is left of the
+    /// hand-off when the prompt ends would take more than this part of the target per token; 0:
+    /// never. Off: pages travel while the prompt is computed, all but those of its last step.
     pub linger_ratio: f64,
     /// See `linger_ratio`.
     pub linger_tokens: Tokens,

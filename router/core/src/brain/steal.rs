@@ -59,6 +59,7 @@ impl Brain {
         let lanes = self.open_lanes();
         let count = self.config.policy.steal_scan as usize;
         let scan = self.queue.scan(|lane| lanes.has(lane), count);
+        let first = scan.first().copied();
         for sequence in scan {
             let mut considered = self.considered();
             if self.is_for(key, sequence, slow, &mut considered) {
@@ -69,7 +70,10 @@ impl Brain {
                 self.stolen_total += 1;
                 return true;
             }
-            self.note(sequence, Chosen::Wait, &considered);
+            // People ask why the first one waits; the others wait for it.
+            if first == Some(sequence) {
+                self.note(sequence, Chosen::Wait, &considered);
+            }
         }
         false
     }
