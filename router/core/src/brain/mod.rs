@@ -3,7 +3,7 @@
 //! | file | what |
 //! |---|---|
 //! | `table` | "Request at the router", cell by cell: decides |
-//! | `act` | carries the cells out |
+//! | `act`, `seats` | carry the cells out |
 //! | `slots` | "Slot at the router" and the account of pages |
 //! | `peak`, `lengths` | pages that residents will need, by the lengths of answers of late |
 //! | `report` | what workers say |
@@ -40,6 +40,7 @@ mod queue;
 mod random;
 mod replay;
 mod report;
+mod seats;
 mod sequences;
 mod share;
 mod slots;

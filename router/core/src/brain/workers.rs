@@ -9,6 +9,7 @@ mod groups;
 mod load;
 mod orders;
 mod residents;
+mod seats;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -33,7 +34,6 @@ use super::{
     status::BreakerState,
 };
 use crate::{
-    action::Violation,
     cost::Learned,
     event::Suspicion,
     fleet::{Role, WorkerFacts, WorkerLoad},
@@ -228,44 +228,6 @@ impl Worker {
         self.is_usable()
             && self.backoff.is_none()
             && self.slots.seats_used() < self.facts.num_seqs_max
-    }
-
-    /// Open goes out. Returns the pages to ask for.
-    pub(super) fn open(&mut self, slot: SlotId) -> Option<Pages> {
-        let (_, before) = self.slots.prefill();
-        let pages = self.slots.open(slot);
-        let (_, after) = self.slots.prefill();
-        self.unseen[0] = self.unseen[0].saturating_add(after.saturating_sub(before));
-        pages
-    }
-
-    /// A report came.
-    pub(super) fn heard(&mut self, load: WorkerLoad) {
-        self.load = load;
-        self.learned.hear(&load);
-        self.unseen = [0, self.unseen[0]];
-    }
-
-    /// A Close goes out, or need not. True: it has to.
-    pub(super) fn close(&mut self, slot: SlotId) -> bool {
-        self.residents.remove(slot);
-        self.slots.close(slot)
-    }
-
-    /// It said closed of a seat; see [`Slots::closed`].
-    pub(super) fn closed(&mut self, slot: SlotId) -> Result<Option<usize>, Violation> {
-        self.residents.remove(slot);
-        self.slots.closed(slot)
-    }
-
-    /// A seat made tokens, so its prompt is computed.
-    pub(super) fn made(&mut self, slot: SlotId, tokens: Tokens) {
-        self.residents.grew(slot, tokens.0);
-        self.residents.runs(slot);
-        if self.slots.is_prefilling(slot) {
-            self.residents.computed(slot);
-            self.slots.prefill_done(slot);
-        }
     }
 }
 
