@@ -26,7 +26,12 @@ impl Engine<'_> {
             Action::Send { seat, to } => {
                 let to = to.and_then(|to| self.seat_ref(to));
                 let slot = seat.slot.0;
-                self.command_to(seat.session, Command::Send { slot, to });
+                let shared = |to: SeatRef| {
+                    let post = self.posts.get(to.worker as usize);
+                    post.map_or(0, |post| post.worker.shared_tokens(to.slot, to.life))
+                };
+                let skip = to.map_or(0, shared);
+                self.command_to(seat.session, Command::Send { slot, to, skip });
             }
             Action::Close { seat } => {
                 let slot = seat.slot.0;
@@ -67,6 +72,7 @@ impl Engine<'_> {
         }
         let opening = Opening {
             life: self.lives,
+            request: u32::try_from(index).unwrap_or(u32::MAX),
             priority: request.priority,
             pages: pages.0,
             prompt: request.prompt_tokens,
@@ -82,7 +88,7 @@ impl Engine<'_> {
                 seats.resize(place + 1, None);
             }
             seats[place] = Some(SeatView {
-                request: u32::try_from(index).unwrap_or(u32::MAX),
+                request: opening.request,
                 life: self.lives,
                 made: None,
             });

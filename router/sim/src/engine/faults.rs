@@ -106,7 +106,7 @@ impl Engine<'_> {
         self.sessions.push(index);
         let facts = facts(index, session, spec);
         let outcome = post.worker.outcome;
-        post.worker = Worker::new(index, spec, self.terms, facts.clone());
+        post.worker = Worker::new(index, spec, &self.scenario.trace, self.terms, facts.clone());
         post.worker.outcome = outcome;
         post.worker.slow_down(post.slowness);
         post.session = Some(session);

@@ -13,13 +13,14 @@ use std::{
     cmp::Reverse,
     collections::{BinaryHeap, VecDeque},
     ops::ControlFlow,
+    sync::Arc,
 };
 
 use dopd_core::{
     brain::Brain,
     event::{Event, StepReport},
     ids::{RequestId, SequenceId, SessionId},
-    request::{RequestFacts, Slo},
+    request::{PrefixMark, RequestFacts, Slo},
     units::{Micros, Tokens},
 };
 
@@ -29,8 +30,8 @@ use crate::{
     error::SimError,
     outcome::Outcome,
     run::{Options, Progress},
-    scenario::Scenario,
-    worker::{Command, Landing, Terms, Worker},
+    scenario::{Scenario, TraceRequest},
+    worker::{Command, Landing, Terms, Worker, marks},
 };
 
 /// Arrivals between two words of progress.
@@ -103,9 +104,12 @@ pub(crate) struct Engine<'a> {
     returns: BinaryHeap<Reverse<(Micros, u32)>>,
     /// Longest prompt plus answer that any worker takes.
     len_max: u32,
+    /// Tokens per page of workers that keep prefixes, if any does.
+    mark_tokens: Option<u32>,
     /// Opens so far.
     lives: u32,
     events: u64,
+    no_marks: Arc<[PrefixMark]>,
     /// Workers that the brain took for liars.
     breaks: u64,
 }
@@ -215,6 +219,7 @@ impl Engine<'_> {
                 tpot: Some(self.scenario.slo.tpot),
             },
             tenant: u64::from(request.tenant),
+            prefix: self.prefix(request),
             order_key: request.key,
             ..RequestFacts::of(
                 RequestId(number),
@@ -224,6 +229,15 @@ impl Engine<'_> {
         };
         self.requests.open += 1;
         self.tell(Event::RequestArrived(facts));
+    }
+
+    fn prefix(&self, request: &TraceRequest) -> Arc<[PrefixMark]> {
+        match self.mark_tokens {
+            Some(page) if !request.blocks.is_empty() => {
+                Arc::from(marks(&self.scenario.trace, request, page))
+            }
+            _ => Arc::clone(&self.no_marks),
+        }
     }
 
     /// Steps on at one worker, and what comes of it.

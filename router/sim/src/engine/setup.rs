@@ -1,6 +1,9 @@
 //! From a scenario to a run, and from a run to its outcome.
 
-use std::collections::{BinaryHeap, VecDeque};
+use std::{
+    collections::{BinaryHeap, VecDeque},
+    sync::Arc,
+};
 
 use dopd_core::{
     brain::Brain,
@@ -34,11 +37,19 @@ impl<'a> Engine<'a> {
         let posts = (0..workers).zip(&scenario.fleet).map(|(index, spec)| Post {
             session: None,
             heard: None,
-            worker: Worker::new(index, spec, terms, facts(index, SessionId(0), spec)),
+            worker: Worker::new(
+                index,
+                spec,
+                &scenario.trace,
+                terms,
+                facts(index, SessionId(0), spec),
+            ),
             seats: Vec::new(),
             slowness: 1.0,
         });
         let len_max = scenario.fleet.iter().map(|spec| spec.model_len_max).max();
+        let caches = scenario.fleet.iter().find(|spec| spec.has_prefix_cache);
+        let mark_tokens = caches.map(|spec| spec.page_tokens);
         let mut engine = Self {
             scenario,
             options,
@@ -52,6 +63,7 @@ impl<'a> Engine<'a> {
             arrived: 0,
             faulted: 0,
             len_max: len_max.unwrap_or(0),
+            mark_tokens,
             calendar: Calendar::new(workers),
             commands: VecDeque::new(),
             reports: VecDeque::new(),
@@ -61,6 +73,7 @@ impl<'a> Engine<'a> {
             returns: BinaryHeap::new(),
             lives: 0,
             events: 0,
+            no_marks: Arc::from([]),
             breaks: 0,
         };
         (0..workers).for_each(|index| engine.join(index));

@@ -29,7 +29,7 @@ pub(crate) struct Landing {
 }
 
 impl Worker {
-    pub(super) fn send(&mut self, slot: u32, to: Option<SeatRef>) {
+    pub(super) fn send(&mut self, slot: u32, to: Option<SeatRef>, skip: u32) {
         let Some(seat) = self.seats.get_mut(slot as usize).and_then(Option::as_mut) else {
             return;
         };
@@ -42,7 +42,7 @@ impl Worker {
         }
         seat.shipment = to.map(|to| Shipment {
             to,
-            written: 0,
+            written: skip,
             written_at: Micros(0),
         });
         self.shipping.retain(|&other| other != slot);
@@ -60,13 +60,13 @@ impl Worker {
             return;
         };
         let computed = self.computed(seat);
-        let tokens = u64::from(computed - shipment.written);
+        let tokens = u64::from(computed.saturating_sub(shipment.written));
         let bytes = tokens.saturating_mul(self.spec.kv_bytes_per_token);
         let timings = &self.spec.timings;
         let us = Micros(timings.handoff_us(bytes).0 - timings.handoff_us(0).0);
         self.link_free = self.link_free.max(now).plus(us);
         self.outcome.handoff_bytes += bytes;
-        shipment.written = computed;
+        shipment.written = shipment.written.max(computed);
         shipment.written_at = self.link_free;
         if let Some(seat) = self.seat_mut(slot) {
             seat.shipment = Some(shipment);
@@ -157,6 +157,7 @@ impl Worker {
             (seat.pos, seat.told) = (landing.pos, landing.pos);
             seat.phase = Phase::Joining;
         }
+        self.keep_prompt(slot);
         self.joining.push(slot);
         self.said.arrived.push((SlotId(slot), Tokens(landing.pos)));
         self.said.is_urgent = true;

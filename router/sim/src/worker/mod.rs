@@ -11,14 +11,19 @@
 //! | `step` | what a step computes, how long it takes, what comes of it |
 //! | `decoding` | all that decode, as one |
 //! | `handoff` | what a source sends, and what arrives |
+//! | `prefix`, `sharing` | prefixes that are kept, and who holds them |
 //! | `report` | what the router hears |
 
 mod choice;
 mod decoding;
 mod handoff;
+mod prefix;
 mod report;
 mod seat;
+mod sharing;
 mod step;
+
+use std::sync::Arc;
 
 use dopd_core::{
     event::{CloseReason, ClosedSeat},
@@ -28,19 +33,33 @@ use dopd_core::{
     units::{Micros, Tokens},
 };
 
-use self::{decoding::Decoding, report::Said, seat::Seat, step::Step};
+use self::{decoding::Decoding, prefix::Prefixes, report::Said, seat::Seat, step::Step};
 pub(crate) use self::{
     handoff::Landing,
+    prefix::marks,
     seat::{Opening, Phase, SeatRef},
 };
-use crate::{outcome::WorkerOutcome, scenario::WorkerSpec};
+use crate::{
+    outcome::WorkerOutcome,
+    scenario::{Trace, WorkerSpec},
+};
 
 /// What the router says.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Command {
-    Open { slot: u32, opening: Opening },
-    Send { slot: u32, to: Option<SeatRef> },
-    Close { slot: u32 },
+    Open {
+        slot: u32,
+        opening: Opening,
+    },
+    Send {
+        slot: u32,
+        to: Option<SeatRef>,
+        /// Positions that the destination has already.
+        skip: u32,
+    },
+    Close {
+        slot: u32,
+    },
 }
 
 /// How the simulation treats workers; the same for all.
@@ -56,6 +75,7 @@ pub(crate) struct Terms {
 pub(crate) struct Worker {
     pub(crate) facts: WorkerFacts,
     spec: WorkerSpec,
+    trace: Arc<Trace>,
     terms: Terms,
     index: u32,
     /// Times of its steps, over those of its timings.
@@ -71,7 +91,9 @@ pub(crate) struct Worker {
     shipping: Vec<u32>,
     decoding: Decoding,
     belief: Belief,
+    /// Of seats. Those of kept prefixes that nobody holds are free for whoever needs them.
     pages_owned: u32,
+    prefixes: Prefixes,
     step: Option<Step>,
     /// Prompt parts of the step: slot, life, tokens.
     chunks: Vec<(u32, u32, u32)>,
@@ -88,10 +110,17 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
-    pub(crate) fn new(index: u32, spec: &WorkerSpec, terms: Terms, facts: WorkerFacts) -> Self {
+    pub(crate) fn new(
+        index: u32,
+        spec: &WorkerSpec,
+        trace: &Arc<Trace>,
+        terms: Terms,
+        facts: WorkerFacts,
+    ) -> Self {
         Self {
             facts,
             spec: spec.clone(),
+            trace: Arc::clone(trace),
             terms,
             index,
             slowness: spec.slowness_ratio,
@@ -103,6 +132,7 @@ impl Worker {
             decoding: Decoding::new(spec.page_tokens, terms.policy),
             belief: Belief::new(&terms.policy),
             pages_owned: 0,
+            prefixes: Prefixes::default(),
             step: None,
             chunks: Vec::new(),
             shapes: Vec::new(),
@@ -134,7 +164,7 @@ impl Worker {
         self.settle(now);
         match command {
             Command::Open { slot, opening } => self.open(slot, &opening),
-            Command::Send { slot, to } => self.send(slot, to),
+            Command::Send { slot, to, skip } => self.send(slot, to, skip),
             // Its `closed` is on the way if it is gone.
             Command::Close { slot } => self.close(slot, CloseReason::Asked),
         }
@@ -145,7 +175,8 @@ impl Worker {
         if self.seats.len() <= place {
             self.seats.resize(place + 1, None);
         }
-        if opening.pages > self.pages_free() {
+        let mut seat = Seat::new(opening);
+        if !self.share(slot, &mut seat) {
             self.said.closed.push(ClosedSeat {
                 slot: SlotId(slot),
                 why: CloseReason::Refused,
@@ -154,14 +185,12 @@ impl Worker {
             self.said.is_urgent = true;
             return;
         }
-        let seat = Seat::new(opening);
-        self.own(opening.pages);
         if opening.is_import {
             self.said.opened.push(SlotId(slot));
             self.said.is_urgent = true;
         } else {
             self.prompts.push(slot);
-            self.queued += u64::from(seat.todo);
+            self.queued += u64::from(seat.left());
         }
         self.seats[place] = Some(seat);
     }
@@ -181,7 +210,7 @@ impl Worker {
         let Some(mut seat) = self.seats.get_mut(slot as usize).and_then(Option::take) else {
             return;
         };
-        let pages = self.pages_of(&seat);
+        let pages = self.pages_of(&seat) - seat.shared_pages;
         match seat.phase {
             Phase::Decode => self.leave(&mut seat),
             Phase::Prefill => {
@@ -195,6 +224,7 @@ impl Worker {
             self.shipping.retain(|&other| other != slot);
         }
         self.pages_owned -= pages;
+        self.let_go(&seat);
         if why != CloseReason::Asked {
             self.tell_tokens(slot, &mut seat);
         }
@@ -250,11 +280,16 @@ impl Worker {
         positions.div_ceil(self.spec.page_tokens).max(seat.pages)
     }
 
+    /// Pages that can be had.
     const fn pages_free(&self) -> u32 {
         self.spec.pages_total - self.pages_owned
     }
 
     fn own(&mut self, pages: u32) {
+        let free = self.pages_free() - self.prefixes.pages_idle;
+        if pages > free {
+            self.prefixes.evict(pages - free);
+        }
         self.pages_owned += pages;
         self.outcome.pages_peak = self.outcome.pages_peak.max(self.pages_owned);
     }
@@ -282,6 +317,7 @@ impl Worker {
     pub(crate) fn die(&mut self) {
         self.seats.clear();
         self.pages_owned = 0;
+        self.prefixes = Prefixes::default();
         self.step = None;
     }
 

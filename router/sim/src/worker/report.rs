@@ -22,6 +22,7 @@ pub(super) struct Said {
     pub(super) arrived: Vec<(SlotId, Tokens)>,
     pub(super) tokens: Vec<(SlotId, Tokens)>,
     pub(super) closed: Vec<ClosedSeat>,
+    pub(super) reused: Vec<(SlotId, Tokens)>,
     /// It cannot wait for the end of the step.
     pub(super) is_urgent: bool,
     /// The last step.
@@ -55,9 +56,9 @@ impl Worker {
             arrived: std::mem::take(&mut said.arrived),
             tokens: std::mem::take(&mut said.tokens),
             closed: std::mem::take(&mut said.closed),
-            reused: Vec::new(),
-            stored: Vec::new(),
-            evicted: Vec::new(),
+            reused: std::mem::take(&mut said.reused),
+            stored: std::mem::take(&mut self.prefixes.stored),
+            evicted: std::mem::take(&mut self.prefixes.evicted),
         })
     }
 
@@ -99,8 +100,8 @@ impl Worker {
         WorkerLoad {
             step: self.steps,
             step_us: short(over.us),
-            pages_free: Pages(self.pages_free()),
-            pages_cached: Pages(0),
+            pages_free: Pages(self.pages_free() - self.prefixes.pages_idle),
+            pages_cached: Pages(self.prefixes.pages_idle),
             pages_fenced: Pages(0),
             pages_owned: Pages(self.pages_owned),
             running: self.decoding.seqs + prompts,

@@ -17,6 +17,8 @@ pub(crate) struct SeatRef {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Opening {
     pub(crate) life: u32,
+    /// Place in the trace.
+    pub(crate) request: u32,
     pub(crate) priority: i32,
     pub(crate) pages: u32,
     pub(crate) prompt: u32,
@@ -58,6 +60,7 @@ pub(crate) struct Shipment {
 #[derive(Clone, Debug)]
 pub(crate) struct Seat {
     pub(crate) life: u32,
+    pub(crate) request: u32,
     pub(crate) priority: i32,
     /// Answer tokens made when it last joined the batch, or before.
     pub(crate) pos: u32,
@@ -72,6 +75,9 @@ pub(crate) struct Seat {
     pub(crate) computed: u32,
     /// Pages that were reserved or taken before it last joined the batch.
     pub(crate) pages: u32,
+    /// Kept blocks that it holds, and their pages among `pages`.
+    pub(crate) held: usize,
+    pub(crate) shared_pages: u32,
     pub(crate) phase: Phase,
     pub(crate) resident: Resident,
     pub(crate) shipment: Option<Shipment>,
@@ -81,6 +87,7 @@ impl Seat {
     pub(crate) fn new(opening: &Opening) -> Self {
         Self {
             life: opening.life,
+            request: opening.request,
             priority: opening.priority,
             pos: opening.have,
             told: opening.have,
@@ -90,6 +97,8 @@ impl Seat {
             todo: opening.prompt + opening.have,
             computed: 0,
             pages: opening.pages,
+            held: 0,
+            shared_pages: 0,
             phase: if opening.is_import {
                 Phase::Reserved
             } else {

@@ -319,6 +319,7 @@ impl Worker {
                 let why = seat.end();
                 self.prompts.retain(|&other| other != slot);
                 self.joining.push(slot);
+                self.keep_prompt(slot);
                 self.outcome.decode_tokens += 1;
                 if is_last {
                     self.close(slot, why);
