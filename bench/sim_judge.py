@@ -199,10 +199,9 @@ def row_name(cell: dict[str, Any]) -> str:
 
 
 def pictures(done: Done, path: Path) -> None:
-    """Rates, ablation and fairness as one figure, SVG and PNG."""
+    """Rates and fairness as one figure."""
     figure = plot.Figure("dopd's policy, 8 workers, simulated", list(panels(done)))
     plot.save(figure, path.with_suffix(".svg"))
-    plot.save(figure, path.with_suffix(".png"))
 
 
 def panels(done: Done) -> list[Any]:

@@ -23,6 +23,10 @@ LIGHT = (
     "dopd.cli",
     "dopd.cli.app",
     "dopd.cli.bench.load",
+    "dopd.cli.simulate",
+    "dopd.sim",
+    "dopd.sim.study",
+    "dopd.brain",
 )
 QUICK = ("dopd", "dopd.cli", "dopd.cli.app", "dopd.cli.status")
 

@@ -111,7 +111,8 @@ def test_the_interpreter_is_free_while_it_runs(trace: sim.Trace) -> None:
     other.join()
     # The lock is free all the time: the other thread ticks in the middle of the run, too.
     assert found.wall_s > 0.05
-    middle = [at for at in ticks if start + 0.2 * (end - start) < at < end - 0.2 * (end - start)]
+    edge = 0.2 * (end - start)
+    middle = [at for at in ticks if start + edge < at < end - edge]
     assert len(middle) > 3
 
 
