@@ -128,6 +128,9 @@ impl Brain {
     }
 
     fn next_to_place(&mut self, quarantined: &[Lane]) -> Option<usize> {
+        if self.queue.is_empty() {
+            return None;
+        }
         let open = self.open_lanes();
         let is_open = |lane| open.has(lane) && !quarantined.contains(&lane);
         self.queue.first(is_open)

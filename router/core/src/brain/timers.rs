@@ -30,16 +30,23 @@ pub(super) enum Timer {
     Deadline(RequestId),
 }
 
+const NEVER: Micros = Micros(u64::MAX);
+
 #[derive(Debug, Default)]
 pub(super) struct Timers(BTreeSet<(Micros, Timer)>);
 
 impl Timers {
+    /// The end of time never comes: nothing is kept for it.
     pub(super) fn set(&mut self, at: Micros, timer: Timer) {
-        self.0.insert((at, timer));
+        if at != NEVER {
+            self.0.insert((at, timer));
+        }
     }
 
     pub(super) fn clear(&mut self, at: Micros, timer: Timer) {
-        self.0.remove(&(at, timer));
+        if at != NEVER {
+            self.0.remove(&(at, timer));
+        }
     }
 
     /// The timer is due at another time, or no longer.
