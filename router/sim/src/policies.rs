@@ -33,6 +33,10 @@ pub const NAMES: &[(&str, &str)] = &[
     ),
     ("pull-dyn", "the same from one shared queue (pull)"),
     (
+        "pull-N",
+        "mixed workers, steps of N tokens, one shared queue (pull)",
+    ),
+    (
         "hybrid-K",
         "steal and keep with mixed steps, without pauses",
     ),
@@ -102,15 +106,15 @@ fn aggregated(name: &str, workers: usize) -> Option<(PolicyConfig, Vec<Role>)> {
     let mut policy = with_mode(StepMode::ChunkInTime);
     policy.step.mixed_step_ratio = 0.9;
     policy.steal = Steal::Never;
-    match (name, name.strip_prefix("agg-")) {
-        ("pull-dyn", _) => {}
-        ("agg-dyn", _) => policy.bind = Bind::Early,
-        (_, Some(chunk)) => {
-            policy.bind = Bind::Early;
-            policy.step.mode = StepMode::Chunk;
-            policy.step.chunk_tokens = Tokens(chunk.parse().ok().filter(|chunk| *chunk > 0)?);
-        }
+    let (bind, chunk) = match name.split_once('-')? {
+        ("agg", chunk) => (Bind::Early, chunk),
+        ("pull", chunk) => (Bind::Late, chunk),
         _ => return None,
+    };
+    policy.bind = bind;
+    if chunk != "dyn" {
+        policy.step.mode = StepMode::Chunk;
+        policy.step.chunk_tokens = Tokens(chunk.parse().ok().filter(|chunk| *chunk > 0)?);
     }
     Some((policy, vec![Role::Mixed; workers]))
 }

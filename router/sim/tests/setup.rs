@@ -40,6 +40,7 @@ fn every_name_stands_for_a_policy() {
         "dopd-8",
         "agg-0",
         "agg-",
+        "pull-0",
         "local--4:4",
         "x-4:4",
         "static",
@@ -53,6 +54,11 @@ fn every_name_stands_for_a_policy() {
 #[test]
 fn baselines_differ_from_the_default_in_what_their_names_say() {
     assert_eq!(named("dopd", 8).unwrap().0, PolicyConfig::default());
+    assert_eq!(named("pull-512", 8).unwrap().0.bind, Bind::Late);
+    assert_eq!(
+        named("pull-dyn", 8).unwrap().0.step.mode,
+        StepMode::ChunkInTime
+    );
     let (policy, roles) = named("agg-512", 8).unwrap();
     assert_eq!(
         (policy.bind, policy.step.mode),

@@ -92,7 +92,7 @@ def test_an_order_in_python_is_the_built_in_one(trace: sim.Trace) -> None:
     assert mine.attainment == pytest.approx(aged.attainment, abs=0.01)
     assert abs(mine.attainment - fcfs.attainment) > 0.01
     with pytest.raises(sim.SimulationError, match="gave 'soon', must be seconds"):
-        sim.simulate(trace, order=lambda request, now: "soon")  # type: ignore[arg-type,return-value]
+        sim.simulate(trace, order=lambda *_: "soon")  # type: ignore[arg-type,return-value]
 
 
 def test_the_interpreter_is_free_while_it_runs(trace: sim.Trace) -> None:

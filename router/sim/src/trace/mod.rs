@@ -1,7 +1,7 @@
 //! Arrivals: read from files, made from a line of words, scaled to another rate.
 //!
-//! Called by `dopd._router` and benches. Pure: takes bytes, gives a [`Trace`](crate::scenario::Trace);
-//! chance comes from a seed.
+//! Called by `dopd._router`. Pure: takes bytes, gives a [`Trace`](crate::scenario::Trace); chance
+//! comes from a seed.
 //!
 //! | file | what |
 //! |---|---|
