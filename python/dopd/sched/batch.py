@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from dopd.sched.belief import Belief
-from dopd.sched.choice import Cost, StepChoice, StepView, choose
+from dopd.sched.choice import DECODE, Cost, StepChoice, StepView, choose
 from dopd.sched.residents import Residents
 from dopd.sched.sequence import Sequence
 from dopd.types import Row, StepPolicy, StepWork
@@ -116,11 +116,14 @@ class Batcher:
         if not self:
             return None
         decode = self._decode_work()
-        prompts = [(one.remaining, one.computed) for one in self._prefilling if not one.awaited]
-        view = StepView(
-            now_us, is_decode_label, self.max_batch_tokens, self._decoding, decode, prompts
-        )
-        choice = choose(self.policy, self.belief, view, self._cost_us)
+        # The usual step has no prompt, and nothing to choose.
+        choice, prompts = DECODE, []
+        if self._prefilling:
+            prompts = [(one.remaining, one.computed) for one in self._prefilling if not one.awaited]
+            view = StepView(
+                now_us, is_decode_label, self.max_batch_tokens, self._decoding, decode, prompts
+            )
+            choice = choose(self.policy, self.belief, view, self._cost_us)
         batch = Batch(choice, bool(self._decoding), bool(prompts))
         if choice.is_decoding:
             batch.sequences = list(self._decoding)

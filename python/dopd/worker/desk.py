@@ -15,12 +15,12 @@ from collections import deque
 from collections.abc import Callable
 
 from dopd import wire
-from dopd.errors import AccountingError, DopdError, ProtocolError
+from dopd.errors import ProtocolError
 from dopd.sched import events as ev
 from dopd.sched.audit import audit
 from dopd.sched.batch import Batch, Batcher
 from dopd.sched.events import State
-from dopd.sched.growth import grow
+from dopd.sched.growth import Growth
 from dopd.sched.seats import Seat, Seats
 from dopd.types import (
     CloseReason,
@@ -31,16 +31,16 @@ from dopd.types import (
     ReportHead,
     Result,
     Role,
-    Scored,
     Send,
     SetRole,
 )
-from dopd.worker.facts import Label, StepFacts, head_of, said
+from dopd.worker.facts import Label, StepFacts, head_of
 from dopd.worker.fair_lock import FairLock
 from dopd.worker.links import Links
 from dopd.worker.memory import KvMemory
 from dopd.worker.observer import Observer
 from dopd.worker.outbox import Outbox
+from dopd.worker.results import enter
 from dopd.worker.session import Lost, Session, Started
 
 log = logging.getLogger(__name__)
@@ -77,6 +77,7 @@ class Desk:
         self.memory = memory
         self.links = Links(self.changed, seats, self._handle)
         self.batcher = batcher
+        self._growth = Growth(seats)
         self.label = Label(role)
         self.session: Session | None = None
         self.observer = Observer()
@@ -252,7 +253,7 @@ class Desk:
         """The next step, with the pages that it fills; and whether some are to be zeroed before."""
         label = self.label.role is Role.DECODE
         while (batch := self.batcher.plan(self._now_us(), is_decode_label=label)) is not None:
-            match grow(self.seats, batch):
+            match self._growth.grow(batch):
                 case Seat(slot=slot):
                     # One seat fewer each time.
                     self._preempt(ev.Dropped(slot, CloseReason.PREEMPTED, PREEMPTED))
@@ -307,9 +308,11 @@ class Desk:
                 self.memory.note(effect)
             case ev.Joins(sequence):
                 self.batcher.add(sequence, self._now_us())
+                self._growth.note(sequence)
                 self.observer.joined(sequence)
             case ev.Leaves(sequence):
                 self.batcher.remove(sequence)
+                self._growth.forget(sequence)
                 self.observer.left(sequence)
             case _:
                 self.links.act(effect)
@@ -340,37 +343,12 @@ class Desk:
         return int(self.links.bytes_per_s(link) * self._decode_step_s)
 
     def _enter(self, batch: Batch, results: list[Result], us: int) -> None:
-        events: list[ev.Event] = []
-        page_size = self.seats.page_size
-        for row, sequence, result in zip(batch.rows, batch.sequences, results, strict=True):
-            if isinstance(result, Exception):
-                log.error(
-                    "slot %d, request %s: %s",
-                    row.slot,
-                    sequence.request_id,
-                    result,
-                    exc_info=None if isinstance(result, DopdError) else result,
-                )
-                events.append(ev.Dropped(row.slot, CloseReason.ERROR, said(result)))
-                continue
-            if isinstance(result, Scored):
-                self._outbox.add_prompt_logprobs(row.slot, row.start + 1, result.prompt)
-                result = result.sampled
-            sequence.computed += len(row.tokens)
-            if sequence.computed > len(row.pages) * page_size:
-                raise AccountingError(f"{sequence} is out of pages")
-            if sequence.computed >= sequence.keeps_at:
-                self.seats.prefixes.keep(sequence)
-            if result is not None:
-                self._outbox.add_token(row.slot, result.token, result.logprobs)
-                reason = sequence.append(result.token)
-                if reason is not None:
-                    events.append(ev.Finished(row.slot, reason))
+        ends = enter(batch, results, self.seats, self._growth, self._outbox)
         self.batcher.advance(batch, self._now_us(), us)
         # Before anybody leaves: what was computed is for the others, too.
         self.seats.groups.settle()
         self.observer.stepped(batch.sequences)
-        for event in events:
+        for event in ends:
             self._handle(event)
         for slot in self.seats.shipping():
             self._handle(ev.Computed(slot))

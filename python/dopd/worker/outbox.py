@@ -34,13 +34,15 @@ class Outbox:
                 log.debug("slot %d: closed, %s: %s", slot, reason.value, message or "-")
                 columns.closed.append((slot, reason, message, retry_ms))
 
-    def add_token(self, slot: int, token: int, logprobs: Logprobs | None) -> None:
-        """A seat made a token."""
+    def add_tokens(
+        self, slots: list[int], tokens: list[int], logprobs: list[tuple[int, Logprobs]]
+    ) -> None:
+        """Seats made a token each; logprobs: those of some, by index into `tokens`."""
         columns = self._columns
-        if logprobs is not None:
-            columns.logprobs.append((len(columns.tokens), logprobs))
-        columns.token_slots.append(slot)
-        columns.tokens.append(token)
+        first = len(columns.tokens)
+        columns.logprobs += [(first + index, values) for index, values in logprobs]
+        columns.token_slots += slots
+        columns.tokens += tokens
 
     def add_prompt_logprobs(self, slot: int, start: int, values: list[Logprobs]) -> None:
         """Log probabilities of a seat's prompt from position `start` on; none: nothing to say."""
