@@ -39,6 +39,7 @@ GROUPS: tuple[tuple[str, tuple[Command, ...]], ...] = (
         "Look",
         (
             Command("status", "workers, roles, load and pages of a running server", "status"),
+            Command("explain", "why a request waited, and went where it went", "explain"),
             Command("doctor", "what is wrong with this machine, and the fix", "doctor"),
             Command("config", "show the settings, check a settings file", "native"),
             Command("replay", "decide a recorded event log again", "native"),

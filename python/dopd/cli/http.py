@@ -169,8 +169,9 @@ def _event(data: bytes) -> dict[str, Any]:
 
 
 def error_message(body: bytes) -> str:
-    """The message of an error body in OpenAI's form, or the start of whatever came."""
+    """The message of an error body in OpenAI's form or of a page, or the start of what came."""
     try:
-        return str(json.loads(body)["error"]["message"])
+        found = json.loads(body)
+        return str(found["error"]["message"] if "error" in found else found["status"])
     except (ValueError, KeyError, TypeError):
         return body[:SHOWN_BYTES_MAX].decode(errors="replace").strip() or "no message"

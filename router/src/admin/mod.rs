@@ -1,4 +1,4 @@
-//! The admin listener: `/metrics`, `/status`, `/health`, `/ready`.
+//! The admin listener: `/metrics`, `/status`, `/health`, `/ready`, `/admin/explain`.
 //!
 //! Runs on the main thread, so that it answers while the front threads are busy. Called by
 //! `launch`.
@@ -68,6 +68,9 @@ pub async fn serve(listener: TcpListener, admin: Arc<Admin>, stop: Stop) {
     listen::serve(listener, bounds, admin, stop).await;
 }
 
+/// Why a request went where it went; without an id, the newest decisions.
+const EXPLAIN: &str = "/admin/explain";
+
 type Page = Response<Full<Bytes>>;
 
 impl Handler for Arc<Admin> {
@@ -79,7 +82,11 @@ impl Handler for Arc<Admin> {
             "/status" => self.status_page().await,
             "/health" => self.health_page(),
             "/ready" => self.ready_page().await,
-            _ => as_json(StatusCode::NOT_FOUND, &json!({"status": "no such page"})),
+            path => match path.strip_prefix(EXPLAIN) {
+                Some("") => self.explain_page("").await,
+                Some(rest) if rest.starts_with('/') => self.explain_page(&rest[1..]).await,
+                _ => as_json(StatusCode::NOT_FOUND, &json!({"status": "no such page"})),
+            },
         };
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
@@ -124,6 +131,16 @@ impl Admin {
             fleet: self.dispatch.status().await,
         };
         as_json(StatusCode::OK, &page)
+    }
+
+    async fn explain_page(&self, label: &str) -> Page {
+        let page = self.dispatch.explain(label).await;
+        let status = if page.is_found() || label.is_empty() {
+            StatusCode::OK
+        } else {
+            StatusCode::NOT_FOUND
+        };
+        as_json(status, &page)
     }
 
     fn health_page(&self) -> Page {

@@ -231,6 +231,8 @@ settings! {
         chunk_tokens: u32 = 512, within 1..=16_777_216;
         /// Longest pause between two tokens of an answer for prompts, in milliseconds.
         pause_max_ms: u64 = 100, within 1..=DAY_MS;
+        /// Decisions that `dopd explain` remembers, a quarter of a KiB each; 0: none.
+        explain_decisions_max: usize = 8_192, within 0..=1_000_000;
     }
 
     /// Bounds on requests, checked before anything is allocated for them.

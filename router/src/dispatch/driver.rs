@@ -49,7 +49,7 @@ pub(super) fn start(
         .enable_time()
         .build()
         .map_err(|e| failed("starting the brain's runtime failed", &e))?;
-    let brain_config = brain_config(&config.limits, &config.policy, seed);
+    let brain_config = brain_config(&config, seed);
     let recorder = (config.record.as_deref())
         .map(|path| Recorder::open(path, config.record_bytes_max, &brain_config))
         .transpose()?;
@@ -191,6 +191,14 @@ impl Driver {
                 Some(event) => event,
                 None => return,
             },
+            BrainInput::Explain(request, count, answer) => {
+                let found = match request {
+                    Some(request) => self.brain.explain(request),
+                    None => self.brain.decisions(count),
+                };
+                drop(answer.send(found));
+                return;
+            }
             BrainInput::Status(answer) => {
                 let sessions = &self.sessions;
                 let status = status::fleet(&self.brain.status(), &self.handoffs, |s| {

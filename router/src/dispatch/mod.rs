@@ -5,6 +5,7 @@
 //! requests that were submitted on it. Called by `service` (submit), `main` (start, drain,
 //! shutdown) and `admin` (status).
 mod driver;
+mod explained;
 mod front;
 mod pulse;
 mod record;
@@ -18,6 +19,7 @@ mod tally;
 mod thread;
 mod ticket;
 
+pub use explained::ExplainPage;
 pub use submission::Submission;
 pub use thread::BrainThread;
 pub use ticket::Ticket;
@@ -76,6 +78,8 @@ pub struct DispatchConfig {
     pub policy: PolicyConfig,
     /// Workers keep what they computed for others with the same beginning.
     pub prefix_cache: bool,
+    /// Decisions that are remembered for people; 0: none.
+    pub explain_decisions_max: usize,
     /// Number of front threads, at least 1.
     pub front_threads: usize,
     /// File for the brain's event log; one of an earlier run is kept as `FILE.1`.
@@ -104,6 +108,8 @@ struct Shared {
     prefix_cache: bool,
     /// Of the fleet's KV, the same for all workers; 0 until the first one joined.
     page_size: AtomicU32,
+    /// Names of requests, for people.
+    labels: Mutex<explained::Labels>,
     /// Whether tokens flow.
     pulse: pulse::Pulse,
     /// Tells the brain's thread that `is_draining` changed.
@@ -160,6 +166,7 @@ impl Dispatch {
                 is_draining: AtomicBool::new(false),
                 prefix_cache: config.prefix_cache,
                 page_size: AtomicU32::new(0),
+                labels: Mutex::new(explained::Labels::new(config.explain_decisions_max)),
                 pulse: pulse::Pulse::default(),
                 drain: Notify::new(),
                 stop: CancellationToken::new(),
@@ -215,6 +222,7 @@ impl Dispatch {
                 .map_or_else(|| [].into(), |it| it.marks(prompt.len())),
             ..RequestFacts::of(self.mint(front.index), Tokens(prompt_tokens), max_tokens)
         };
+        (self.shared.labels.lock()).add(&submission.request_id, facts.id);
         let keys = Self::insert(&front, facts.id, submission, prefix, count.enter());
         if let Err(error) = self.queues.brain.try_send(BrainInput::Submitted(facts)) {
             front.streams.cancel(&keys);
@@ -333,13 +341,15 @@ impl Dispatch {
 }
 
 /// The brain's settings, as far as the router has them.
-fn brain_config(limits: &LimitsConfig, policy: &PolicyConfig, seed: u64) -> BrainConfig {
+fn brain_config(config: &DispatchConfig, seed: u64) -> BrainConfig {
+    let limits = &config.limits;
     BrainConfig {
         seed,
         queue_requests_max: limits.queue_requests_max,
         queue_tokens_max: limits.queue_tokens_max,
         no_worker_wait: Micros::from_millis(limits.no_worker_wait_ms),
-        policy: policy.clone(),
+        explain_decisions_max: config.explain_decisions_max,
+        policy: config.policy.clone(),
         ..BrainConfig::default()
     }
 }

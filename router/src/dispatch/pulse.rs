@@ -295,6 +295,7 @@ mod tests {
     #[tokio::test]
     async fn a_canary_that_has_just_ended_hides_no_request() {
         let config = DispatchConfig {
+            explain_decisions_max: 64,
             limits: LimitsConfig::default(),
             policy: dopd_core::policy::PolicyConfig::default(),
             prefix_cache: true,

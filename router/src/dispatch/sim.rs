@@ -58,6 +58,7 @@ impl Sim {
                 is_draining: false.into(),
                 prefix_cache: false,
                 page_size: 0.into(),
+                labels: Mutex::default(),
                 pulse: Pulse::default(),
                 drain: Notify::new(),
                 stop: CancellationToken::new(),

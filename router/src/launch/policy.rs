@@ -130,6 +130,7 @@ mod tests {
             step: "chunk".to_owned(),
             chunk_tokens: 256,
             pause_max_ms: 20,
+            explain_decisions_max: 5,
         };
         let own = PolicyConfig::default();
         let expected = PolicyConfig {

@@ -125,6 +125,7 @@ fn dispatch(config: &Config, front_threads: usize) -> Result<(Dispatch, BrainThr
     let policy = policy(config);
     policy.check().map_err(Failure::new)?;
     Dispatch::start(DispatchConfig {
+        explain_decisions_max: config.policy.explain_decisions_max,
         limits: config.limits.clone(),
         policy,
         prefix_cache: config.policy.prefix_cache,

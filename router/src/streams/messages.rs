@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use dopd_core::{
     action::OpenKind,
+    brain::Explanation,
     event::Suspicion,
     event::{CloseReason, StepReport},
     fleet::WorkerFacts,
@@ -213,6 +214,8 @@ pub enum BrainInput {
     Reported(Box<Reported>),
     /// Somebody wants to know how the fleet is.
     Status(oneshot::Sender<FleetStatus>),
+    /// Why a request went where it went; without one, the newest so many decisions.
+    Explain(Option<RequestId>, usize, oneshot::Sender<Explanation>),
 }
 
 /// An attached worker.

@@ -78,6 +78,7 @@ impl Router {
     pub(crate) fn start(options: Options) -> Self {
         let metrics = Metrics::new("test");
         let (dispatch, brain) = Dispatch::start(DispatchConfig {
+            explain_decisions_max: 64,
             limits: options.limits,
             policy: options.policy.clone(),
             prefix_cache: true,
