@@ -6,7 +6,7 @@
 
 use dopd_core::{
     fleet::Role,
-    policy::{Bind, Order, PlaceBy, PolicyConfig, Refuse, Steal},
+    policy::{Bind, Order, PlaceBy, PolicyConfig, Refuse, Reserve, Steal},
     step::StepMode,
     units::Tokens,
 };
@@ -56,8 +56,72 @@ pub const NAMES: &[(&str, &str)] = &[
         "NAME-fcfs",
         "any of these by arrival, late ones neither set back nor refused",
     ),
+    (
+        "NAME-no-RULE",
+        "any of these with one rule off: ablations, see RULES",
+    ),
     ("NAME-sjf", "any of these, shortest first"),
     ("NAME-edf", "any of these, nearest target first"),
+];
+
+/// One rule of the policy.
+type Rule = (&'static str, &'static str, fn(&mut PolicyConfig));
+
+/// (rule, what is without it, how it is turned off): `dopd-no-steal`, `dopd-3-no-pauses`.
+pub const RULES: &[Rule] = &[
+    ("ageing", "shortest first for ever", |policy| {
+        policy.order = Order::Sjf;
+    }),
+    ("demotion", "late ones keep their turn", |policy| {
+        policy.demote = false;
+    }),
+    ("refusal", "late ones wait without end", |policy| {
+        policy.refuse = Refuse::Never;
+    }),
+    ("fair", "nothing is owed to long prompts", |policy| {
+        policy.fair_ratio = 0.0;
+    }),
+    ("share", "tenants do not share", |policy| {
+        policy.share_tenants = false;
+    }),
+    ("cap", "prompts are taken without a limit", |policy| {
+        policy.prefill_tokens_max = Tokens(u32::MAX);
+    }),
+    ("late-bind", "prompts are bound when they come", |policy| {
+        policy.bind = Bind::Early;
+    }),
+    (
+        "gate",
+        "prompts start without a place to decode",
+        |policy| {
+            policy.gate = false;
+        },
+    ),
+    ("steal", "decode workers take no prompts", |policy| {
+        policy.steal = Steal::Never;
+    }),
+    ("keep", "prefill workers keep nothing", |policy| {
+        policy.keep = false;
+    }),
+    ("pauses", "prompts are mixed into steps only", |policy| {
+        policy.step.mode = StepMode::ChunkInTime;
+    }),
+    ("step-limit", "decode steps may take any time", |policy| {
+        policy.place_step_ratio = 0.0;
+    }),
+    ("kv-limit", "pools fill to the brim", |policy| {
+        policy.place_kv_ratio = 1.0;
+    }),
+    (
+        "peak",
+        "pages for the longest answer are reserved",
+        |policy| {
+            policy.reserve = Reserve::MaxTokens;
+        },
+    ),
+    ("prefixes", "placing does not look for prefixes", |policy| {
+        policy.use_prefixes = false;
+    }),
 ];
 
 /// The policy of that name for a fleet of so many workers, and their labels; `None` if nothing has
@@ -78,6 +142,12 @@ pub fn named(name: &str, workers: usize) -> Option<(PolicyConfig, Vec<Role>)> {
             policy.refuse = Refuse::Never;
             return Some((policy, roles));
         }
+    }
+    if let Some((base, rule)) = name.rsplit_once("-no-") {
+        let (_, _, turn_off) = RULES.iter().find(|(known, _, _)| *known == rule)?;
+        let (mut policy, roles) = named(base, workers)?;
+        turn_off(&mut policy);
+        return Some((policy, roles));
     }
     let of = |policy, roles: Option<_>| roles.map(|roles| (policy, roles));
     if name == "dopd" {

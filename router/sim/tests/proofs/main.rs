@@ -7,6 +7,7 @@ mod determinism;
 mod faults;
 mod limits;
 mod monotony;
+mod policies;
 mod prefixes;
 mod queues;
 mod reporting;
