@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
@@ -69,6 +70,24 @@ def test_split_equals_mixed(smollm2: Server, mixed: Server, prompt: str) -> None
     ]
     assert texts[0] == texts[1]
     assert texts[0].strip()
+
+
+def cached(found: dict[str, Any]) -> int:
+    tokens: int = found["usage"]["prompt_tokens_details"]["cached_tokens"]
+    return tokens
+
+
+def test_answers_with_the_prefix_cache_are_those_without(smollm2: Server, mixed: Server) -> None:
+    """Greedy, in float32: alone, after another with the same beginning, and handed off."""
+    story = "Once upon a time there was a small robot who lived in a house by the sea. " * 4
+    for end in ("One day", "Its name was", "The sea was"):
+        cold = mixed.complete(story + end, max_tokens=24, cache_salt=end)
+        assert cached(cold) == 0
+        for server in (mixed, smollm2, smollm2):
+            warm = server.complete(story + end, max_tokens=24)
+            assert warm["choices"][0]["text"] == cold["choices"][0]["text"]
+    assert cached(warm) >= 64
+    smollm2.wait_idle()
 
 
 def test_a_seed_gives_the_same_answer_again(smollm2: Server) -> None:
