@@ -79,7 +79,7 @@ def cached(found: dict[str, Any]) -> int:
 
 def test_answers_with_the_prefix_cache_are_those_without(smollm2: Server, mixed: Server) -> None:
     """Greedy, in float32: alone, after another with the same beginning, and handed off."""
-    story = "Once upon a time there was a small robot who lived in a house by the sea. " * 4
+    story = "Once upon a time there was a small robot who lived in a house by the sea. " * 6
     for end in ("One day", "Its name was", "The sea was"):
         cold = mixed.complete(story + end, max_tokens=24, cache_salt=end)
         assert cached(cold) == 0
