@@ -1,14 +1,16 @@
-"""B12: a seat that is preempted is replayed, and its answer is the one it would have been."""
+"""B12: a seat that is preempted is replayed, and its answer is the one it would have been.
+
+Once where a test chooses it, once where answers outgrow the pages that were expected of them.
+"""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pytest
-
-from dopd.engine.mock import MockEngine
+from dopd.engine.mock import EOS, MockEngine
 from dopd.types import Result, Row
 from tests.support import mock_model
 from tests.support.processes import wait_for
@@ -19,6 +21,8 @@ PROMPTS = [[(seed + 7 * n) % 256 for n in range(50 + 10 * seed)] for seed in ran
 NUM_TOKENS = 60
 # One seat of the batch is preempted in every ninth step, until step 60.
 EVERY, LAST = 9, 60
+# So many answers must have ended before the router expects as much of the next ones.
+NUM_SHORT = 40
 
 
 class Preempting(MockEngine):
@@ -36,32 +40,56 @@ class Preempting(MockEngine):
         return super().step(rows)
 
 
-@pytest.fixture
-def fleet() -> Iterator[tuple[Server, Running]]:
+@contextlib.contextmanager
+def fleet(engine: MockEngine) -> Iterator[tuple[Server, Running]]:
+    """A router, and a worker in this process."""
     env = {"DOPD_WORKERS__CANARY_INTERVAL_MS": "0"}
     with serve("--mock", command="router", env=env) as server:
         assert server.join_token_file
         token = Path(server.join_token_file).read_text().strip()
-        engine = Preempting()
         with running("w", server.workers, engine=engine, token=token, debug_checks=True) as worker:
             wait_for(lambda: server.status()["workers"], "the worker is attached")
-            engine.worker = worker
             yield server, worker
 
 
-def test_preempted_requests_answer_as_if_nothing_had_been(fleet: tuple[Server, Running]) -> None:
-    server, worker = fleet
+def ask(server: Server, seed: int, num_tokens: int) -> str:
+    """One answer, which must be that of a worker on which nothing happens; why it ended."""
+    sampling = {"temperature": seed % 2, "seed": seed, "ignore_eos": True}
+    prompt = PROMPTS[seed % len(PROMPTS)]
+    answer = server.complete(prompt, max_tokens=num_tokens, **sampling)
+    assert answer["usage"]["completion_tokens"] == num_tokens
+    expected = mock_model.answer(prompt, num_tokens, **sampling)
+    assert answer["choices"][0]["text"] == mock_model.text(expected)
+    return str(answer["choices"][0]["finish_reason"])
 
-    def ask(seed: int) -> str:
-        sampling = {"temperature": seed % 2, "seed": seed, "ignore_eos": True}
-        answer = server.complete(PROMPTS[seed], max_tokens=NUM_TOKENS, **sampling)
-        assert answer["usage"]["completion_tokens"] == NUM_TOKENS
-        expected = mock_model.answer(PROMPTS[seed], NUM_TOKENS, **sampling)
-        assert answer["choices"][0]["text"] == mock_model.text(expected)
-        return str(answer["choices"][0]["finish_reason"])
 
-    with ThreadPoolExecutor(len(PROMPTS)) as pool:
-        assert set(pool.map(ask, range(len(PROMPTS)))) == {"length"}
-    assert server.wait_idle()["replays_total"] >= 3
+def all_pages_back(worker: Running) -> None:
+    """Free, or kept for prompts that begin alike."""
     pages = worker.desk.seats.pages
-    worker.wait_for(lambda: pages.num_available == pages.num_pages, "full pool")
+    worker.wait_for(lambda: pages.num_available == pages.num_pages, "all pages back")
+
+
+def test_preempted_requests_answer_as_if_nothing_had_been() -> None:
+    engine = Preempting()
+    with fleet(engine) as (server, worker):
+        engine.worker = worker
+        with ThreadPoolExecutor(len(PROMPTS)) as pool:
+            reasons = pool.map(lambda seed: ask(server, seed, NUM_TOKENS), range(len(PROMPTS)))
+            assert set(reasons) == {"length"}
+        assert server.wait_idle()["replays_total"] >= 3
+        all_pages_back(worker)
+
+
+def test_answers_that_outgrow_a_small_pool_are_exact_although_some_are_preempted() -> None:
+    """The router has seen short answers only, and takes in more than have room in the end."""
+    # Two or three of them at once.
+    with fleet(MockEngine(32, "h100-8b")) as (server, worker):
+        for seed in range(NUM_SHORT):
+            short = server.complete([seed], max_tokens=100, logit_bias={str(EOS): 100})
+            assert short["choices"][0]["finish_reason"] == "stop"
+        with ThreadPoolExecutor(8) as pool:
+            assert set(pool.map(lambda seed: ask(server, seed, 120), range(8))) == {"length"}
+        status = server.wait_idle()
+        assert status["replays_total"] >= 1
+        assert worker.desk.heartbeat(1).report.preempted >= 1
+        all_pages_back(worker)
