@@ -97,8 +97,8 @@ impl SimTrace {
         py: Python<'_>,
         spec: &str,
         seed: u64,
-        a: Option<Py<Self>>,
-        b: Option<Py<Self>>,
+        a: Option<&Bound<'_, Self>>,
+        b: Option<&Bound<'_, Self>>,
         shape: Option<&[u8]>,
     ) -> PyResult<Self> {
         let spec = trace::Spec::parse(spec).map_err(wrong)?;
@@ -106,13 +106,15 @@ impl SimTrace {
             trace::Process::Minutes { shape } => shape.clone(),
             _ => String::new(),
         };
+        let held = |one: Option<&Bound<'_, Self>>| one.map(|one| Arc::clone(&one.get().trace));
+        let (a, b) = (held(a), held(b));
         let made = py.detach(|| {
             let shape = shape
                 .map(|bytes| trace::read_shape(&name, bytes))
                 .transpose()?;
             let sources = trace::Sources {
-                a: a.as_ref().map(|one| &*one.get().trace),
-                b: b.as_ref().map(|one| &*one.get().trace),
+                a: a.as_deref(),
+                b: b.as_deref(),
                 shape: shape.as_ref(),
             };
             Ok::<_, trace::TraceError>(trace::make(&spec, sources, seed))
@@ -131,12 +133,12 @@ impl SimTrace {
         tenant: Option<&Bound<'_, PyAny>>,
         priority: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Self> {
-        let arrivals = PyBuffer::<f64>::get(arrival_s)?.to_vec(py)?;
+        let times = PyBuffer::<f64>::get(arrival_s)?.to_vec(py)?;
         let prompts = numbers(prompt_tokens)?;
         let outputs = numbers(output_tokens)?;
         let tenants = tenant.map(numbers).transpose()?;
         let priorities = priority.map(numbers).transpose()?;
-        let count = arrivals.len();
+        let count = times.len();
         let same = |other: &[i64]| other.len() == count;
         let all = [&prompts, &outputs]
             .into_iter()
@@ -148,11 +150,11 @@ impl SimTrace {
         let mut requests = Vec::with_capacity(count);
         for at in 0..count {
             requests.push(TraceRequest {
-                arrival: trace::micros(arrivals[at]).ok_or_else(|| {
+                arrival: trace::micros(times[at]).ok_or_else(|| {
                     let limit = trace::SECONDS_MAX;
                     wrong(format!(
                         "arrival_s[{at}] is {}, must be 0 to {limit:e} seconds",
-                        arrivals[at]
+                        times[at]
                     ))
                 })?,
                 prompt_tokens: tokens("prompt_tokens", at, prompts[at])?,
@@ -322,11 +324,12 @@ pub(crate) fn simulate(
     py: Python<'_>,
     trace: &SimTrace,
     setup: &str,
-    progress: Option<Py<PyAny>>,
+    progress: Option<&Bound<'_, PyAny>>,
 ) -> PyResult<SimRun> {
     let scenario = Setup::from_json(setup)
         .and_then(|setup| setup.scenario(Arc::clone(&trace.trace)))
         .map_err(wrong)?;
+    let progress = progress.map(|call| call.clone().unbind());
     let start = Instant::now();
     let mut told = start;
     let mut raised = None;
