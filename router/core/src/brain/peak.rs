@@ -50,6 +50,12 @@ pub(super) struct Shape {
 }
 
 impl Shape {
+    /// How likely it is to go on to each point of the grid.
+    fn parts(self, lengths: &Lengths) -> [f64; GRID] {
+        let left = self.max.minus(self.made).0;
+        lengths.go_on(self.made, HORIZONS.map(|horizon| horizon.min(left)))
+    }
+
     /// Prompt and longest answer.
     pub(super) const fn len(self) -> Tokens {
         self.prompt.plus(self.max)
@@ -79,11 +85,9 @@ pub(super) struct Curve {
 
 impl Curve {
     /// `pages_min`: what it holds in any case.
-    fn new(shape: Shape, pages_min: Pages, page_size: u32, lengths: &Lengths) -> Self {
+    fn new(shape: Shape, pages_min: Pages, page_size: u32, parts: &[f64; GRID]) -> Self {
         let page_size = page_size.max(1);
         let left = shape.max.minus(shape.made).0;
-        let further = HORIZONS.map(|horizon| horizon.min(left));
-        let parts = lengths.go_on(shape.made, further);
         let mut curve = Self {
             shape,
             page_size,
@@ -91,7 +95,7 @@ impl Curve {
             means: [0; GRID],
         };
         let mut before = 0;
-        for (index, part) in parts.into_iter().enumerate() {
+        for (index, &part) in parts.iter().enumerate() {
             // At its limit before the point before: it is gone.
             if index == 0 || before < left {
                 curve.means[index] = share(curve.most(index), part);
@@ -145,8 +149,9 @@ pub(super) enum Claim {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Ask {
     pub(super) shape: Shape,
-    /// `None`: it is promised pages for its longest answer.
-    curve: Option<Curve>,
+    /// Where it computes its prompt, and where its KV comes from elsewhere; `None`: it is promised
+    /// pages for its longest answer.
+    curves: Option<[Curve; 2]>,
 }
 
 /// What a seat is for.
@@ -163,10 +168,16 @@ pub(super) enum Stay {
 impl Ask {
     /// `is_whole`: pages for its longest answer.
     pub(super) fn new(shape: Shape, is_whole: bool, page_size: u32, lengths: &Lengths) -> Self {
-        let pages = shape.opened(true).pages(page_size.max(1));
+        let curves = || {
+            let parts = shape.parts(lengths);
+            [false, true].map(|is_import| {
+                let pages = shape.opened(is_import).pages(page_size.max(1));
+                Curve::new(shape, pages, page_size, &parts)
+            })
+        };
         Self {
             shape,
-            curve: (!is_whole).then(|| Curve::new(shape, pages, page_size, lengths)),
+            curves: (!is_whole).then(curves),
         }
     }
 
@@ -179,17 +190,19 @@ impl Ask {
     pub(super) fn claim(&self, stay: Stay, page_size: u32) -> Claim {
         let page_size = page_size.max(1);
         let opened = self.shape.opened(stay == Stay::Import).pages(page_size);
-        let Some(curve) = self.curve else {
+        let Some([here, import]) = self.curves else {
             return Claim::Fixed(self.shape.len().pages(page_size));
         };
-        match stay {
-            Stay::Passing => Claim::Passing(opened, self.shape),
-            Stay::Here | Stay::Import => Claim::Grows(Curve {
-                page_size,
-                pages: opened.max(self.shape.held().pages(page_size)),
-                ..curve
-            }),
-        }
+        let curve = match stay {
+            Stay::Passing => return Claim::Passing(opened, self.shape),
+            Stay::Here => here,
+            Stay::Import => import,
+        };
+        Claim::Grows(Curve {
+            page_size,
+            pages: opened,
+            ..curve
+        })
     }
 }
 
@@ -214,7 +227,8 @@ impl Claim {
             return None;
         }
         let held = self.pages();
-        Some(Self::Grows(Curve::new(shape, held, page_size, lengths)))
+        let parts = shape.parts(lengths);
+        Some(Self::Grows(Curve::new(shape, held, page_size, &parts)))
     }
 }
 

@@ -13,6 +13,7 @@ mod order;
 mod order_reference;
 mod overload;
 mod placing;
+mod preempting;
 mod random_events;
 mod share;
 mod single_worker;
