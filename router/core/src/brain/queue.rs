@@ -10,7 +10,8 @@
 //! Every operation is O(log n). What depends on time or on others' work is not kept up to date but
 //! looked at when it comes to the front: a sequence that turns out to be late steps behind, once; a
 //! tenant that was charged since steps back, once per charge. So each costs O(log n) more, whenever
-//! that is.
+//! that is. Where thousands become late at once, after an outage say, [`DEMOTIONS_MAX`] step behind
+//! at one event, and the next late one at the front is taken for one in time.
 //!
 //! **Nobody starves** under demotion: see [`super::late`] for the bound.
 
@@ -37,6 +38,9 @@ pub(super) enum Lane {
 }
 
 const LANES: [Lane; 3] = [Lane::Replay, Lane::Retry, Lane::Fresh];
+
+/// Most that step behind at one event.
+const DEMOTIONS_MAX: usize = 256;
 
 /// Lanes from which may be placed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -161,7 +165,7 @@ pub(super) struct WaitQueue {
     tokens: u64,
     work_us: u64,
     demotes: bool,
-    /// Who stepped behind since somebody asked.
+    /// Who stepped behind at this event.
     demoted: Vec<usize>,
     now: Micros,
 }
@@ -323,7 +327,10 @@ impl WaitQueue {
     }
 
     fn is_to_demote(&self, spot: &Spot, item: &Item) -> bool {
-        self.demotes && !spot.class.is_late && item.start_by < self.now
+        self.demotes
+            && !spot.class.is_late
+            && item.start_by < self.now
+            && self.demoted.len() < DEMOTIONS_MAX
     }
 
     /// Who waited so long that it goes before all others of its lane.

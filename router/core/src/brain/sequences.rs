@@ -100,6 +100,10 @@ pub(super) enum Risk {
 }
 
 /// One choice of a request.
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is known of a sequence by itself"
+)]
 #[derive(Debug)]
 pub(super) struct Sequence {
     pub(super) id: SequenceId,
@@ -197,7 +201,8 @@ struct Request {
 /// All sequences that are not ended, by key and by id.
 #[derive(Debug, Default)]
 pub(super) struct Sequences {
-    by_key: Slab<Sequence>,
+    /// Boxed, so that room for more costs two words each.
+    by_key: Slab<Box<Sequence>>,
     by_id: BTreeMap<SequenceId, usize>,
     requests: BTreeMap<RequestId, Request>,
     requests_waiting: usize,
@@ -263,7 +268,7 @@ impl Sequences {
             request.alive += 1;
         }
         let id = sequence.id;
-        let key = self.by_key.insert(sequence);
+        let key = self.by_key.insert(Box::new(sequence));
         self.by_id.insert(id, key);
         key
     }
@@ -299,11 +304,11 @@ impl Sequences {
     }
 
     pub(super) fn get(&self, key: usize) -> Option<&Sequence> {
-        self.by_key.get(key)
+        self.by_key.get(key).map(|sequence| &**sequence)
     }
 
     pub(super) fn get_mut(&mut self, key: usize) -> Option<&mut Sequence> {
-        self.by_key.get_mut(key)
+        self.by_key.get_mut(key).map(|sequence| &mut **sequence)
     }
 
     pub(super) fn key_of(&self, id: SequenceId) -> Option<usize> {
@@ -338,7 +343,7 @@ impl Sequences {
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Sequence> {
-        self.by_key.iter().map(|(_, sequence)| sequence)
+        self.by_key.iter().map(|(_, sequence)| &**sequence)
     }
 
     /// Requests of which at least one sequence waits.

@@ -96,7 +96,6 @@ fn any_report() -> impl Strategy<Value = Event> {
 }
 
 fn any_event() -> impl Strategy<Value = Event> {
-    let tokens = || prop_oneof![8 => 1..40_u32, 1 => any::<u32>()];
     let session = || (1..9_u64).prop_map(SessionId);
     prop_oneof![
         6 => any_report(),

@@ -109,7 +109,9 @@ proptest! {
         let known = arrive_all(&mut line, &tenants);
         line.placed.clear();
         let mut left: BTreeMap<u64, usize> = BTreeMap::new();
-        known.values().for_each(|&(tenant, ..)| *left.entry(tenant).or_default() += 1);
+        for &(tenant, ..) in known.values() {
+            *left.entry(tenant).or_default() += 1;
+        }
         let mut service: BTreeMap<u64, f64> = left.keys().map(|&tenant| (tenant, 0.0)).collect();
         let mut checked = 0;
         for &answer in answers.iter().cycle() {
@@ -179,8 +181,9 @@ fn flooded(config: BrainConfig) -> (u64, usize) {
             line.wait(millis(if is_small { 40 } else { 100 }));
             line.finish(8);
             for &id in &line.placed[seen..] {
-                if arrivals.front().is_some_and(|&(first, _)| first == id) {
-                    let (_, arrived) = arrivals.pop_front().expect("just seen");
+                let first = arrivals.front().copied();
+                if let Some((_, arrived)) = first.filter(|&(first, _)| first == id) {
+                    arrivals.pop_front();
                     worst = worst.max((line.now.0 - arrived) / 1_000);
                     served += 1;
                 }
@@ -218,13 +221,17 @@ fn idle_time_earns_one_quantum_and_no_more() {
     for id in 0..200 {
         line.arrive(of(1, 1, request(id, 100, 1)));
     }
-    (0..100).for_each(|_| drop(line.finish(0)));
+    for _ in 0..100 {
+        line.finish(0);
+    }
     // Tenant 2 was away while tenant 1 was given 9,900 tokens.
     for id in 1_000..1_100 {
         line.arrive(of(2, 1, request(id, 100, 1)));
     }
     line.placed.clear();
-    (0..40).for_each(|_| drop(line.finish(0)));
+    for _ in 0..40 {
+        line.finish(0);
+    }
     let ahead = line.placed.iter().take_while(|&&id| id >= 1_000).count();
     let mine = line.placed.iter().filter(|&&id| id >= 1_000).count();
     assert!((1..=21).contains(&ahead), "two quanta, one prompt: {ahead}");

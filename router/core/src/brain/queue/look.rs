@@ -69,7 +69,7 @@ impl WaitQueue {
         let service = self.share.service(key.account) >> PARTS_BITS;
         Some(Seen {
             rank: key.rank,
-            is_late: spot.class.is_late || self.is_to_demote(&spot, &item),
+            is_late: spot.class.is_late || (self.demotes && item.start_by < self.now),
             service: u64::try_from(service).unwrap_or(u64::MAX),
         })
     }

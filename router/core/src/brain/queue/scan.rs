@@ -77,7 +77,9 @@ impl WaitQueue {
             if late.is_empty() {
                 return found;
             }
-            late.into_iter().for_each(|spot| self.demote(spot));
+            for spot in late {
+                self.demote(spot);
+            }
         }
     }
 
@@ -93,9 +95,9 @@ impl WaitQueue {
                 let service = |head: Head| (head, self.share.service(head.account));
                 return heads.into_iter().map(service).collect();
             }
-            stale
-                .iter()
-                .for_each(|head| self.refresh(head.class, head.account));
+            for head in stale {
+                self.refresh(head.class, head.account);
+            }
         }
     }
 }

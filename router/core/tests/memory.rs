@@ -1,0 +1,118 @@
+//! What a waiting request costs the brain: bytes, counted by the allocator, and instructions of a
+//! decision, counted by callgrind.
+#![expect(unsafe_code, reason = "an allocator that counts has no other way")]
+
+#[path = "../examples/decision/desk.rs"]
+#[expect(dead_code, reason = "the bench uses the rest")]
+mod desk;
+
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    env, fs,
+    process::Command,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use desk::Desk;
+use dopd_core::request::{PREFIX_MARKS_MAX, PrefixMark};
+
+/// Bytes that are allocated.
+static BYTES: AtomicUsize = AtomicUsize::new(0);
+
+struct Counting;
+
+// SAFETY: the system's allocator does all of it; this one only adds and subtracts.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        BYTES.fetch_add(layout.size(), Ordering::Relaxed);
+        // SAFETY: as the caller promised us.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        BYTES.fetch_sub(layout.size(), Ordering::Relaxed);
+        // SAFETY: as the caller promised us.
+        unsafe { System.dealloc(at, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Of a request that waits, everything that the brain keeps for it.
+const BYTES_MAX: usize = 1_024;
+
+/// One waiting request's bytes at so many, on top of what an empty brain takes.
+fn bytes_each(waiting: usize, is_heavy: bool) -> usize {
+    /// Past what the ring of decisions keeps, whose size is fixed.
+    const BEFORE: usize = 9_000;
+    let mut desk = Desk::new(8, is_heavy);
+    desk.fill(BEFORE);
+    let before = BYTES.load(Ordering::Relaxed);
+    desk.fill(BEFORE + waiting);
+    (BYTES.load(Ordering::Relaxed) - before) / waiting
+}
+
+#[test]
+fn waiting_request_costs_a_kibibyte_at_most() {
+    for waiting in [5_000, 10_000] {
+        let plain = bytes_each(waiting, false);
+        let heavy = bytes_each(waiting, true);
+        println!("{waiting} wait: {plain} bytes each, {heavy} with the longest prefix");
+        assert!(plain <= BYTES_MAX, "{plain} bytes for each of {waiting}");
+        // The marks of a prefix are shared with whoever sent the request in.
+        let marks = PREFIX_MARKS_MAX * size_of::<PrefixMark>();
+        assert!(
+            heavy <= BYTES_MAX + marks,
+            "{heavy} bytes for each of {waiting}"
+        );
+    }
+}
+
+/// Not counted here: the test of bytes would see what this allocates.
+#[test]
+#[ignore = "minutes on a loaded machine; make soak"]
+fn arrival_grows_by_log_n() {
+    let (Some(few), Some(many)) = (instructions(250), instructions(4_000)) else {
+        println!("valgrind is not installed: instructions are not counted");
+        return;
+    };
+    println!("instructions of 100 arrivals: {few} with 250 waiting, {many} with 4,000");
+    // log2 grows from 8 to 12.
+    assert!(
+        many < few * 3 / 2,
+        "{few} instructions with 250 waiting, {many} with 4,000"
+    );
+}
+
+/// The arrivals whose instructions are counted, if this process was started for that.
+#[test]
+fn arrivals_for_callgrind() {
+    let waiting = env::var("DOPD_DECISION_WAITING").unwrap_or_default();
+    if let Ok(waiting) = waiting.parse() {
+        let mut desk = Desk::new(8, false);
+        desk.fill(waiting);
+        desk.counted(100);
+    }
+}
+
+/// Instructions of these arrivals under callgrind; `None` without it.
+fn instructions(waiting: usize) -> Option<u64> {
+    let out = env::temp_dir().join(format!("dopd-decision-{}-{waiting}", std::process::id()));
+    let run = Command::new("valgrind")
+        .arg("--tool=callgrind")
+        .arg("--toggle-collect=*Desk*counted*")
+        .arg(format!("--callgrind-out-file={}", out.display()))
+        .arg(env::current_exe().ok()?)
+        .args(["--exact", "arrivals_for_callgrind", "--test-threads=1"])
+        .env("DOPD_DECISION_WAITING", waiting.to_string())
+        .output()
+        .ok()?;
+    let text = String::from_utf8_lossy(&run.stderr).into_owned();
+    let _ = fs::remove_file(&out);
+    assert!(run.status.success(), "{text}");
+    let line = text.lines().find(|line| line.contains("Collected :"));
+    let count: Option<u64> = line.and_then(|line| line.rsplit(' ').next()?.parse().ok());
+    assert!(count > Some(0), "nothing was counted: {text}");
+    count
+}
