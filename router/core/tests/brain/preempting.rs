@@ -1,6 +1,12 @@
 //! Sequences that grow in pools that are too small for them: workers take pages as they need them
 //! and preempt the newest when there is none. Everybody is answered, nothing turns round for ever.
 
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "the scene is no test function; the lint knows those only"
+)]
+
 use std::collections::BTreeMap;
 
 use dopd_core::{
