@@ -145,6 +145,14 @@ pub struct WorkerStatus {
     pub step_us: u32,
     /// Steps since its start.
     pub steps: u64,
+    /// Those that computed prompts beside sequences that decode.
+    pub steps_mixed: u64,
+    /// Those that computed prompts while sequences that decode waited.
+    pub steps_paused: u64,
+    /// How much dearer mixed steps are here, as it has learnt; in thousandths.
+    pub mixed_penalty_permille: u32,
+    /// Seats since its start whose pages were needed by others.
+    pub preempted: u64,
     /// Tokens per page.
     pub page_size: u32,
     /// Pages by state; they add up to `total`.

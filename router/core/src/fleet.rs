@@ -86,4 +86,13 @@ pub struct WorkerLoad {
     /// How much dearer mixed steps are at this worker, as it has learnt; in thousandths.
     #[serde(default)]
     pub mixed_penalty_permille: u32,
+    /// Steps of this incarnation that computed prompts beside those that decode.
+    #[serde(default)]
+    pub steps_mixed: u64,
+    /// The same while those that decode waited.
+    #[serde(default)]
+    pub steps_paused: u64,
+    /// Seats of this incarnation whose pages went to others.
+    #[serde(default)]
+    pub preempted: u64,
 }

@@ -109,6 +109,10 @@ fn worker(status: &SessionStatus, session: Option<&Session>) -> WorkerStatus {
         prefill_tokens_queued: load.prefill_tokens_queued.0,
         step_us: load.step_us,
         steps: load.step,
+        steps_mixed: load.steps_mixed,
+        steps_paused: load.steps_paused,
+        mixed_penalty_permille: load.mixed_penalty_permille,
+        preempted: load.preempted,
         page_size: status.page_size,
         pages: PageStatus {
             total,

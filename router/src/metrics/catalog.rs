@@ -158,6 +158,13 @@ rows! {
         "Prompt tokens at the worker that are not computed yet";
     WORKER_STEP Gauge "dopd_worker_step_seconds" ["worker" "role"] "Duration of its last step";
     WORKER_STEPS Counter "dopd_worker_steps_total" ["worker" "role"] "Steps since it started";
+    WORKER_PROMPT_STEPS Counter "dopd_worker_shared_steps_total" ["worker" "role" "kind"]
+        "Steps that computed prompts while sequences decode there: mixed (both), paused (prompts \
+         alone between two decode steps)";
+    WORKER_PENALTY Gauge "dopd_worker_mixed_penalty_ratio" ["worker" "role"]
+        "How much dearer mixed steps are there than the sum, as the worker has learnt";
+    WORKER_PREEMPTED Counter "dopd_worker_preempted_total" ["worker" "role"]
+        "Sequences whose pages were needed by others; they are computed again";
     WORKER_RESTARTS Counter "dopd_worker_restarts_total" ["worker"]
         "Local workers started again after they died";
     WORKER_EJECTIONS Counter "dopd_worker_ejections_total" ["cause"]

@@ -170,6 +170,29 @@ fn workers(encoder: &mut DescriptorEncoder<'_>, fleet: &FleetStatus) -> fmt::Res
     for worker in &fleet.workers {
         ConstCounter::new(worker.steps).encode(family.encode_family(&labels(worker))?)?;
     }
+    steps(encoder, fleet)
+}
+
+/// How workers bring prompts and decoding together.
+fn steps(encoder: &mut DescriptorEncoder<'_>, fleet: &FleetStatus) -> fmt::Result {
+    let mut family = row(encoder, &catalog::WORKER_PROMPT_STEPS)?;
+    for worker in &fleet.workers {
+        for (kind, count) in [
+            ("mixed", worker.steps_mixed),
+            ("paused", worker.steps_paused),
+        ] {
+            let [id, role] = labels(worker);
+            let labels = [id, role, ("kind", kind)];
+            ConstCounter::new(count).encode(family.encode_family(&labels)?)?;
+        }
+    }
+    per_worker(encoder, &catalog::WORKER_PENALTY, fleet, |w| {
+        f64::from(w.mixed_penalty_permille) / 1e3
+    })?;
+    let mut family = row(encoder, &catalog::WORKER_PREEMPTED)?;
+    for worker in &fleet.workers {
+        ConstCounter::new(worker.preempted).encode(family.encode_family(&labels(worker))?)?;
+    }
     Ok(())
 }
 

@@ -42,6 +42,10 @@ fn worker(id: &str, role: &str, state: &str) -> WorkerStatus {
         prefill_tokens_queued: 512,
         step_us: 12_500,
         steps: 77,
+        steps_mixed: 7,
+        steps_paused: 20,
+        mixed_penalty_permille: 180,
+        preempted: 3,
         breaker: "closed",
         pages: PageStatus {
             total: 100,

@@ -371,6 +371,9 @@ fn load(report: &Report) -> WorkerLoad {
         decode_step_us: report.decode_step_us,
         slack_us: report.slack_us,
         mixed_penalty_permille: report.mixed_penalty_permille,
+        steps_mixed: report.steps_mixed,
+        steps_paused: report.steps_paused,
+        preempted: report.preempted,
     }
 }
 
