@@ -49,6 +49,9 @@ fn any_load() -> impl Strategy<Value = WorkerLoad> {
         decode_step_us: a.0,
         slack_us: b.0,
         mixed_penalty_permille: a.0,
+        steps_mixed: step,
+        steps_paused: step,
+        preempted: step,
     })
 }
 

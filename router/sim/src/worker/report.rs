@@ -113,6 +113,9 @@ impl Worker {
             decode_step_us: short(decode_us),
             slack_us: slack.map_or(0, |us| short(u64::try_from(us).unwrap_or(0))),
             mixed_penalty_permille: self.belief.penalty_permille(),
+            steps_mixed: self.belief.steps_mixed(),
+            steps_paused: self.belief.steps_paused(),
+            preempted: 0,
         }
     }
 }
