@@ -166,7 +166,7 @@ def test_bad_traces_are_told_with_their_place(tmp_path: Path) -> None:
 def test_every_policy_of_the_list_runs(trace: sim.Trace) -> None:
     load = trace.first(3)
     for name in sim.policies():
-        name = name.replace("NAME", "static-3:5").replace("P:D", "3:5")
+        name = name.replace("NAME", "static-3:5").replace("P:D", "3:5").replace("RULE", "gate")
         found = sim.simulate(load, policy=name.replace("-K", "-3").replace("-N", "-512"))
         counts = found.figures["counts"]
         assert counts["finished"] + counts["refused"] + counts["unfinished"] == len(load)
