@@ -142,7 +142,8 @@ pub struct PolicyConfig {
     pub steal_kv_ratio: f64,
     /// Prompts looked at.
     pub steal_scan: u32,
-    /// A worker labelled prefill keeps a sequence for which no decode worker has a place.
+    /// A worker labelled prefill keeps a sequence for which no decode worker has a place, until one
+    /// has.
     pub keep: bool,
     /// While its own decode step stays below this part of the target.
     pub keep_step_ratio: f64,

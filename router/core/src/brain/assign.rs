@@ -80,7 +80,7 @@ impl Brain {
     /// It goes there.
     fn put(&mut self, key: usize, place: Place, need: Need) {
         let policy = &self.config.policy;
-        let leaves = if policy.gate {
+        let leaves = if policy.gate && policy.linger_ratio > 0.0 {
             policy.linger_tokens
         } else {
             Tokens(1)

@@ -5,8 +5,9 @@
 //! about to be; of the best few to the one that is done with it first, pages that it has cached
 //! counted as done. Mixed ones keep it; a prefill worker hands it to the decode worker that the
 //! policy prefers of those with room, and keeps it if there is none, or none to which the way is
-//! open. Roles are labels: where none labelled for prompts could hold the sequence, a decode worker
-//! takes it whole; where there are none at all, they help themselves (`steal`).
+//! open; what is kept for want of a place moves on once there is one. Roles are labels: where none
+//! labelled for prompts could hold the sequence, a decode worker takes it whole; where there are
+//! none at all, they help themselves (`steal`).
 //!
 //! Of 2,000 workers at most [`LOOKED`] are looked at in the order of each question, and as many in
 //! the order of room, so that a sequence that is too long for the first finds who can hold it.
@@ -39,7 +40,7 @@ const COMPARED: usize = 8;
 pub(super) enum Place {
     /// Computes and keeps it.
     Keep(usize),
-    /// Computes it and makes its first tokens; moves it on when there is a place.
+    /// Computes it and makes tokens; moves it on when there is a place.
     Begin(usize),
     /// Computes it; the other takes it over.
     Pair { prefill: usize, decode: usize },
@@ -265,7 +266,8 @@ impl Choice<'_> {
             return Look::No;
         }
         if shut == 0 {
-            return Look::Taken(Place::Keep(key));
+            // A place may be free by the time that its prompt is computed, or later.
+            return Look::Taken(Place::Begin(key));
         }
         // The way to who has room is cut from here. From another it may be open.
         Look::CutOff

@@ -357,3 +357,22 @@ fn few_tokens_are_made_at_the_source_where_the_hand_off_is_long() {
         [(2, 2, OpenKind::Import)]
     );
 }
+
+#[test]
+fn what_is_kept_moves_on_once_there_is_a_place() {
+    let rules = PolicyConfig {
+        bind: Bind::Early,
+        steal: Steal::Never,
+        ..policy()
+    };
+    let mut brain = fleet(rules, &pair());
+    arrive(&mut brain, 0, 1, 38_000);
+    assert_eq!(computes(&arrive(&mut brain, 1, 2, 1_000)), [(2, 1)]);
+    assert_eq!(opens(&tell(&mut brain, 2, step(1, Prefill, &[1], &[]))), []);
+    let freed = StepReport {
+        closed: vec![closed(0, CloseReason::Lost)],
+        ..report(2, Decode)
+    };
+    let opened = opens(&tell(&mut brain, 3, freed));
+    assert_eq!(opened.first(), Some(&(2, 2, OpenKind::Import)));
+}
