@@ -19,6 +19,8 @@ mod pending;
 mod prepare;
 mod prompt;
 mod record;
+#[cfg(test)]
+mod record_tests;
 mod sink;
 mod start;
 mod targets;

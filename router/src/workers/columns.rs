@@ -95,7 +95,7 @@ impl Link {
                 let prompt = seat.prompt;
                 spoiled.push((
                     slot,
-                    format!("reused {tokens} tokens of {prompt} in its prompt"),
+                    format!("reused {tokens} of {prompt} tokens of its prompt"),
                 ));
                 continue;
             }

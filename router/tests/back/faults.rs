@@ -185,6 +185,17 @@ const SPOILED: [(&str, Spoil); 19] = [
     }),
     ("more pages than the pool", |r, _| r.pages_cached = 1),
     ("pages with two owners", |r, _| r.pages_owned = 1),
+    ("reused tokens of another length", |r, s| {
+        r.reused_slots = vec![s];
+    }),
+    ("reused tokens of a free slot", |r, s| {
+        r.reused_slots = vec![s + 1];
+        r.reused_tokens = vec![1];
+    }),
+    ("more prefixes than a report may have", |r, _| {
+        r.stored_hashes = vec![1; 4_000];
+        r.evicted_hashes = vec![2; 97];
+    }),
     ("no role", |r, _| r.role = 0),
 ];
 

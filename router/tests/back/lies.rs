@@ -62,6 +62,13 @@ const LIES: [(Spoil, &str); 7] = [
         |r, slot| r.prompt_logprobs = Some(run(slot, 1, &[5, 6])),
         "told of 2 alternatives, 1 were asked for",
     ),
+    (
+        |r, slot| {
+            r.reused_slots = vec![slot];
+            r.reused_tokens = vec![1_000_000];
+        },
+        "tokens of its prompt",
+    ),
 ];
 
 /// One position of the prompt.
