@@ -134,7 +134,7 @@ async fn a_request_under_which_workers_die_is_given_up() {
 type Spoil = fn(&mut Report, u32);
 
 /// Every way to spoil a report.
-const SPOILED: [(&str, Spoil); 19] = [
+const SPOILED: [(&str, Spoil); 22] = [
     ("opened without grant", |r, s| r.opened_slots.push(s)),
     ("opened a compute seat", |r, s| {
         *r = Say(r.clone()).opened(s).0;

@@ -20,7 +20,7 @@ use crate::{
 type Spoil = fn(&mut Report, u32);
 
 /// What is said of the first slot, and what its client is told.
-const LIES: [(Spoil, &str); 7] = [
+const LIES: [(Spoil, &str); 8] = [
     (
         |r, slot| *r = Say(r.clone()).token(slot, VOCAB).0,
         "made token 1000, the vocabulary has 1000",
