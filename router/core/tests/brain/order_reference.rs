@@ -171,7 +171,7 @@ fn policy(quantum: u32, demote: bool, share_tenants: bool) -> PolicyConfig {
 }
 
 proptest! {
-    #![proptest_config(Config { cases: 200, ..Config::default() })]
+    #![proptest_config(Config { cases: 200, failure_persistence: None, ..Config::default() })]
 
     #[test]
     fn brain_places_in_the_order_of_the_textbook(

@@ -81,7 +81,7 @@ fn start_tags(known: &BTreeMap<u64, (u64, u32, u32)>) -> BTreeMap<u64, f64> {
 }
 
 proptest! {
-    #![proptest_config(Config { cases: 150, ..Config::default() })]
+    #![proptest_config(Config { cases: 150, failure_persistence: None, ..Config::default() })]
 
     #[test]
     fn prompts_alone_go_in_the_order_of_start_time_fair_queueing(tenants in any_backlog()) {
@@ -305,6 +305,12 @@ fn full_queue_takes_from_who_has_most_above_its_share() {
         line.arrive(of(1, 2, request(id, 100, 1)));
     }
     assert_eq!(refused(&mut line), [10, 11], "its own newcomers");
+    line.arrive(of(3, 1, request(30, 5_000, 1)));
+    assert_eq!(
+        refused(&mut line),
+        [30],
+        "it would have more than the flood"
+    );
     line.arrive(of(2, 1, request(20, 300, 1)));
     assert_eq!(refused(&mut line), [9], "the last one of the flood");
     // 900 by weight 2 are 450, less 100 / 2 for each; 300 + 100 would be 400.

@@ -133,7 +133,7 @@ fn policy() -> PolicyConfig {
 }
 
 proptest! {
-    #![proptest_config(Config { cases: 12, ..Config::default() })]
+    #![proptest_config(Config { cases: 12, failure_persistence: None, ..Config::default() })]
 
     #[test]
     fn everybody_goes_within_the_bound_whatever_arrives(
