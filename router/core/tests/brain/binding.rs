@@ -1,4 +1,9 @@
 //! When a prompt gets its worker: late, when it is about to be free, or early, when it comes.
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "few workers, short times"
+)]
 
 use dopd_core::{
     cost::Timings,

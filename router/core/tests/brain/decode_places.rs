@@ -1,5 +1,10 @@
 //! Which decode worker gets a sequence: against a reference that looks at all of them, and the
 //! rules about when there is none.
+#![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    reason = "few workers and sequences"
+)]
 
 use dopd_core::{
     action::{Action, OpenKind},
@@ -120,16 +125,18 @@ fn import_of(actions: &[Action]) -> Option<(usize, SlotId)> {
 /// One of those that hold a place goes: its client, then the worker, say so.
 fn leave(brain: &mut Brain, places: &mut [Place], which: usize, now: u64) {
     let all = places.iter().enumerate();
-    let held: Vec<(usize, u64)> = all
+    let ids: Vec<(usize, u64)> = all
         .flat_map(|(at, place)| place.holds.iter().map(move |hold| (at, hold.id)))
         .collect();
-    let Some(&(at, id)) = held.get(which % held.len().max(1)) else {
+    let Some(&(at, id)) = ids.get(which % ids.len().max(1)) else {
         return;
     };
     let request = RequestId(id);
     brain.handle(Micros(now), Event::RequestCancelled { request });
     let index = places[at].holds.iter().position(|hold| hold.id == id);
-    let hold = places[at].holds.remove(index.expect("held"));
+    let Some(hold) = index.map(|index| places[at].holds.remove(index)) else {
+        return;
+    };
     let said = StepReport {
         closed: vec![closed(hold.slot.0, CloseReason::Asked)],
         ..report(at as u64 + 2, Decode)
