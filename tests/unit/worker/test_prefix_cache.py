@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from dataclasses import dataclass
 
 import pytest
 
-from dopd.errors import AccountingError
+from dopd.errors import AccountingError, LinkError
+from dopd.sched import events as ev
 from dopd.sched import prefix
+from dopd.sched.chain import Chain
+from dopd.sched.pages import CACHED
 from dopd.sched.prefix import wire_hash
-from dopd.types import Close, Commands, Compute, Limits, Open, SamplingParams
+from dopd.types import Close, Commands, Compute, Import, Limits, Open, SamplingParams
 from tests.support.fleet import MAX_SEATS, Fleet, Node
 from tests.support.mock_model import answer
 
@@ -283,3 +287,29 @@ def test_the_end_of_a_prompt_is_evicted_before_its_beginning() -> None:
     driven.run()
     assert driven.reused[0] == 80
     assert driven.tokens[0] == answer(first, 4, ignore_eos=True)
+
+
+def test_a_peer_is_told_of_own_pages_alone_and_writes_no_other() -> None:
+    prompt = tokens_of(random.Random(9), 60)
+    driven = Driven(num_pages=40)
+    driven.send(opened(0, prompt))
+    driven.run()
+    seats = driven.node.desk.seats
+    chain = Chain(ALICE, known=prompt)
+    chain.extend(3, PAGE, [])
+    kind = Import(0, [], b"".join(chain.links), prompt[48:])
+    seats.handle(dataclasses.replace(opened(1, prompt), kind=kind))
+    seat = seats.by_slot[1]
+    cached, own = seat.sequence.pages[:3], seat.sequence.pages[3:]
+    assert [seats.pages.num_owners(page) for page in cached] == [1, 1, 1]
+    effects = seats.handle(ev.Begin(7, seat.nonce))
+    assert effects == [ev.SendGo(7, seat.nonce, own, 3)]
+    for when in ("exposed", "fenced"):
+        assert seats.targets(7, seat.nonce, 3, 1) == own[:1], when
+        for first in range(3):
+            with pytest.raises(LinkError):
+                seats.targets(7, seat.nonce, first, 1)
+        if when == "exposed":
+            seats.handle(Close(1))
+    assert seats.pages.num_fenced == len(own)
+    assert [seats.pages.state(page) for page in cached] == [CACHED] * 3
