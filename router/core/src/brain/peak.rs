@@ -6,11 +6,11 @@
 //! grid; another sequence fits if mean + z x deviation stays within the pool at each of them.
 //!
 //! **Sums.** A pool keeps both sums, and the most that all could need, for each point of the grid,
-//! as integers, so what is added is taken off again exactly. A sequence's part is brought up to date
-//! whenever it begins a page, so a decision costs O(grid) however many reside there, a token
-//! nothing, a page O(grid). **Error.** At h = 0 the sum is the pages in use, exactly. Beyond, a part
-//! is as of at most a page's tokens ago, and rounded up to a page: `peak::tests` holds it to 8 %
-//! below and 10 % above the exact sum over residents; it is farthest off where one is alone.
+//! as integers, so what is added is taken off again exactly. A sequence's part is brought up to
+//! date whenever it begins a page, so a decision costs O(grid) however many reside there, a token
+//! nothing, a page O(grid). **Error.** At h = 0 the sum is the pages in use, exactly. Beyond, a
+//! part is as of at most a page's tokens ago, and rounded up to a page: `peak::tests` holds it to
+//! 8 % below and 10 % above the exact sum over residents; it is farthest off where one is alone.
 //! Between two points of the grid the need is not looked at, but who reaches its limit there counts
 //! in full at the next one.
 //!

@@ -5,6 +5,10 @@ use crate::brain::{random::Random, slots::Slots};
 use crate::ids::SlotId;
 use crate::units::Micros;
 
+/// Outside of the core, which reads no files.
+#[path = "../../../tests/data/sharegpt.rs"]
+mod data;
+
 const PAGE: u32 = 16;
 
 fn shape(prompt: u32, made: u32, max: u32) -> Shape {
@@ -138,6 +142,26 @@ fn nobody_needs_more_than_its_limit() {
 }
 
 #[test]
+fn who_reaches_its_limit_before_the_worst_time_is_gone_by_then() {
+    let mut lengths = Lengths::new();
+    for _ in 0..100 {
+        let mut range = 0;
+        lengths.grows(&mut range, Tokens(1_000));
+        lengths.ends(Tokens(1_000));
+    }
+    let promised = |with_short: bool| {
+        let mut slots = Slots::new(PAGE, 0.0);
+        let short = with_short.then(|| shape(1_600, 0, 16));
+        for of in short.into_iter().chain([shape(16, 0, 2_048); 20]) {
+            let claim = Ask::new(of, false, PAGE, &lengths).claim(Stay::Here, PAGE);
+            slots.plan(0, claim, None);
+        }
+        slots.pages_used()
+    };
+    assert_eq!(promised(true), promised(false));
+}
+
+#[test]
 fn seat_that_passes_on_is_promised_its_prompt_and_a_resident_once_it_stays() {
     let lengths = taught(&mut Random::new(1));
     let ask = Ask::new(shape(100, 0, 1_000), false, PAGE, &lengths);
@@ -241,31 +265,11 @@ fn future_peak_holds_several_times_what_reserving_all_holds() {
     assert!(again <= 0.01, "{again}");
 }
 
-/// Prompt and answer tokens of ShareGPT's first exchanges, if the data is here.
-fn sharegpt() -> Option<Vec<(u32, u32)>> {
-    let folder = std::env::var("DOPD_DATA").ok()?;
-    let file = format!("{folder}/text/sharegpt_part1.jsonl.gz");
-    let zipped = std::process::Command::new("gzip")
-        .args(["-dc", &file])
-        .output()
-        .ok()?;
-    let text = String::from_utf8(zipped.stdout).ok()?;
-    let lengths = text.lines().map(|line| {
-        let row: serde_json::Value = serde_json::from_str(line).expect("a row");
-        let tokens = |name: &str| u32::try_from(row[name].as_u64().expect("tokens")).expect("few");
-        (
-            tokens("prompt_tokens"),
-            tokens("response_tokens").min(2_048),
-        )
-    });
-    Some(lengths.collect()).filter(|rows: &Vec<_>| !rows.is_empty())
-}
-
 /// The bars of the predictor study on its own data, in random order as there. In the order of the
 /// file, whose lengths drift, there are 2.7 preemptions per 1000 at 60k and 5.6 at 15k.
 #[test]
 fn future_peak_on_sharegpt_meets_the_bars_of_the_study() {
-    let Some(mut answers) = sharegpt() else {
+    let Some(mut answers) = data::sharegpt() else {
         eprintln!("skipped: no text/sharegpt_part1.jsonl.gz; set DOPD_DATA");
         return;
     };
