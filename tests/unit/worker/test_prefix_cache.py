@@ -12,9 +12,21 @@ from dopd.errors import AccountingError, LinkError
 from dopd.sched import events as ev
 from dopd.sched import prefix
 from dopd.sched.chain import Chain
+from dopd.sched.checksum import PagesHash
 from dopd.sched.pages import CACHED
 from dopd.sched.prefix import wire_hash
-from dopd.types import Close, Commands, Compute, Import, Limits, Open, SamplingParams
+from dopd.sched.seats import Shipment
+from dopd.types import (
+    Close,
+    Commands,
+    Compute,
+    Grant,
+    Import,
+    KvCheck,
+    Limits,
+    Open,
+    SamplingParams,
+)
 from tests.support.fleet import MAX_SEATS, Fleet, Node
 from tests.support.mock_model import answer
 
@@ -313,3 +325,11 @@ def test_a_peer_is_told_of_own_pages_alone_and_writes_no_other() -> None:
             seats.handle(Close(1))
     assert seats.pages.num_fenced == len(own)
     assert [seats.pages.state(page) for page in cached] == [CACHED] * 3
+
+
+def test_a_source_writes_from_the_first_page_that_go_names() -> None:
+    shipment = Shipment(Grant("d", 1, (), 5), PagesHash(KvCheck.FULL, lambda _: memoryview(b"")))
+    shipment.grant_pages(3, 2)
+    assert (shipment.issued, shipment.written, shipment.granted) == (3, 3, 5)
+    assert shipment.hash is not None
+    assert shipment.hash.num_pages == 3
