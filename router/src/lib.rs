@@ -4,7 +4,8 @@
 //! Rooms, each calling only those below it:
 //!
 //! ```text
-//! main -> http, grpc -> listen, service -> validate, auth, tokens, dispatch -> workers, cluster -> streams
+//! main -> http, grpc -> listen, service -> validate, auth, tokens, dispatch -> workers, cluster ->
+//! streams
 //!      -> wire, error, metrics, config
 //! ```
 //!

@@ -56,8 +56,8 @@ pub struct RequestFacts {
     /// Share of the tenant where tenants compete; 0 counts as 1.
     #[serde(default)]
     pub weight: u32,
-    /// Takes the place of the policy's own key within a priority, the lowest first; in microseconds.
-    /// For ordering policies of others.
+    /// Takes the place of the policy's own key within a priority, the lowest first; in
+    /// microseconds. For ordering policies of others.
     #[serde(default)]
     pub order_key: Option<i64>,
     /// By length, at most [`PREFIX_MARKS_MAX`]; empty: nothing can be shared.

@@ -1,11 +1,14 @@
-//! Python module `dopd._router`: the router's `main`, the cost model that mock workers sleep by, the
-//! simulator.
+//! Python module `dopd._router`: the router's `main`, the cost model that mock workers sleep by,
+//! the simulator.
 //!
 //! Called by `python/dopd/cli/native.py`, `python/dopd/engine/mock.py`, `python/dopd/sim`; types in
 //! `python/dopd/_router.pyi`. Nothing is decided here.
 
+mod brain;
+mod columns;
 mod sim;
 mod timings;
+mod trace;
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -16,11 +19,13 @@ use pyo3::{exceptions::PyKeyboardInterrupt, prelude::*};
 #[pymodule]
 mod _router {
     #[pymodule_export]
-    use super::sim::{
-        RawBrain, SimRun, SimTrace, sim_kinds, sim_policies, sim_prefill, sim_scenario, simulate,
-    };
+    use super::brain::RawBrain;
+    #[pymodule_export]
+    use super::sim::{SimRun, sim_kinds, sim_policies, sim_prefill, sim_scenario, simulate};
     #[pymodule_export]
     use super::timings::{step_time, timings_json};
+    #[pymodule_export]
+    use super::trace::SimTrace;
     #[pymodule_export]
     use super::{commands, main};
 

@@ -2,7 +2,8 @@
 //! does not count.
 //!
 //! ```text
-//! cargo run --release -p dopd-sim --example speed [WORKERS REQUESTS [POLICY [REQUESTS_PER_S_EACH]]]
+//! cargo run --release -p dopd-sim --example speed [WORKERS REQUESTS [POLICY
+//! [REQUESTS_PER_S_EACH]]]
 //! ```
 #![expect(clippy::print_stdout, reason = "a program for people")]
 

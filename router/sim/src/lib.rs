@@ -7,8 +7,9 @@
 //! The same scenario gives the same bytes, on any machine. All times are simulated: whatever is
 //! quoted from here is called so. `engine` drives the brain and carries out what it says; `worker`
 //! is what it drives: step times from [`dopd_core::cost`], the choice of steps from
-//! [`dopd_core::step`], pages, preemption, hand-off, prefix caches, stragglers, deaths. `trace` reads
-//! and makes arrivals, `report` turns outcomes into figures. `tests/proofs` shows that it is right.
+//! [`dopd_core::step`], pages, preemption, hand-off, prefix caches, stragglers, deaths. `trace`
+//! reads and makes arrivals, `report` turns outcomes into figures. `tests/proofs` shows that it is
+//! right.
 
 mod calendar;
 mod check;

@@ -3,8 +3,8 @@
 //! One loop per thread and port. A connection lives and dies on its thread; hyper drives it.
 //! [`inspect`] looks at what comes in before hyper does: framing of HTTP/1.1 ([`http1`]), floods of
 //! HTTP/2 ([`http2`]), heads that take too long. [`stall`] cuts a connection whose client stops
-//! reading, [`stream`] a single answer. Called by `http`, `grpc` and `admin`, which bring the handler
-//! of a request.
+//! reading, [`stream`] a single answer. Called by `http`, `grpc` and `admin`, which bring the
+//! handler of a request.
 
 pub(crate) mod greeting;
 mod http1;

@@ -227,10 +227,9 @@ impl Outbox {
     }
 
     fn tell(&self, state: &mut State, now: Instant) {
-        if !state.news {
+        if !std::mem::replace(&mut state.news, true) {
             state.progress = now;
         }
-        state.news = true;
         if self.config.wanted.wake == Wake::Each || state.open == 0 {
             state.wake();
         }
@@ -256,8 +255,7 @@ impl Outbox {
     /// The request was not started; whoever refused it tells of it.
     pub(super) fn forget(&self) {
         let mut state = self.state.lock();
-        state.record = None;
-        state.closed = true;
+        (state.record, state.closed) = (None, true);
     }
 
     /// Cuts a reader without progress for `patience`, ends an overdue request, asks for a ping.
@@ -379,8 +377,7 @@ impl State {
     fn fail(&mut self, error: Error) {
         self.end(error.reason);
         self.error = Some(error);
-        self.closed = true;
-        self.news = true;
+        (self.closed, self.news) = (true, true);
         self.wake();
     }
 
@@ -398,8 +395,6 @@ impl State {
     }
 
     fn wake(&mut self) {
-        if let Some(waker) = self.waker.take() {
-            waker.wake();
-        }
+        self.waker.take().into_iter().for_each(Waker::wake);
     }
 }

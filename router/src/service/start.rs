@@ -53,10 +53,7 @@ impl Service {
             choices_each: spec.choices,
             limit_tokens: limits.max().unwrap_or(0),
             targets: judged(longest.max().unwrap_or(0)),
-            operation: match spec.prompt {
-                validate::Prompt::Messages(_) => "chat",
-                validate::Prompt::Text(_) | validate::Prompt::Tokens(_) => "text_completion",
-            },
+            operation: operation(&spec.prompt),
         };
         let outbox = Outbox::new(
             OutboxConfig {
@@ -93,8 +90,7 @@ impl Service {
                 Box::new(running)
             }
         };
-        let place = self.live.add(&outbox);
-        let id = arrival.id.clone();
+        let (id, place) = (arrival.id.clone(), self.live.add(&outbox));
         Ok(Answer::new(id, prompt_tokens, outbox, running, place))
     }
 
@@ -113,6 +109,14 @@ impl Service {
                 skip_special: spec.skip_special,
             },
         )
+    }
+}
+
+/// `gen_ai.operation.name` of its span.
+const fn operation(prompt: &validate::Prompt) -> &'static str {
+    match prompt {
+        validate::Prompt::Messages(_) => "chat",
+        validate::Prompt::Text(_) | validate::Prompt::Tokens(_) => "text_completion",
     }
 }
 

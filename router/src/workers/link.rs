@@ -1,8 +1,7 @@
 //! One attached worker as its home thread sees it: which slot holds whose seat.
 //!
 //! Commands come from the front's receiver ([`Link::command`]), reports from the session's reader
-//! ([`Link::report`] in [`super::columns`]); both run on the home thread and neither waits, so the
-//! state needs no lock.
+//! ([`Link::report`] in [`super::columns`]); both on the home thread, neither waits: no lock.
 
 use std::{
     cell::{Cell, RefCell},
@@ -15,7 +14,6 @@ use dopd_core::{
     event::CloseReason,
     ids::{SequenceId, SessionId, SlotId},
 };
-
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -64,8 +62,7 @@ pub(super) struct Seat {
     pub(super) untold: Option<Untold>,
     /// The worker has said something of it.
     pub(super) is_answered: bool,
-    /// What the worker said of it that cannot be: nothing of it counts any more, and it fails when
-    /// it is closed.
+    /// What the worker said of it that cannot be: nothing counts any more, closed it has failed.
     pub(super) spoiled: Option<Box<str>>,
     /// Close was sent.
     pub(super) closing: bool,

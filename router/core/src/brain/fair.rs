@@ -2,9 +2,9 @@
 //! gives some of that back.
 //!
 //! The longest tenth of the last 1,000 prompts carries a deficit. Each of its outcomes adds what it
-//! was due, `fair_ratio` of the rate at which the others meet their target for the first token, less
-//! what it got. The deficit brings its prompts forward: `key = arrival + ageing * prefill * m` with
-//! `m = max(-3, 1 - deficit / 10)`.
+//! was due, `fair_ratio` of the rate at which the others meet their target for the first token,
+//! less what it got. The deficit brings its prompts forward: `key = arrival + ageing * prefill * m`
+//! with `m = max(-3, 1 - deficit / 10)`.
 
 use std::collections::{BTreeSet, VecDeque};
 

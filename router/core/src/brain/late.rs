@@ -6,13 +6,13 @@
 //!
 //! **Starvation bound.** Under demotion nobody waits for ever, whatever arrives. A sequence that
 //! never ran is *overdue* once it has waited for `ttft + late_max` of the policy. From then on, of
-//! every [`OWED`] + 1 prompt tokens that are placed, one is owed to those that are overdue, in order
-//! of arrival: as soon as [`OWED`] times the tokens of the oldest were placed besides, it goes first.
-//! So it is placed, at the latest, when others were given `OWED` times the prompt tokens of itself
-//! and of all that waited before it, plus one prompt; whatever priorities, tenants, lengths and
-//! targets those others have. Or it ended before. Replays and retries are not counted: their lanes
-//! go first, and hold no more than what ran when a worker failed. The price: when everybody is late
-//! a part of 1 in 65 of prefill goes to the oldest.
+//! every [`OWED`] + 1 prompt tokens that are placed, one is owed to those that are overdue, in
+//! order of arrival: as soon as [`OWED`] times the tokens of the oldest were placed besides, it
+//! goes first. So it is placed, at the latest, when others were given `OWED` times the prompt
+//! tokens of itself and of all that waited before it, plus one prompt; whatever priorities,
+//! tenants, lengths and targets those others have. Or it ended before. Replays and retries are not
+//! counted: their lanes go first, and hold no more than what ran when a worker failed. The price:
+//! when everybody is late a part of 1 in 65 of prefill goes to the oldest.
 //!
 //! Without demotion the order is the one that was asked for, starvation included: first come first
 //! served and ageing have none within a priority, shortest first and strict priorities do.

@@ -1,4 +1,5 @@
-//! Seats of sequences: planned in the account of a worker, opened, sent on, closed. Called by `act`.
+//! Seats of sequences: planned in the account of a worker, opened, sent on, closed. Called by
+//! `act`.
 
 use super::{
     Brain,

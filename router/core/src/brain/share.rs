@@ -16,8 +16,8 @@
 //! answer tokens of what they have running. (Each is only ever placed while its count is the least,
 //! to a quantum; what it is charged after that is its burst.)
 //!
-//! **Beyond** [`TENANTS_MAX`] tenants with requests, newcomers share [`CROWDS`] accounts of weight 1
-//! by their hash. A tenant without requests is forgotten when its place is needed, who has been
+//! **Beyond** [`TENANTS_MAX`] tenants with requests, newcomers share [`CROWDS`] accounts of weight
+//! 1 by their hash. A tenant without requests is forgotten when its place is needed, who has been
 //! charged least first.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -2,23 +2,23 @@
 //!
 //! Carried out by workers, who alone know their residents' slack at each step boundary; the brain
 //! decides which prompts they have. Called by mock workers and the simulator; Python's batcher does
-//! the same (`python/dopd/sched/choice.py`, compared by `tests/contract/step_vectors.json`). Source:
-//! policy study, section 4, STEP; the least chunk of 64 tokens: its section on policies.
+//! the same (`python/dopd/sched/choice.py`, compared by `tests/contract/step_vectors.json`).
+//! Source: policy study, section 4, STEP; the least chunk of 64 tokens: its section on policies.
 //!
 //! # Definition
 //!
 //! Times are whole microseconds; a product with a ratio is rounded to the nearest, `floor(x + 0.5)`
-//! in `f64`. `plain(n)` is the predicted time of a step with the first `n` tokens of the prompts, in
-//! their order, beside all that decode, without what mixing costs on top; `alone(n)` the same with
-//! nobody who decodes; `mixed(n) = round(plain(n) * (1 + p))` with the believed penalty `p`;
+//! in `f64`. `plain(n)` is the predicted time of a step with the first `n` tokens of the prompts,
+//! in their order, beside all that decode, without what mixing costs on top; `alone(n)` the same
+//! with nobody who decodes; `mixed(n) = round(plain(n) * (1 + p))` with the believed penalty `p`;
 //! `decode = plain(0)`.
 //!
 //! `tpot` is the tightest target among those that decode (of each its own, or the policy's),
 //! `tau = round(mixed_step_ratio * tpot)`, `pace = round(pace_ratio * tpot)`. `todo` are the tokens
 //! of all prompts. `beside = min(todo, step's token limit - those that decode)`: what a mixed step
 //! may take; `most = min(todo, token limit)`: what a step of prompts alone may.
-//! `fit(limit, n, f)` is the largest of `0 ..= n` with `f <= limit`, by bisection: `n` if that fits,
-//! else `low = 0, high = n`, and while `high - low > 1` the middle `low + (high - low) / 2`.
+//! `fit(limit, n, f)` is the largest of `0 ..= n` with `f <= limit`, by bisection: `n` if that
+//! fits, else `low = 0, high = n`, and while `high - low > 1` the middle `low + (high - low) / 2`.
 //! `least = 64` tokens, or all there are.
 //!
 //! No prompts: decode, or idle. Prompts and nobody who decodes: `most`; with mode `chunk` at most
@@ -26,26 +26,27 @@
 //! `max(fit(idle_slice_max, most, alone), least)`.
 //!
 //! Both, `beside > 0`, and mode `fill`: mixed, `beside`. `chunk`: mixed, `chunk_tokens` less those
-//! that decode. `chunk_in_time`: mixed, `fit(tau, beside, mixed)`. Each at least `least` and at most
-//! `beside`; `beside = 0`: decode.
+//! that decode. `chunk_in_time`: mixed, `fit(tau, beside, mixed)`. Each at least `least` and at
+//! most `beside`; `beside = 0`: decode.
 //!
 //! Both, and mode `pause_or_mix`:
 //!
 //! 1. `chunk = fit(tau, beside, mixed)` and, for `decode > tpot` (the target is lost whatever is
-//!    done), `fit(decode + pause_max, beside, mixed)` instead. `slice = fit(pause_max, most, alone)`.
+//!    done), `fit(decode + pause_max, beside, mixed)` instead. `slice = fit(pause_max, most,
+//!    alone)`.
 //! 2. Mixed, `max(chunk, least)` up to `beside`, if `beside > 0` and one of these holds:
 //!    `chunk > 0` and tokens per extra microsecond are as many as alone, that is
-//!    `chunk * alone(slice) >= slice * (mixed(chunk) - decode)`; `decode > round(0.95 * pace)`; this
-//!    would be the `probe_every`th pause since a mixed step; 50 decode steps have gone by while a
-//!    prompt waited. (`beside = 0` and one of the last two: a pause of `least` tokens.)
+//!    `chunk * alone(slice) >= slice * (mixed(chunk) - decode)`; `decode > round(0.95 * pace)`;
+//!    this would be the `probe_every`th pause since a mixed step; 50 decode steps have gone by
+//!    while a prompt waited. (`beside = 0` and one of the last two: a pause of `least` tokens.)
 //! 3. Else `s = min(slack, pause_max - gap)`: the quantile of the residents' slack with what the
 //!    next decode step gains them ([`Residents::slack_us`]), and the time since their last token.
 //!    `n = fit(s, most, alone)` tokens alone if `n > 0` and either `s >= pause_min` or `n` ends the
 //!    first prompt.
 //! 4. Else a decode step.
 //!
-//! So those that decode wait at most `pause_max` and one step for a token, as predicted, and a prompt
-//! at most 50 decode steps for its next 64 tokens.
+//! So those that decode wait at most `pause_max` and one step for a token, as predicted, and a
+//! prompt at most 50 decode steps for its next 64 tokens.
 
 mod belief;
 mod choose;
@@ -107,7 +108,8 @@ pub struct StepPolicy {
     pub mixed_penalty_start: f64,
     /// Every so many slices are mixed all the same, to learn it.
     pub probe_every: u32,
-    /// Longest slice of a worker labelled decode that nobody runs at: it must soon hear of new ones.
+    /// Longest slice of a worker labelled decode that nobody runs at: it must soon hear of new
+    /// ones.
     pub idle_slice_max: Micros,
 }
 
@@ -164,8 +166,8 @@ pub enum StepChoice {
     Idle,
     /// All that run, one token each.
     Decode,
-    /// So many prompt tokens, in the order of the prompts, and nobody who runs: a pause if there are
-    /// such.
+    /// So many prompt tokens, in the order of the prompts, and nobody who runs: a pause if there
+    /// are such.
     Prefill(Tokens),
     /// Both.
     Mixed(Tokens),

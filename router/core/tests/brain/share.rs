@@ -161,8 +161,8 @@ proptest! {
     }
 }
 
-/// A server of one prompt at a time; tenant 1 floods it, tenant 2 asks every 400 ms for 40 ms of it.
-/// Returns how long each prompt of tenant 2 waits at most, and how many there were.
+/// A server of one prompt at a time; tenant 1 floods it, tenant 2 asks every 400 ms for 40 ms of
+/// it. Returns how long each prompt of tenant 2 waits at most, and how many there were.
 fn flooded(config: BrainConfig) -> (u64, usize) {
     let mut line = Line::new(config, 1);
     let mut arrivals: VecDeque<(u64, u64)> = VecDeque::new();

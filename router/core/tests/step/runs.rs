@@ -229,7 +229,8 @@ proptest! {
                 prop_assert!(waited <= bound, "{choice:?}: {waited:?} of {bound:?}");
             }
             if let (StepChoice::Prefill(tokens), true) = (choice, had_decodes) {
-                // The one pause without slack: prompts have no place in a step beside those that run.
+                // The one pause without slack: prompts have no place in a step beside those that
+                // run.
                 let is_forced = tokens.0 <= worker.tokens_max.min(64);
                 prop_assert!(took <= worker.policy.pause_max || is_forced);
             }

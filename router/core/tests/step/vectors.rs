@@ -1,5 +1,5 @@
-//! Known answers for Python's batcher: `tests/contract/step_vectors.json`. `DOPD_BLESS=1` writes the
-//! file anew.
+//! Known answers for Python's batcher: `tests/contract/step_vectors.json`. `DOPD_BLESS=1` writes
+//! the file anew.
 
 use std::path::PathBuf;
 

@@ -1,10 +1,11 @@
 //! Pages that a step needs: a sequence that outgrows its own takes free ones, and if there are too
 //! few somebody loses all of its pages (`closed` with PREEMPTED; the router computes it again).
 //!
-//! The rule, the same in Python's workers: of all seats whose pages come free at once (RESERVED, and
-//! RUN to GOING) the one with the greatest (priority, arrival at this worker) goes, be it the one in
-//! need. So the oldest of the most urgent always gets on, and whatever is done again was begun last.
-//! EXPOSED (its pages would be fenced), FROZEN and SENT (as good as gone) are never chosen.
+//! The rule, the same in Python's workers: of all seats whose pages come free at once (RESERVED,
+//! and RUN to GOING) the one with the greatest (priority, arrival at this worker) goes, be it the
+//! one in need. So the oldest of the most urgent always gets on, and whatever is done again was
+//! begun last. EXPOSED (its pages would be fenced), FROZEN and SENT (as good as gone) are never
+//! chosen.
 
 use dopd_core::units::Micros;
 use dopd_router::wire::worker::{CloseReason, KvScrub};
@@ -54,7 +55,8 @@ impl Seats {
         self.close(now, slot, CloseReason::Preempted, "its pages were needed");
     }
 
-    /// Whether a test may take this seat's pages: not while it waits for its transport or its router.
+    /// Whether a test may take this seat's pages: not while it waits for its transport or its
+    /// router.
     pub(super) fn is_preemptible(&self, slot: u32) -> bool {
         self.seat(slot)
             .is_some_and(|seat| !matches!(seat.phase, Phase::Frozen(_) | Phase::Sent(_)))

@@ -1,8 +1,8 @@
 //! The clock: takes what is next, tells the brain, does what it says.
 //!
 //! At one time things happen in this order: faults, arrivals, steps that end, hand-offs that land,
-//! commands, reports, sessions that are lost, timers of the brain; each kind in the order in which it was caused. So a run
-//! has one order, whatever computes it.
+//! commands, reports, sessions that are lost, timers of the brain; each kind in the order in which
+//! it was caused. So a run has one order, whatever computes it.
 
 mod act;
 mod faults;

@@ -1,7 +1,7 @@
 //! Another rate on the trace's own clock.
 //!
-//! Dividing the arrival times would speed drift up as well, and a policy that follows the load would
-//! look worse than it is. So every request is repeated instead (policy study, section 1).
+//! Dividing the arrival times would speed drift up as well, and a policy that follows the load
+//! would look worse than it is. So every request is repeated instead (policy study, section 1).
 
 use std::sync::Arc;
 
@@ -18,9 +18,9 @@ pub const SHIFT_MAX: Micros = Micros(2_000_000);
 pub const NEIGHBOURS: u64 = 50;
 
 /// The trace at `factor` times its rate: every request that many times (the rest of a fraction by
-/// chance), moved by up to [`SHIFT_MAX`], with the lengths of one of its [`NEIGHBOURS`]. Copies share
-/// prefixes only with copies of the same number. A factor of 1 changes nothing; one below 0 counts
-/// as 0, one above [`FACTOR_MAX`] as that.
+/// chance), moved by up to [`SHIFT_MAX`], with the lengths of one of its [`NEIGHBOURS`]. Copies
+/// share prefixes only with copies of the same number. A factor of 1 changes nothing; one below 0
+/// counts as 0, one above [`FACTOR_MAX`] as that.
 pub fn scale(trace: &Trace, factor: f64, seed: u64) -> Trace {
     let factor = factor.clamp(0.0, FACTOR_MAX);
     let mut made = trace.clone();

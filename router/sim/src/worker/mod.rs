@@ -294,8 +294,8 @@ impl Worker {
         self.outcome.pages_peak = self.outcome.pages_peak.max(self.pages_owned);
     }
 
-    /// Takes the pages of who came last, the lowest in priority first: of whoever needs some itself,
-    /// if it is that one. What only waits for its link or the router is spared.
+    /// Takes the pages of who came last, the lowest in priority first: of whoever needs some
+    /// itself, if it is that one. What only waits for its link or the router is spared.
     fn preempt(&mut self) {
         let seats = (0..).zip(&self.seats);
         let last = seats
