@@ -20,24 +20,24 @@ const NEWEST: usize = 64;
 pub(super) struct Labels {
     ids: HashMap<Box<str>, RequestId>,
     order: VecDeque<Box<str>>,
-    labels_max: usize,
+    most: usize,
 }
 
 impl Labels {
     /// So many at most; 0: none.
-    pub(super) fn new(labels_max: usize) -> Self {
+    pub(super) fn new(most: usize) -> Self {
         Self {
-            labels_max,
+            most,
             ..Self::default()
         }
     }
 
     pub(super) fn add(&mut self, label: &str, id: RequestId) {
-        if self.labels_max == 0 || self.ids.insert(label.into(), id).is_some() {
+        if self.most == 0 || self.ids.insert(label.into(), id).is_some() {
             return;
         }
         self.order.push_back(label.into());
-        if self.order.len() > self.labels_max
+        if self.order.len() > self.most
             && let Some(oldest) = self.order.pop_front()
         {
             self.ids.remove(&oldest);

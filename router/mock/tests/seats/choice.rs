@@ -125,7 +125,7 @@ fn residents_pause_for_a_long_prompt() {
     let more_us = report.decode_step_us - report.step_us;
     assert!((1..=2).contains(&more_us), "a token more of context each");
     run.open(12_000, 10, 0);
-    let (before, paused) = (run.now, report.steps_paused);
+    let (before, earlier) = (run.now, report.steps_paused);
     let (mut pauses, mut gap, mut last) = (0, 0, run.now);
     while run.seats.seat(30).is_some_and(|seat| !seat.is_prefilled()) {
         let report = run.step().expect("work");
@@ -145,7 +145,7 @@ fn residents_pause_for_a_long_prompt() {
         run.now.since(before)
     );
     let report = run.step().expect("work");
-    assert_eq!(report.steps_paused - paused, pauses);
+    assert_eq!(report.steps_paused - earlier, pauses);
     assert_eq!(report.preempted, 0);
 }
 
