@@ -10,6 +10,7 @@ use super::{
     workers::Task,
 };
 use crate::{
+    fleet::Role,
     request::RejectReason,
     units::{Micros, Tokens},
 };
@@ -102,7 +103,7 @@ impl Brain {
     }
 
     /// Sequences that made their first tokens where their prompt was computed go on to a decode
-    /// worker once one has room.
+    /// worker once one has room; where that worker is itself labelled anew, they have arrived.
     fn move_on(&mut self) {
         let leaving: Vec<usize> = self.leaving.iter().copied().take(LEAVING_LOOKED).collect();
         for key in leaving {
@@ -112,6 +113,11 @@ impl Brain {
                 self.leaving.remove(&key);
                 continue;
             };
+            let here = self.workers.get(cur.worker).map(|worker| worker.role);
+            if here != Some(Role::Prefill) {
+                self.leaving.remove(&key);
+                continue;
+            }
             let Some(sequence) = self.sequences.get(key) else {
                 continue;
             };

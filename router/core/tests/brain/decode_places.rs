@@ -11,7 +11,7 @@ use dopd_core::{
     brain::Brain,
     cost::{StepShape, Timings},
     event::{CloseReason, Event, StepReport},
-    fleet::Role::{Decode, Prefill},
+    fleet::Role::{self, Decode, Mixed, Prefill},
     ids::{RequestId, SlotId},
     policy::{Bind, PlaceBy, PolicyConfig, Steal},
     request::Slo,
@@ -20,7 +20,7 @@ use dopd_core::{
 use proptest::{prelude::*, test_runner::Config};
 
 use crate::support::{
-    closed,
+    closed, joined,
     policy::{arrive, computes, fleet, gpu, opens, policy, step, tell},
     report, request,
 };
@@ -382,4 +382,37 @@ fn what_is_kept_moves_on_once_there_is_a_place() {
     };
     let opened = opens(&tell(&mut brain, 3, freed));
     assert_eq!(opened.first(), Some(&(2, 2, OpenKind::Import)));
+}
+
+/// A report of the first worker, which is labelled anew; `tokens` of slot 0.
+fn relabelled(role: Role, tokens: u32) -> StepReport {
+    let tokens = (tokens > 0).then_some((SlotId(0), Tokens(tokens)));
+    StepReport {
+        role_epoch: 1,
+        tokens: tokens.into_iter().collect(),
+        ..report(1, role)
+    }
+}
+
+#[test]
+fn what_leaves_a_worker_that_is_labelled_anew_stays() {
+    let no_gate = PolicyConfig {
+        gate: false,
+        steal: Steal::Never,
+        ..policy()
+    };
+    for role in [Decode, Mixed] {
+        // The label comes with the first token, or while it waits for a place.
+        let mut brain = fleet(no_gate.clone(), &pair());
+        assert_eq!(computes(&arrive(&mut brain, 0, 1, 1_000)), [(1, 1)]);
+        assert_eq!(opens(&tell(&mut brain, 1, relabelled(role, 1))), []);
+
+        let mut brain = fleet(no_gate.clone(), &[gpu(Prefill, 400_000)]);
+        assert_eq!(computes(&arrive(&mut brain, 0, 1, 1_000)), [(1, 1)]);
+        assert_eq!(opens(&tell(&mut brain, 1, step(1, Prefill, &[0], &[]))), []);
+        assert_eq!(opens(&tell(&mut brain, 2, relabelled(role, 0))), []);
+        // It has arrived: a worker that comes later does not get it.
+        let joins = brain.handle(Micros(3), joined(2, gpu(Decode, 40_000)));
+        assert_eq!(opens(&joins), []);
+    }
 }

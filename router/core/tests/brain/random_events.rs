@@ -371,6 +371,28 @@ proptest! {
     }
 }
 
+/// Policy, slack of hand-offs in ms, roles, and the kind, a and b of each op.
+type Seed = (usize, u64, &'static [u8], &'static [(u8, u8, u8)]);
+
+/// Runs that failed once, cut down to what they need.
+const SEEDS: &[Seed] = &[
+    // A worker labelled anew was the place for what was to leave it.
+    (
+        5,
+        0,
+        &[0, 4, 5],
+        &[(0, 0, 2), (33, 0, 41), (39, 1, 1), (0, 108, 0), (0, 0, 0)],
+    ),
+];
+
+#[test]
+fn rules_hold_in_runs_that_broke_them_once() {
+    for &(policy, slack_ms, roles, ops) in SEEDS {
+        let ops: Vec<Op> = ops.iter().map(|&(kind, a, b)| Op { kind, a, b }).collect();
+        run(under(policy, slack_ms), roles, &ops, Faults::All);
+    }
+}
+
 /// The runs above are worth something only if they come to every kind of decision.
 #[test]
 fn random_runs_come_to_every_kind_of_decision() {

@@ -78,6 +78,8 @@ impl Fleet {
         );
         let stream = self.streams.get_mut(&sequence).expect("known");
         assert_eq!(stream.outcome, None, "open after the end");
+        let is_there = stream.cur.is_some_and(|cur| cur.session == seat.session);
+        assert!(!is_there, "a second seat where it has one");
         if stream.cur.is_none() {
             stream.placed_at = stream.have;
         }
