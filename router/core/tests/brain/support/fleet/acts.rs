@@ -48,7 +48,8 @@ impl Fleet {
                     "the tail lacks tokens that were delivered"
                 );
                 stream.have = made;
-                stream.cur = Some(seat);
+                // One that ended in the same report computes nothing any more.
+                stream.cur = self.seats.contains_key(&seat).then_some(seat);
                 stream.sending = None;
                 if view.is_finished {
                     stream.outcome = Some(Outcome::Finished);
