@@ -143,7 +143,7 @@ pub struct PolicyConfig {
     /// Prompts looked at.
     pub steal_scan: u32,
     /// A worker labelled prefill keeps a sequence for which no decode worker has a place, until one
-    /// has.
+    /// has; only while another takes prompts within `steal_wait_ratio` of the target.
     pub keep: bool,
     /// While its own decode step stays below this part of the target.
     pub keep_step_ratio: f64,

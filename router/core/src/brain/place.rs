@@ -313,12 +313,12 @@ impl Choice<'_> {
         ratio > 0.0 && exposed > ratio_of(self.need.tpot, ratio)
     }
 
-    /// All decode workers are full: a prefill worker may keep a sequence while its own step stays
-    /// short, and enough of its pool stays for prompts that leave again.
+    /// All decode workers are full: a prefill worker may keep a sequence while prompts find another,
+    /// its own step stays short, and enough of its pool stays for prompts that leave again.
     fn may_keep(&self, worker: &Worker) -> Result<(), Verdict> {
         let pages = worker.pages_with(&self.need.ask, Stay::Here);
         let pool = u64::from(worker.facts.pages_total.0);
-        if !self.rules.keep {
+        if !self.rules.keep || !self.has_other(worker) {
             Err(Verdict::Gate)
         } else if pages * 100 > pool * u64::from(self.keep_pool_percent) {
             Err(Verdict::Kv)
@@ -327,6 +327,18 @@ impl Choice<'_> {
         } else {
             Ok(())
         }
+    }
+
+    /// Another worker takes prompts soon, or there is no other. One sequence that decodes costs a
+    /// worker more than a quarter of its time for prompts: while all are busy it is cheaper to wait
+    /// for a place.
+    fn has_other(&self, worker: &Worker) -> bool {
+        let soon = ratio_of(self.rules.ttft, self.rules.steal_wait_ratio);
+        let mut others = self.workers.roomiest(Group::Prompts).take(LOOKED);
+        self.workers.totals(Group::Prompts).workers <= 1
+            || others.any(|(_, other)| {
+                other.session != worker.session && other.finish_us(Tokens(1)) <= soon
+            })
     }
 }
 

@@ -235,6 +235,29 @@ fn a_prefill_worker_keeps_what_finds_no_place_while_its_own_step_is_short() {
 }
 
 #[test]
+fn nothing_is_kept_while_all_prefill_workers_are_busy() {
+    let rules = PolicyConfig {
+        steal: Steal::Never,
+        ..policy()
+    };
+    let kept = |pool: u32, first: u32| {
+        let workers = [
+            gpu(Prefill, 400_000),
+            gpu(Prefill, 400_000),
+            gpu(Decode, pool),
+        ];
+        let mut brain = fleet(rules.clone(), &workers);
+        // The first worker computes it; its place fills the decode worker.
+        arrive(&mut brain, 0, 1, first);
+        opens(&arrive(&mut brain, 2, 2, 100))
+    };
+    // For about 1.5 s, a quarter of the target is 0.5 s.
+    assert_eq!(kept(40_000, 38_000), []);
+    // For about 0.1 s.
+    assert_eq!(kept(4_000, 3_800), [(2, 2, OpenKind::Compute)]);
+}
+
+#[test]
 fn a_full_decode_worker_is_one_whose_pool_or_step_is() {
     let base = PolicyConfig {
         bind: Bind::Early,
