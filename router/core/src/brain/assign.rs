@@ -56,19 +56,16 @@ impl Brain {
                 self.end(key, Some((why, Micros(0))));
                 continue;
             }
-            let need = self.need(sequence);
-            let anybody = Need {
-                risk: Risk::None,
-                ..need
-            };
+            let mut need = self.need(sequence);
+            let prefill = need.prefill;
             let mut considered = self.considered();
-            if let Some(place) = self.choice(key, need).choose(&mut considered) {
+            if let Some(place) = self.choice(key, &need).choose(&mut considered) {
                 self.note_place(key, place, &considered);
-                self.put(key, place, need);
+                self.put(key, place, prefill);
                 continue;
             }
-            let is_risk = need.risk != Risk::None
-                && self.choice(key, anybody).choose(&mut considered).is_some();
+            let is_risk = std::mem::replace(&mut need.risk, Risk::None) != Risk::None
+                && self.choice(key, &need).choose(&mut considered).is_some();
             self.note(key, Chosen::Wait, &considered);
             if !is_risk {
                 return;
@@ -79,7 +76,7 @@ impl Brain {
     }
 
     /// It goes there.
-    fn put(&mut self, key: usize, place: Place, need: Need) {
+    fn put(&mut self, key: usize, place: Place, prefill: Tokens) {
         let policy = &self.config.policy;
         let leaves = if policy.gate && policy.linger_ratio > 0.0 {
             policy.linger_tokens
@@ -96,7 +93,7 @@ impl Brain {
             Place::Pair { prefill, decode } => (prefill, Some(decode)),
         };
         self.workers.taken(worker, Task::Prompts);
-        self.workers.pulled(worker, need.prefill);
+        self.workers.pulled(worker, prefill);
         if let Some(to) = to {
             self.workers.taken(to, Task::Imports);
         }
@@ -121,7 +118,8 @@ impl Brain {
             let Some(sequence) = self.sequences.get(key) else {
                 continue;
             };
-            let choice = self.choice(key, self.need(sequence));
+            let need = self.need(sequence);
+            let choice = self.choice(key, &need);
             let shut = self.pairs.shut(cur.worker);
             let mut considered = self.considered();
             let Some(to) = choice.decode_place(Some((cur.worker, shut)), &mut considered) else {
@@ -143,7 +141,7 @@ impl Brain {
     }
 
     /// What a sequence needs of a worker.
-    pub(super) fn need(&self, sequence: &Sequence) -> Need {
+    pub(super) fn need(&self, sequence: &Sequence) -> Need<'_> {
         Need {
             ask: self.ask(sequence),
             prefill: sequence.to_prefill(),
@@ -153,7 +151,7 @@ impl Brain {
         }
     }
 
-    pub(super) fn choice(&self, key: usize, need: Need) -> Choice<'_> {
+    pub(super) fn choice<'a>(&'a self, key: usize, need: &'a Need<'a>) -> Choice<'a> {
         let marks = self.sequences.get(key).map(|sequence| &*sequence.prefix);
         Choice {
             workers: &self.workers,

@@ -40,6 +40,8 @@ fn prior(tokens: f64) -> f64 {
 #[derive(Debug)]
 pub(super) struct Lengths {
     edges: [u32; BUCKETS + 1],
+    /// Part of those that reach a range that goes beyond it, by the prior.
+    expected: [f64; BUCKETS],
     /// Who ended within the range, who went beyond.
     ended: [f64; BUCKETS],
     passed: [f64; BUCKETS],
@@ -61,8 +63,14 @@ impl Lengths {
             *at = libm::ceil(edge) as u32;
             edge *= EDGE_RATIO;
         }
+        let mut expected = [0.0; BUCKETS];
+        for (bucket, part) in expected.iter_mut().enumerate() {
+            let [from, to] = [edges[bucket], edges[bucket + 1]];
+            *part = prior(f64::from(to)) / prior(f64::from(from));
+        }
         let mut lengths = Self {
             edges,
+            expected,
             ended: [0.0; BUCKETS],
             passed: [0.0; BUCKETS],
             alive: [1.0; BUCKETS + 1],
@@ -117,9 +125,7 @@ impl Lengths {
     /// Survival, from a range on that has changed.
     fn count(&mut self, first: usize) {
         for bucket in first..BUCKETS {
-            let [from, to] = [self.edges[bucket], self.edges[bucket + 1]];
-            let expected = prior(f64::from(to)) / prior(f64::from(from));
-            let beyond = self.passed[bucket] + PRIOR_WEIGHT * expected;
+            let beyond = self.passed[bucket] + PRIOR_WEIGHT * self.expected[bucket];
             let all = self.passed[bucket] + self.ended[bucket] + PRIOR_WEIGHT;
             self.alive[bucket + 1] = self.alive[bucket] * beyond / all;
         }
@@ -137,7 +143,7 @@ impl Lengths {
         let whole = self.longer(made.0, &mut bucket);
         further.map(|more| {
             let part = self.longer(made.0.saturating_add(more), &mut bucket) / whole;
-            libm::fmin(part, 1.0)
+            if part < 1.0 { part } else { 1.0 }
         })
     }
 

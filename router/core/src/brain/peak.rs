@@ -18,6 +18,8 @@
 //! z = 2.33 one in a hundred peaks is higher. Then a worker has no page for a token, preempts a
 //! sequence, and it is computed again (`replay`).
 
+use std::cell::OnceCell;
+
 use super::lengths::Lengths;
 use crate::units::{Pages, Tokens};
 
@@ -131,7 +133,9 @@ impl Curve {
     reason = "a float cast stops at the ends of u32; tokens of a pool are exact in f64"
 )]
 fn share(most: u64, part: f64) -> u32 {
-    libm::ceil(most as f64 * part) as u32
+    let exact = most as f64 * part;
+    let whole = exact as u32;
+    whole.saturating_add(u32::from(f64::from(whole) < exact))
 }
 
 /// Pages that a seat is promised.
@@ -145,13 +149,17 @@ pub(super) enum Claim {
     Grows(Curve),
 }
 
-/// What a sequence asks of a pool.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Ask {
-    pub(super) shape: Shape,
-    /// Where it computes its prompt, and where its KV comes from elsewhere; `None`: it is promised
-    /// pages for its longest answer.
-    curves: Option<[Curve; 2]>,
+/// What a sequence asks of a pool. Most look at no pool, or at one: curves are drawn when one is
+/// asked about.
+#[derive(Clone, Debug)]
+pub(super) struct Ask<'a> {
+    shape: Shape,
+    page_size: u32,
+    /// `None`: it is promised pages for its longest answer.
+    lengths: Option<&'a Lengths>,
+    parts: OnceCell<[f64; GRID]>,
+    /// Where it computes its prompt, and where its KV comes from elsewhere.
+    curves: [OnceCell<Curve>; 2],
 }
 
 /// What a seat is for.
@@ -165,19 +173,15 @@ pub(super) enum Stay {
     Import,
 }
 
-impl Ask {
+impl<'a> Ask<'a> {
     /// `is_whole`: pages for its longest answer.
-    pub(super) fn new(shape: Shape, is_whole: bool, page_size: u32, lengths: &Lengths) -> Self {
-        let curves = || {
-            let parts = shape.parts(lengths);
-            [false, true].map(|is_import| {
-                let pages = shape.opened(is_import).pages(page_size.max(1));
-                Curve::new(shape, pages, page_size, &parts)
-            })
-        };
+    pub(super) fn new(shape: Shape, is_whole: bool, page_size: u32, lengths: &'a Lengths) -> Self {
         Self {
             shape,
-            curves: (!is_whole).then(curves),
+            page_size,
+            lengths: (!is_whole).then_some(lengths),
+            parts: OnceCell::new(),
+            curves: [const { OnceCell::new() }; 2],
         }
     }
 
@@ -190,18 +194,23 @@ impl Ask {
     pub(super) fn claim(&self, stay: Stay, page_size: u32) -> Claim {
         let page_size = page_size.max(1);
         let opened = self.shape.opened(stay == Stay::Import).pages(page_size);
-        let Some([here, import]) = self.curves else {
+        let Some(lengths) = self.lengths else {
             return Claim::Fixed(self.shape.len().pages(page_size));
         };
-        let curve = match stay {
+        let is_import = match stay {
             Stay::Passing => return Claim::Passing(opened, self.shape),
-            Stay::Here => here,
-            Stay::Import => import,
+            Stay::Here => false,
+            Stay::Import => true,
         };
+        let curve = self.curves[usize::from(is_import)].get_or_init(|| {
+            let pages = self.shape.opened(is_import).pages(self.page_size.max(1));
+            let parts = self.parts.get_or_init(|| self.shape.parts(lengths));
+            Curve::new(self.shape, pages, self.page_size, parts)
+        });
         Claim::Grows(Curve {
             page_size,
             pages: opened,
-            ..curve
+            ..*curve
         })
     }
 }
@@ -279,7 +288,9 @@ impl Peak {
 )]
 fn need([mean, variance, most]: [u64; 3], z: f64) -> u64 {
     // IEEE 754 says what a root is to the last bit.
-    let above = libm::ceil(z * (variance as f64).sqrt()) as u64;
+    let exact = z * (variance as f64).sqrt();
+    let whole = exact as u64;
+    let above = whole.saturating_add(u64::from((whole as f64) < exact));
     mean.saturating_add(above).min(most)
 }
 

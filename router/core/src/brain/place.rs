@@ -47,10 +47,10 @@ pub(super) enum Place {
 }
 
 /// What is to be placed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Need {
+#[derive(Clone, Debug)]
+pub(super) struct Need<'a> {
     /// Pages, now and later.
-    pub(super) ask: Ask,
+    pub(super) ask: Ask<'a>,
     /// Tokens to compute before the next answer token.
     pub(super) prefill: Tokens,
     /// Answer tokens that may still be made.
@@ -60,7 +60,7 @@ pub(super) struct Need {
     pub(super) risk: Risk,
 }
 
-impl Need {
+impl Need<'_> {
     /// Tokens of KV with which it begins to decode.
     pub(super) fn kv(&self) -> u64 {
         u64::from(self.prefill.0)
@@ -75,7 +75,7 @@ pub(super) struct Choice<'a> {
     pub(super) prefixes: &'a Prefixes,
     pub(super) rules: &'a PolicyConfig,
     pub(super) keep_pool_percent: u32,
-    pub(super) need: Need,
+    pub(super) need: &'a Need<'a>,
     pub(super) marks: &'a [PrefixMark],
     /// Where another choice of the request computes the same prompt. It goes there if there is
     /// room, however much that worker has before it: only what follows the shared pages is added.
@@ -221,7 +221,7 @@ impl Choice<'_> {
         }
         if worker.role != Role::Prefill || !self.wants_pair() {
             let decodes = self.need.answer_left > Tokens(1);
-            return match worker.fits(&self.need).err().filter(|_| decodes) {
+            return match worker.fits(self.need).err().filter(|_| decodes) {
                 Some(why) => {
                     looked(why);
                     Look::No
@@ -285,7 +285,7 @@ impl Choice<'_> {
             let verdict = if is_cut {
                 Err(Verdict::Breaker)
             } else {
-                worker.fits(&self.need)
+                worker.fits(self.need)
             };
             let score = i64::try_from(worker.import_score()).unwrap_or(i64::MAX);
             let word = verdict.err().unwrap_or(Verdict::Worse);

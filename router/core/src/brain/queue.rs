@@ -164,6 +164,9 @@ pub(super) struct WaitQueue {
     guard: Guard,
     tokens: u64,
     work_us: u64,
+    /// How many wait in each lane, in time and late: most parts are empty, and asked about at every
+    /// event.
+    counts: [[usize; 2]; LANES.len()],
     demotes: bool,
     /// Who stepped behind at this event.
     demoted: Vec<usize>,
@@ -180,6 +183,7 @@ impl WaitQueue {
             guard: Guard::new(policy),
             tokens: 0,
             work_us: 0,
+            counts: [[0; 2]; LANES.len()],
             demotes: policy.demote,
             demoted: Vec::new(),
             now: Micros(0),
@@ -202,6 +206,7 @@ impl WaitQueue {
         }
         let spot = Spot::of(key, false);
         self.items.insert(spot, item);
+        *self.count(spot.class) += 1;
         self.tokens = self.tokens.saturating_add(u64::from(item.tokens.0));
         self.work_us = self.work_us.saturating_add(item.prefill.0);
         self.refresh(spot.class, key.account);
@@ -212,6 +217,7 @@ impl WaitQueue {
             return;
         };
         self.items.remove(&spot);
+        *self.count(spot.class) -= 1;
         let is_late = spot.class.is_late;
         self.share
             .waits_no_longer(key.account, item.tokens, is_late);
@@ -219,6 +225,11 @@ impl WaitQueue {
         self.tokens = self.tokens.saturating_sub(u64::from(item.tokens.0));
         self.work_us = self.work_us.saturating_sub(item.prefill.0);
         self.refresh(spot.class, key.account);
+    }
+
+    /// How many wait where those of this class do.
+    const fn count(&mut self, class: Class) -> &mut usize {
+        &mut self.counts[class.lane as usize][class.is_late as usize]
     }
 
     fn find(&self, key: QueueKey) -> Option<(Spot, Item)> {
@@ -284,6 +295,9 @@ impl WaitQueue {
 
     /// The first head from this class on, of the same lane and lateness.
     fn head(&mut self, from: Class) -> Option<Head> {
+        if *self.count(from) == 0 {
+            return None;
+        }
         loop {
             let head = *self.heads.range(Head::least(from)..).next()?;
             if (head.class.lane, head.class.is_late) != (from.lane, from.is_late) {
@@ -319,6 +333,8 @@ impl WaitQueue {
         };
         if let Some(item) = self.items.remove(&spot) {
             self.items.insert(late, item);
+            *self.count(spot.class) -= 1;
+            *self.count(late.class) += 1;
             self.share.is_late(spot.account);
             self.demoted.push(item.sequence);
             self.refresh(spot.class, spot.account);

@@ -17,12 +17,13 @@ use crate::{
 impl Brain {
     pub(super) fn plan(&mut self, key: usize, worker: usize, stay: Stay) -> Option<Seat> {
         let sequence = self.sequences.get(key)?;
-        let (ask, prompt, to_prefill) =
-            (self.ask(sequence), sequence.prompt, sequence.to_prefill());
+        let (prompt, to_prefill) = (sequence.prompt, sequence.to_prefill());
         // A worker that computes the prompt for another choice shares its full pages.
         let is_shared = stay != Stay::Import && self.siblings(key).any(|at| at == worker);
-        let choice = self.choice(key, self.need(sequence));
-        let left = choice.left_at(self.workers.get(worker)?);
+        let need = self.need(sequence);
+        let at = self.workers.get(worker)?;
+        let left = self.choice(key, &need).left_at(at);
+        let claim = need.ask.claim(stay, at.facts.page_size);
         let (tpot, now) = (sequence.tpot, self.now);
         let slot = self.workers.update(worker, |worker| {
             let shared = worker.shareable(prompt);
@@ -32,7 +33,6 @@ impl Brain {
                 _ => Some(to_prefill),
             };
             let work = prefill.map(|prefill| worker.prompt_us(prefill.min(left)));
-            let claim = ask.claim(stay, worker.facts.page_size);
             let slot = worker.slots.plan(key, claim, prefill);
             let resident = Resident {
                 tpot,
@@ -50,7 +50,7 @@ impl Brain {
 
     /// What a sequence asks of a pool: pages for its longest answer if the policy says so, as long
     /// as lengths are not known, and after too many preemptions.
-    pub(super) fn ask(&self, sequence: &Sequence) -> Ask {
+    pub(super) fn ask(&self, sequence: &Sequence) -> Ask<'_> {
         let is_whole = self.config.policy.reserve == Reserve::MaxTokens
             || !self.lengths.is_known()
             || sequence.preemptions >= PREEMPTIONS_MAX;

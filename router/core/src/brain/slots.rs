@@ -150,6 +150,7 @@ impl Slots {
             is_compute,
         };
         self.promise(&claim);
+        self.count(&claim);
         self.seats_used += 1;
         self.prefill_planned += u64::from(prefill.0);
         if let Some(id) = self.free.pop() {
@@ -249,6 +250,7 @@ impl Slots {
         slot.state = SlotState::Free;
         let claim = slot.claim;
         self.take_back(&claim);
+        self.count(&claim);
         self.seats_used -= 1;
         self.free.push(id);
     }
@@ -257,10 +259,7 @@ impl Slots {
         self.held += u64::from(claim.pages().0);
         match claim {
             Claim::Fixed(pages) | Claim::Passing(pages, _) => self.fixed += u64::from(pages.0),
-            Claim::Grows(curve) => {
-                self.peak.add(curve);
-                self.peak_pages = self.peak.pages(self.peak_z, self.page_size);
-            }
+            Claim::Grows(curve) => self.peak.add(curve),
         }
     }
 
@@ -268,10 +267,14 @@ impl Slots {
         self.held -= u64::from(claim.pages().0);
         match claim {
             Claim::Fixed(pages) | Claim::Passing(pages, _) => self.fixed -= u64::from(pages.0),
-            Claim::Grows(curve) => {
-                self.peak.remove(curve);
-                self.peak_pages = self.peak.pages(self.peak_z, self.page_size);
-            }
+            Claim::Grows(curve) => self.peak.remove(curve),
+        }
+    }
+
+    /// The peak is as the claims that were promised or taken back; `claim`: one of them.
+    fn count(&mut self, claim: &Claim) {
+        if matches!(claim, Claim::Grows(_)) {
+            self.peak_pages = self.peak.pages(self.peak_z, self.page_size);
         }
     }
 
@@ -285,6 +288,7 @@ impl Slots {
         if let Some((old, new)) = grown {
             self.take_back(&old);
             self.promise(&new);
+            self.count(&new);
             self.rows[id.0 as usize].claim = new;
         }
     }

@@ -111,7 +111,7 @@ impl Brain {
         };
         let need = self.need(sequence);
         let takes = ratio_of(
-            worker.prompt_us(self.choice(waits, need).left_at(worker)),
+            worker.prompt_us(self.choice(waits, &need).left_at(worker)),
             slow,
         );
         let mut verdict = worker.fits(&need);
@@ -132,7 +132,7 @@ impl Brain {
     }
 
     /// The worker is done by then; or nobody would be, and no other has anything better to do.
-    fn is_in_time(&self, worker: &Worker, need: &Need, due: Micros, takes: Micros) -> bool {
+    fn is_in_time(&self, worker: &Worker, need: &Need<'_>, due: Micros, takes: Micros) -> bool {
         let is_late = self.now.plus(worker.prompt_us(need.prefill)) > due;
         let is_free = worker.residents.running() == 0;
         let is_alone = self.workers.totals(Group::Prompts).workers == 0;

@@ -198,12 +198,12 @@ impl Worker {
     }
 
     /// A sequence finds room now, and for the time that it stays.
-    pub(super) fn has_room(&self, ask: &Ask, stay: Stay) -> bool {
+    pub(super) fn has_room(&self, ask: &Ask<'_>, stay: Stay) -> bool {
         ask.len() <= self.len_max() && self.pages_with(ask, stay) <= self.pages_ours()
     }
 
     /// Pages that would be promised here with one more sequence.
-    pub(super) fn pages_with(&self, ask: &Ask, stay: Stay) -> u64 {
+    pub(super) fn pages_with(&self, ask: &Ask<'_>, stay: Stay) -> u64 {
         let claim = ask.claim(stay, self.facts.page_size);
         self.slots.pages_with(&claim)
     }
@@ -220,7 +220,7 @@ impl Worker {
     }
 
     /// A sequence of this length can be given to it now.
-    pub(super) fn can_take(&self, ask: &Ask, stay: Stay) -> bool {
+    pub(super) fn can_take(&self, ask: &Ask<'_>, stay: Stay) -> bool {
         self.is_asked() && self.has_room(ask, stay)
     }
 

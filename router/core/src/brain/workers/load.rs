@@ -137,7 +137,7 @@ impl Worker {
     }
 
     /// Whether a sequence can decode here, and if not, why.
-    pub(in crate::brain) fn fits(&self, need: &Need) -> Result<(), Verdict> {
+    pub(in crate::brain) fn fits(&self, need: &Need<'_>) -> Result<(), Verdict> {
         if need.ask.len() > self.len_max() {
             return Err(Verdict::TooLong);
         }
