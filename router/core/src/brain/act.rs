@@ -130,10 +130,8 @@ impl Brain {
             self.leaving.insert(key);
         }
         let is_shipping = sequence.phase.kind() == PhaseKind::Shipping;
-        self.lengths.grows(&mut sequence.range, sequence.answer);
-        let made = sequence.answer;
         self.trial_over(key);
-        self.workers.grew(cur.worker, cur.slot, made, &self.lengths);
+        self.grew(key, cur);
         let worker = self.workers.get(cur.worker)?;
         let is_probe = worker.probe == Some(cur.slot);
         let is_first = worker.slots.is_prefilling(cur.slot);
@@ -156,10 +154,9 @@ impl Brain {
         self.answers(key, tokens);
         let sequence = self.sequences.get_mut(key)?;
         sequence.answer = pos;
-        self.lengths.grows(&mut sequence.range, pos);
         sequence.first.get_or_insert(self.now);
         let id = sequence.id;
-        self.workers.grew(nxt.worker, nxt.slot, pos, &self.lengths);
+        self.grew(key, nxt);
         let worker = self.workers.get(nxt.worker)?.session;
         self.note_plain(key, Chosen::Switch { worker });
         self.trial_over(key);

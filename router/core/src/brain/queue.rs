@@ -365,6 +365,9 @@ impl WaitQueue {
     }
 
     fn first_of(&mut self, lane: Lane) -> Option<usize> {
+        if self.counts[lane as usize] == [0, 0] {
+            return None;
+        }
         if lane == Lane::Fresh
             && let Some((_, item)) = self.owed()
         {

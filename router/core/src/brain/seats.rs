@@ -58,6 +58,18 @@ impl Brain {
         Ask::new(sequence.shape(), is_whole, page_size, &self.lengths)
     }
 
+    /// The answer of a sequence has tokens more: lengths are learnt of it, and its seat may have
+    /// begun a page. Without the policy's promise of pages by lengths nobody asks for either.
+    pub(super) fn grew(&mut self, key: usize, seat: Seat) {
+        let has_promises = self.config.policy.reserve == Reserve::FuturePeak;
+        if let Some(sequence) = self.sequences.get_mut(key).filter(|_| has_promises) {
+            let made = sequence.answer;
+            self.lengths.grows(&mut sequence.range, made);
+            self.workers
+                .grew(seat.worker, seat.slot, made, &self.lengths);
+        }
+    }
+
     /// An answer ends by itself, unless it is at its limit.
     pub(super) fn learn_length(&mut self, key: usize) {
         match self.sequences.get(key) {

@@ -73,6 +73,9 @@ pub(super) struct Worker {
     pub(super) residents: Residents,
     /// What its steps taught.
     pub(super) learned: Learned,
+    /// By what was learnt last: a prompt of [`load::PROMPT`], and a step of one sequence.
+    prompt_us: Micros,
+    step_alone_us: Micros,
     /// When its prompts are computed, as predicted.
     busy_until: Micros,
     /// Prompt tokens that it was given in the event at hand.
@@ -109,7 +112,7 @@ impl Worker {
         rules: Arc<PolicyConfig>,
     ) -> Self {
         let page_size = facts.page_size;
-        Self {
+        let mut worker = Self {
             breaker,
             is_limited: false,
             probe: None,
@@ -128,12 +131,16 @@ impl Worker {
             unseen: [0; 2],
             residents: Residents::default(),
             learned: Learned::default(),
+            prompt_us: Micros(0),
+            step_alone_us: Micros(0),
             busy_until: Micros(0),
             pull: None,
             rules,
             keys: Keys::default(),
             is_stale: false,
-        }
+        };
+        worker.predict();
+        worker
     }
 
     /// Longest sequence, prompt and answer, that an empty worker of this kind holds.

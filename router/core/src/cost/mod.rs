@@ -152,5 +152,8 @@ impl Default for Timings {
 )]
 fn whole_us(us: f64) -> u64 {
     const LARGEST: f64 = 9_007_199_254_740_992.0;
-    libm::round(us).clamp(0.0, LARGEST) as u64
+    let us = us.clamp(0.0, LARGEST);
+    let whole = us as u64;
+    // The difference is exact below 2^53.
+    whole + u64::from(us - whole as f64 >= 0.5)
 }

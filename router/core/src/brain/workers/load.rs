@@ -24,7 +24,16 @@ const SLOW_IDLE: f64 = 1.3;
 /// Of a prompt between decode steps: what its slices cost besides.
 const SLOW_PAUSES: f64 = 1.15;
 
+/// A prompt by which workers are compared before the one at hand is known.
+const PROMPT: Tokens = Tokens(512);
+
 impl Worker {
+    /// What is asked again and again until more is learnt.
+    pub(super) fn predict(&mut self) {
+        self.prompt_us = self.prompt_us(PROMPT);
+        self.step_alone_us = self.learned.decode_us(&self.facts.timings, 1, 0);
+    }
+
     /// A seat was planned.
     pub(in crate::brain) fn moves_in(&mut self, slot: SlotId, resident: Resident, now: Micros) {
         self.residents.add(slot, resident);
@@ -57,8 +66,7 @@ impl Worker {
     /// Time per token that its steps are held to: the tightest target of those that decode here
     /// and of a newcomer.
     pub(in crate::brain) fn target(&self, newcomer: Micros) -> Micros {
-        let alone = self.learned.decode_us(&self.facts.timings, 1, 0);
-        let floor = Micros(alone.0.saturating_mul(STEP_ALONE_RATIO));
+        let floor = Micros(self.step_alone_us.0.saturating_mul(STEP_ALONE_RATIO));
         let tightest = self.residents.tightest().unwrap_or(newcomer);
         tightest.min(newcomer).max(floor)
     }
@@ -132,8 +140,12 @@ impl Worker {
 
     /// Predicted time from now to the end of such a prompt, if it is bound now.
     pub(in crate::brain) fn finish_us(&self, tokens: Tokens) -> Micros {
-        let alone = self.work_us().plus(self.prompt_us(tokens));
-        ratio_of(alone, self.slow_or_max())
+        self.finish_us_of(self.prompt_us(tokens))
+    }
+
+    /// The same of a prompt that takes so long alone.
+    pub(in crate::brain) fn finish_us_of(&self, alone: Micros) -> Micros {
+        ratio_of(self.work_us().plus(alone), self.slow_or_max())
     }
 
     /// Whether a sequence can decode here, and if not, why.

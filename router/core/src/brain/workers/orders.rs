@@ -11,9 +11,6 @@ use crate::{
     units::{Micros, Tokens},
 };
 
-/// A prompt by which workers are compared before the one at hand is known.
-const PROMPT: Tokens = Tokens(512);
-
 /// Predicted times closer than this are equal: an idle fleet takes turns by load.
 const SCORE_US: u64 = 4_096;
 
@@ -76,7 +73,7 @@ impl Worker {
             due,
             imports: (self.role == Role::Decode && is_open).then(|| self.import_score()),
             room: Some((group, Reverse(self.pages_room()))),
-            idle: is_idle.then(|| self.prompt_us(PROMPT).0 / SCORE_US),
+            idle: is_idle.then_some(self.prompt_us.0 / SCORE_US),
         }
     }
 
@@ -128,7 +125,7 @@ impl Worker {
             (Bind::Early, PlaceBy::RoundRobin) => return (0, 0, 0),
             (Bind::Early, PlaceBy::FewestSequences) => u64::from(self.slots.seats_used()),
             (Bind::Early, PlaceBy::LeastTokens) if self.role == Role::Mixed => self.tokens_score(),
-            _ => self.finish_us(PROMPT).0 / SCORE_US,
+            _ => self.finish_us_of(self.prompt_us).0 / SCORE_US,
         };
         (first, self.prefill_pending(), self.slots.pages_used())
     }

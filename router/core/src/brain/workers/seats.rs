@@ -22,6 +22,7 @@ impl Worker {
     pub(in crate::brain) fn heard(&mut self, load: WorkerLoad) {
         self.load = load;
         self.learned.hear(&load);
+        self.predict();
         self.unseen = [0, self.unseen[0]];
     }
 
