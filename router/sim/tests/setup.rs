@@ -29,6 +29,7 @@ fn every_name_stands_for_a_policy() {
         let name = name
             .replace("P:D", "3:5")
             .replace("NAME", "static-3:5")
+            .replace("RULE", "steal")
             .replace("-K", "-3")
             .replace("-N", "-512");
         assert!(named(&name, 8).is_some(), "{name}");
