@@ -7,6 +7,7 @@ nothing. How long that takes is recorded; a test judges only that it happens.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import socket
 import threading
@@ -38,10 +39,15 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         one.close()
 
 
+BEGINNINGS = itertools.cycle(range(32, 127))
+
+
 @contextlib.contextmanager
 def asking(one: Fleet, prompt_tokens: int, max_tokens: int) -> Iterator[socket.socket]:
-    """A streaming client; it is gone at the end of the block."""
-    body = {"model": "mock", "prompt": [7] * prompt_tokens, "max_tokens": max_tokens}
+    """A streaming client; it is gone at the end of the block. No other has its prompt: what is
+    cached is neither computed nor sent."""
+    prompt = [next(BEGINNINGS), *[7] * (prompt_tokens - 1)]
+    body = {"model": "mock", "prompt": prompt, "max_tokens": max_tokens}
     body |= {"ignore_eos": True, "stream": True, "temperature": 0}
     data = json.dumps(body).encode()
     host, _, port = one.router.http.rpartition(":")
@@ -81,8 +87,9 @@ def leave(one: Fleet, point: str) -> None:
         with asking(one, 30_000, 300):
 
             def is_computing() -> bool:
-                status = one.nodes["p0"].status()
-                return status is not None and status["prefill_tokens_queued"] > 0
+                # A decode worker that has nothing else to do may take it.
+                told = [node.status() for node in one.nodes.values()]
+                return any(one is not None and one["prefill_tokens_queued"] > 0 for one in told)
 
             wait_for(is_computing, "the prompt is being computed")
         return

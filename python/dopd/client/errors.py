@@ -129,6 +129,8 @@ REASONS: dict[str, type[RequestError]] = {
     "poison_suspect": WorkerFailedError,
     "internal": InternalError,
     "client_too_slow": DeadlineExceededError,
+    "slo_late": OverloadedError,
+    "slo_unmeetable": OverloadedError,
 }
 STATUSES: dict[str, type[RequestError]] = {
     "INVALID_ARGUMENT": InvalidRequestError,
