@@ -313,8 +313,9 @@ impl Choice<'_> {
         ratio > 0.0 && exposed > ratio_of(self.need.tpot, ratio)
     }
 
-    /// All decode workers are full: a prefill worker may keep a sequence while prompts find another,
-    /// its own step stays short, and enough of its pool stays for prompts that leave again.
+    /// All decode workers are full: a prefill worker may keep a sequence while prompts find
+    /// another, its own step stays short, and enough of its pool stays for prompts that leave
+    /// again.
     fn may_keep(&self, worker: &Worker) -> Result<(), Verdict> {
         let pages = worker.pages_with(&self.need.ask, Stay::Here);
         let pool = u64::from(worker.facts.pages_total.0);
