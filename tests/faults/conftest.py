@@ -27,9 +27,17 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         yield one
 
 
+# Tests of the link count what passes: no prompt is computed where it is decoded, and none of its
+# pages is there already from an earlier test.
+ALL_TRAVELS = '[policy]\nsteal = "never"\nprefix_cache = false\n'
+
+
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    """One prefill and one decode worker, pages over TCP, every page checked."""
+    """One prefill and one decode worker; every page travels, over TCP, and is checked."""
     folder = tmp_path_factory.mktemp("pair")
-    with fleet(folder, "--kv-check", "full", prefill=1, decode=1) as one:
+    config = folder / "dopd.toml"
+    config.write_text(ALL_TRAVELS)
+    words = ("--config", str(config), "--kv-check", "full")
+    with fleet(folder, *words, prefill=1, decode=1) as one:
         yield one
