@@ -25,6 +25,18 @@ impl Micros {
     pub const fn since(self, earlier: Self) -> Self {
         Self(self.0.saturating_sub(earlier.0))
     }
+
+    /// So many times as long, rounded down: nothing for a ratio below 0 or NaN, the end of time for
+    /// one that is too large.
+    #[must_use]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a float cast stops at the ends of u64, and takes NaN for 0"
+    )]
+    pub const fn times(self, ratio: f64) -> Self {
+        Self((self.0 as f64 * ratio) as u64)
+    }
 }
 
 /// A number of tokens.

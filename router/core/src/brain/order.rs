@@ -30,7 +30,7 @@ impl Brain {
         let policy = &self.config.policy;
         let prefill = self.expected_prefill(facts);
         let ttft = facts.slo.ttft.unwrap_or_else(|| {
-            let scaled = times(prefill, policy.ttft_prefill_ratio);
+            let scaled = prefill.times(policy.ttft_prefill_ratio);
             policy.ttft.max(scaled)
         });
         Targets {
@@ -194,13 +194,4 @@ fn whole(time: Micros) -> i64 {
 )]
 const fn rounded(value: f64) -> i64 {
     value as i64
-}
-
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "a float cast stops at the ends of u64, and takes NaN for 0"
-)]
-fn times(time: Micros, ratio: f64) -> Micros {
-    Micros((time.0 as f64 * ratio) as u64)
 }

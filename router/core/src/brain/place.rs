@@ -20,7 +20,7 @@ use super::{
     peak::{Ask, Stay},
     prefixes::Prefixes,
     sequences::Risk,
-    workers::{Group, Task, Worker, Workers, ratio_of},
+    workers::{Group, Task, Worker, Workers},
 };
 use crate::{
     fleet::Role,
@@ -310,7 +310,7 @@ impl Choice<'_> {
         let bytes = u64::from(worker.pages_of(last).0).saturating_mul(worker.facts.page_bytes);
         let exposed = worker.facts.timings.handoff_us(bytes);
         let ratio = self.rules.linger_ratio;
-        ratio > 0.0 && exposed > ratio_of(self.need.tpot, ratio)
+        ratio > 0.0 && exposed > self.need.tpot.times(ratio)
     }
 
     /// All decode workers are full: a prefill worker may keep a sequence while prompts find
@@ -334,7 +334,7 @@ impl Choice<'_> {
     /// worker more than a quarter of its time for prompts: while all are busy it is cheaper to wait
     /// for a place.
     fn has_other(&self, worker: &Worker) -> bool {
-        let soon = ratio_of(self.rules.ttft, self.rules.steal_wait_ratio);
+        let soon = self.rules.ttft.times(self.rules.steal_wait_ratio);
         let mut others = self.workers.roomiest(Group::Prompts).take(LOOKED);
         self.workers.totals(Group::Prompts).workers <= 1
             || others.any(|(_, other)| {

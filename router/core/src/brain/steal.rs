@@ -13,7 +13,7 @@ use super::{
     explain::{Chosen, Considered, Task, Verdict},
     place::{Need, Place, may_meet},
     table::Input,
-    workers::{Group, Worker, ratio_of},
+    workers::{Group, Worker},
 };
 use crate::{fleet::Role, policy::Steal, units::Micros};
 
@@ -100,7 +100,7 @@ impl Brain {
         };
         let target = first.ttft_due.since(first.arrived);
         let waited = self.now.since(first.arrived).0;
-        each.max(waited) > ratio_of(target, self.config.policy.steal_wait_ratio).0
+        each.max(waited) > target.times(self.config.policy.steal_wait_ratio).0
     }
 
     /// A prompt that waits is one for this worker.
@@ -110,10 +110,8 @@ impl Brain {
             return false;
         };
         let need = self.need(sequence);
-        let takes = ratio_of(
-            worker.prompt_us(self.choice(waits, &need).left_at(worker)),
-            slow,
-        );
+        let left = self.choice(waits, &need).left_at(worker);
+        let takes = worker.prompt_us(left).times(slow);
         let mut verdict = worker.fits(&need);
         if verdict.is_ok() && !may_meet(worker, need.risk) {
             verdict = Err(Verdict::Quarantine);

@@ -17,7 +17,6 @@ use slab::Slab;
 
 pub(super) use self::{
     groups::GroupTotals,
-    load::ratio_of,
     orders::Task,
     residents::{Resident, Residents},
 };

@@ -38,7 +38,7 @@ impl Worker {
     pub(in crate::brain) fn moves_in(&mut self, slot: SlotId, resident: Resident, now: Micros) {
         self.residents.add(slot, resident);
         if resident.work_us > 0 {
-            let slow_us = ratio_of(Micros(resident.work_us), self.slow_or_max());
+            let slow_us = Micros(resident.work_us).times(self.slow_or_max());
             self.busy_until = self.busy_until.max(now).plus(slow_us);
         }
     }
@@ -130,12 +130,12 @@ impl Worker {
             return Micros(self.residents.work_us());
         }
         let part = left as f64 / all as f64;
-        ratio_of(Micros(self.residents.work_us()), part)
+        Micros(self.residents.work_us()).times(part)
     }
 
     /// After a report was read: a step has ended just now, so what is left begins now.
     pub(in crate::brain) fn correct(&mut self, now: Micros) {
-        self.busy_until = now.plus(ratio_of(self.work_us(), self.slow_or_max()));
+        self.busy_until = now.plus(self.work_us().times(self.slow_or_max()));
     }
 
     /// Predicted time from now to the end of such a prompt, if it is bound now.
@@ -145,7 +145,7 @@ impl Worker {
 
     /// The same of a prompt that takes so long alone.
     pub(in crate::brain) fn finish_us_of(&self, alone: Micros) -> Micros {
-        ratio_of(self.work_us().plus(alone), self.slow_or_max())
+        self.work_us().plus(alone).times(self.slow_or_max())
     }
 
     /// Whether a sequence can decode here, and if not, why.
@@ -181,14 +181,4 @@ impl Worker {
     pub(in crate::brain) fn is_in_step(&self, ratio: f64, kv: u64, tpot: Micros) -> bool {
         ratio <= 0.0 || self.decode_us(1, kv).0 as f64 <= ratio * self.target(tpot).0 as f64
     }
-}
-
-/// A float cast stops at the ends of `u64`, and takes NaN for 0.
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_sign_loss,
-    reason = "stops at the ends"
-)]
-pub(in crate::brain) fn ratio_of(time: Micros, ratio: f64) -> Micros {
-    Micros((time.0 as f64 * ratio) as u64)
 }
