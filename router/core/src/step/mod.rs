@@ -172,3 +172,18 @@ pub enum StepChoice {
     /// Both.
     Mixed(Tokens),
 }
+
+impl StepChoice {
+    /// Prompt tokens that the step computes.
+    pub const fn prompt_tokens(self) -> Tokens {
+        match self {
+            Self::Idle | Self::Decode => Tokens(0),
+            Self::Prefill(tokens) | Self::Mixed(tokens) => tokens,
+        }
+    }
+
+    /// Whether those that run make a token in it.
+    pub const fn has_decodes(self) -> bool {
+        matches!(self, Self::Decode | Self::Mixed(_))
+    }
+}

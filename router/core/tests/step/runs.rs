@@ -52,13 +52,12 @@ impl Worker {
     fn work(&self, choice: StepChoice) -> StepWork {
         let context = self.members.iter().map(|member| member.context).sum();
         let seqs = u32::try_from(self.members.len()).expect("few");
-        let decode = StepWork::decode(seqs, context);
-        match choice {
-            StepChoice::Idle => StepWork::default(),
-            StepChoice::Decode => decode,
-            StepChoice::Prefill(n) => StepWork::default().with_prompts(&self.prompts, n.0),
-            StepChoice::Mixed(n) => decode.with_prompts(&self.prompts, n.0),
-        }
+        let decode = if choice.has_decodes() {
+            StepWork::decode(seqs, context)
+        } else {
+            StepWork::default()
+        };
+        decode.with_prompts(&self.prompts, choice.prompt_tokens().0)
     }
 
     /// One step; the choice and how long it took.

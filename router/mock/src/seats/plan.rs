@@ -85,15 +85,13 @@ impl Seats {
             prompts: &prompts,
         };
         let choice = choose(&policy, &belief, &view, &self.config.timings);
-        let (has_decodes, tokens) = match choice {
-            StepChoice::Idle => return None,
-            StepChoice::Decode => (true, 0),
-            StepChoice::Prefill(tokens) => (false, tokens.0),
-            StepChoice::Mixed(tokens) => (true, tokens.0),
-        };
+        if choice == StepChoice::Idle {
+            return None;
+        }
+        let tokens = choice.prompt_tokens().0;
         let mut batch = Batch::default();
         let mut work = StepWork::default();
-        if has_decodes {
+        if choice.has_decodes() {
             work = decode;
             batch.decode_seqs = decode.decode_seqs;
             batch.decode_context = decode.decode_context;

@@ -6,7 +6,6 @@
 //! at the end of the step.
 
 use dopd_core::{
-    cost::StepShape,
     event::{ClosedSeat, StepReport},
     fleet::WorkerLoad,
     ids::{SessionId, SlotId},
@@ -88,11 +87,7 @@ impl Worker {
 
     fn load(&self, now: Micros) -> WorkerLoad {
         let over = self.said.over;
-        let decode_us = self.plain_us(StepShape {
-            prefill: &[],
-            decode_seqs: self.decoding.seqs,
-            decode_context_sum: self.decoding.context,
-        });
+        let decode_us = self.plain_us(self.decode_shape(0));
         let quantile = self.terms.policy.slack_quantile;
         let slack = self.decoding.residents.slack_us(now, decode_us, quantile);
         let queued = u32::try_from(self.queued).unwrap_or(u32::MAX);

@@ -85,18 +85,18 @@ impl Worker {
                 break choice;
             }
         };
-        let (prefill, decodes) = match choice {
-            StepChoice::Idle => return,
-            StepChoice::Decode => (0, true),
-            StepChoice::Prefill(tokens) => (tokens.0, false),
-            StepChoice::Mixed(tokens) => (tokens.0, true),
+        if choice == StepChoice::Idle {
+            return;
+        }
+        let shapes = self.cut(choice.prompt_tokens().0);
+        let decode = if choice.has_decodes() {
+            self.decode_shape(0)
+        } else {
+            StepShape::default()
         };
-        let decode_seqs = if decodes { self.decoding.seqs } else { 0 };
-        let shapes = self.cut(prefill);
         let shape = StepShape {
             prefill: &shapes,
-            decode_seqs,
-            decode_context_sum: if decodes { self.decoding.context } else { 0 },
+            ..decode
         };
         let (has_decodes, has_prompts) = (self.decoding.seqs > 0, !self.prompts.is_empty());
         self.belief.began(choice, has_decodes, has_prompts);
@@ -110,7 +110,7 @@ impl Worker {
             plain_us: self.plain_us(shape),
             expected_us: self.expected_us(shape),
             prefill: shapes.iter().map(|&(tokens, _)| tokens).sum(),
-            decode_seqs,
+            decode_seqs: shape.decode_seqs,
         });
     }
 
@@ -129,20 +129,14 @@ impl Worker {
 
     /// Pages that the step fills for the first time. False: somebody went for them, look again.
     fn take_pages(&mut self, choice: StepChoice) -> bool {
-        let (prefill, decodes) = match choice {
-            StepChoice::Idle => return true,
-            StepChoice::Decode => (0, true),
-            StepChoice::Prefill(tokens) => (tokens.0, false),
-            StepChoice::Mixed(tokens) => (tokens.0, true),
-        };
-        let mut pages = if decodes {
+        let mut pages = if choice.has_decodes() {
             self.decoding.pages_for(0)
         } else {
             0
         };
         let size = self.spec.page_tokens;
         let parts: Vec<(u32, u32)> = self
-            .parts(prefill)
+            .parts(choice.prompt_tokens().0)
             .map(|(slot, seat, tokens)| {
                 let wanted = (seat.computed + tokens).div_ceil(size);
                 (slot, wanted.saturating_sub(seat.pages))
@@ -219,12 +213,17 @@ impl Worker {
 
     /// Time of the decode step after `ahead` more.
     fn decode_us(&self, ahead: u64) -> u64 {
+        self.real_us(self.decode_shape(ahead))
+    }
+
+    /// The decode step after `ahead` more.
+    pub(super) fn decode_shape(&self, ahead: u64) -> StepShape<'static> {
         let seqs = self.decoding.seqs;
-        self.real_us(StepShape {
+        StepShape {
             prefill: &[],
             decode_seqs: seqs,
             decode_context_sum: self.decoding.context + ahead * u64::from(seqs),
-        })
+        }
     }
 
     #[expect(clippy::cast_sign_loss, reason = "no time is below zero")]
