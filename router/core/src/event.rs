@@ -113,6 +113,27 @@ pub struct StepReport {
     pub evicted: Vec<u64>,
 }
 
+impl StepReport {
+    /// Of a worker to which nothing happened.
+    pub fn new(session: SessionId, role: Role) -> Self {
+        Self {
+            session,
+            role,
+            role_epoch: 0,
+            draining: false,
+            is_stuck: false,
+            load: WorkerLoad::default(),
+            opened: Vec::new(),
+            arrived: Vec::new(),
+            tokens: Vec::new(),
+            closed: Vec::new(),
+            reused: Vec::new(),
+            stored: Vec::new(),
+            evicted: Vec::new(),
+        }
+    }
+}
+
 /// The end of a seat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClosedSeat {

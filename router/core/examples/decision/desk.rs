@@ -199,22 +199,11 @@ impl Desk {
         let role = usize::try_from(seat.session.0).ok();
         let role = role.and_then(|at| self.roles.get(at)).copied();
         StepReport {
-            session: seat.session,
-            role: role.unwrap_or(Role::Mixed),
-            role_epoch: 0,
-            draining: false,
-            is_stuck: false,
             load: WorkerLoad {
                 pages_free: Pages(25_000),
                 ..WorkerLoad::default()
             },
-            opened: Vec::new(),
-            arrived: Vec::new(),
-            tokens: Vec::new(),
-            closed: Vec::new(),
-            reused: Vec::new(),
-            stored: Vec::new(),
-            evicted: Vec::new(),
+            ..StepReport::new(seat.session, role.unwrap_or(Role::Mixed))
         }
     }
 }

@@ -15,7 +15,7 @@ use dopd_core::{
     brain::BrainConfig,
     cost::Timings,
     event::{CloseReason, ClosedSeat, Event, StepReport},
-    fleet::{Role, WorkerFacts, WorkerLoad},
+    fleet::{Role, WorkerFacts},
     ids::{RequestId, SequenceId, SessionId, SlotId},
     policy::PolicyConfig,
     request::RequestFacts,
@@ -73,21 +73,7 @@ pub(crate) fn sequence(request: u64, choice: u8) -> SequenceId {
 }
 
 pub(crate) fn report(session: u64, role: Role) -> StepReport {
-    StepReport {
-        session: SessionId(session),
-        role,
-        role_epoch: 0,
-        draining: false,
-        is_stuck: false,
-        load: WorkerLoad::default(),
-        opened: Vec::new(),
-        arrived: Vec::new(),
-        tokens: Vec::new(),
-        closed: Vec::new(),
-        reused: Vec::new(),
-        stored: Vec::new(),
-        evicted: Vec::new(),
-    }
+    StepReport::new(SessionId(session), role)
 }
 
 pub(crate) fn closed(slot: u32, why: CloseReason) -> ClosedSeat {
