@@ -145,11 +145,18 @@ class Batcher:
         if batch.work.is_mixed:
             self.belief.measured(batch.plain_us, took_us)
         if batch.num_decode:
-            self._decoding.stepped(now_us)
+            self._decoding.stepped(now_us, self._joined_since(batch))
         for sequence in batch.sequences[batch.num_decode :]:
             if sequence.is_decoding:
                 self._prefilling.remove(sequence)
                 self._decoding.join(sequence, now_us)
+
+    def _joined_since(self, batch: Batch) -> list[Sequence]:
+        """Those whose KV arrived while the step was computed: they have no token of it."""
+        if len(self._decoding) == batch.num_decode:
+            return []
+        stepped = set(batch.sequences)
+        return [sequence for sequence in self._decoding if sequence not in stepped]
 
     def _decode_work(self) -> StepWork:
         residents = self._decoding

@@ -71,15 +71,16 @@ class PromptGroups:
             self._waiting.discard(group)
 
     def _share(self, source: Sequence, target: Sequence, num_pages: int) -> None:
-        """Let target hold source's first pages instead of its own, and go on behind them, or
-        behind those that it found in the cache."""
+        """Let target hold source's first pages instead of its own, and go on behind them. Those
+        that it found in the cache stay: they may be on their way to a peer already."""
         target.awaited = 0
-        if num_pages * self._page_size <= target.computed:
+        first = target.computed // self._page_size
+        if num_pages <= first:
             return
-        shared, own = source.pages[:num_pages], target.pages[:num_pages]
+        shared, own = source.pages[first:num_pages], target.pages[first:num_pages]
         self._pages.share(shared)
         # In place: the sequence's row holds the same list.
-        target.pages[:num_pages] = shared
+        target.pages[first:num_pages] = shared
         self._pages.free(own)
         target.computed = num_pages * self._page_size
 

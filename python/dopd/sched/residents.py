@@ -13,7 +13,7 @@ import bisect
 import heapq
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from dopd.sched.sequence import Sequence
@@ -75,14 +75,10 @@ class Residents:
         if not self._stays:
             self._last_us = now_us
         tpot_us = sequence.tpot_us or self.policy.tpot_us
-        if tpot_us not in self._groups:
-            self._groups[tpot_us] = (whole_us(self.policy.pace_ratio * tpot_us), [])
-        pace_us, keys = self._groups[tpot_us]
+        pace_us = self._pace_us(tpot_us)
         due_us = (now_us if first_us is None else first_us) + pace_us * (tokens - 1)
-        stay = Stay(tpot_us, due_us - pace_us * self._steps, sequence.computed + 1 - self._steps)
-        self._stays[sequence] = stay
-        self._context_sum += stay.context
-        bisect.insort(keys, stay.key_us)
+        context = sequence.computed + 1 - self._steps
+        self._enter(sequence, Stay(tpot_us, due_us - pace_us * self._steps, context))
 
     def leave(self, sequence: Sequence) -> None:
         """It decodes no more."""
@@ -93,10 +89,15 @@ class Residents:
         if not keys:
             del self._groups[stay.tpot_us]
 
-    def stepped(self, now_us: int) -> None:
-        """Each of them got a token."""
+    def stepped(self, now_us: int, joined: Iterable[Sequence] = ()) -> None:
+        """Each of them got a token, but for those that joined while the step was computed."""
         self._steps += 1
         self._last_us = now_us
+        for sequence in joined:
+            stay = self._stays[sequence]
+            self.leave(sequence)
+            key_us = stay.key_us - self._pace_us(stay.tpot_us)
+            self._enter(sequence, Stay(stay.tpot_us, key_us, stay.context - 1))
 
     def gap_us(self, now_us: int) -> int:
         """How long they have waited for a token."""
@@ -119,3 +120,13 @@ class Residents:
             return gain_us + keys[rank]
         slacks = heapq.merge(*([gain_us + key for key in keys] for gain_us, keys in lists))
         return next(itertools.islice(slacks, rank, None))
+
+    def _enter(self, sequence: Sequence, stay: Stay) -> None:
+        self._stays[sequence] = stay
+        self._context_sum += stay.context
+        if stay.tpot_us not in self._groups:
+            self._groups[stay.tpot_us] = (self._pace_us(stay.tpot_us), [])
+        bisect.insort(self._groups[stay.tpot_us][1], stay.key_us)
+
+    def _pace_us(self, tpot_us: int) -> int:
+        return whole_us(self.policy.pace_ratio * tpot_us)

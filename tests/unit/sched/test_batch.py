@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from dopd.sched.batch import SCORED_TOKENS_MAX, Batcher
 from dopd.sched.sequence import Sequence
-from dopd.types import CloseReason, Compute, Limits, Open
+from dopd.types import CloseReason, Compute, Limits, Open, StepPolicy, StepWork
 
 PAGE_SIZE = 16
 EOS = frozenset({99})
@@ -163,3 +163,27 @@ def test_every_token_is_computed_once_in_order_within_the_budget(
         known = [*range(100, 100 + num_prompt), *range(200, 200 + num_answer)]
         assert computed[slot][: len(known)] == known[: len(computed[slot])]
         assert len(computed[slot]) >= len(known) - 1
+
+
+def test_one_that_arrives_during_a_step_has_no_token_of_it() -> None:
+    """Its slack is that of its own tokens: else it is paused by a whole pace too long."""
+    policy = StepPolicy(tpot_us=30_000)
+    batcher = Batcher(100, 10)
+    batcher.begin_session(policy)
+    pace_us = round(policy.pace_ratio * policy.tpot_us)
+    one, late = (sequence(slot, [1] * 8, [7]) for slot in (1, 2))
+    one.computed = late.computed = 8
+    batcher.add(one, 0)
+    batch = batcher.plan(0)
+    # A link thread: the step is under way.
+    batcher.add(late, 4_000)
+    one.computed += 1
+    one.append(7)
+    batcher.advance(batch, 10_000, 10_000)
+    # Due at 4_000; the first is due a pace after its first token.
+    assert batcher.slack_us(4_000, pace_us) == 0
+    assert batcher.slack_us(3_000, pace_us) == 1_000
+    assert batcher.plan(10_000).work == StepWork(0, 0, 2, 10 + 9)
+    batcher.remove(late)
+    assert batcher.slack_us(4_000, pace_us) == pace_us - 4_000
+    assert batcher.plan(10_000).work == StepWork(0, 0, 1, 10)

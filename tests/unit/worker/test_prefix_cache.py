@@ -11,6 +11,7 @@ import pytest
 from dopd.errors import AccountingError, LinkError
 from dopd.sched import events as ev
 from dopd.sched import prefix
+from dopd.sched.audit import audit_pages
 from dopd.sched.chain import Chain
 from dopd.sched.checksum import PagesHash
 from dopd.sched.pages import CACHED
@@ -333,3 +334,29 @@ def test_a_source_writes_from_the_first_page_that_go_names() -> None:
     assert (shipment.issued, shipment.written, shipment.granted) == (3, 3, 5)
     assert shipment.hash is not None
     assert shipment.hash.num_pages == 3
+
+
+def test_a_choice_keeps_the_pages_that_it_found_when_another_has_computed_the_rest() -> None:
+    """They may be on their way to a peer already: nobody else may get them meanwhile."""
+    prompt = tokens_of(random.Random(10), 6 * PAGE + 1)
+    driven = Driven(num_pages=60)
+    seats = driven.node.desk.seats
+    driven.turn()
+    limits, salted = Limits(4, ignore_eos=True), {"prefix_salt": ALICE, "tenant": 1}
+    for slot in (0, 1):
+        kind = Compute(list(prompt), [], slot and 5)
+        seats.handle(Open(slot, 8, len(prompt), limits, kind, prompt_hash=9, **salted))
+    # Somebody else has computed two pages by now, the first choice not one.
+    other, first = seats.by_slot[0].sequence, seats.by_slot[1].sequence
+    other.computed = 2 * PAGE
+    seats.prefixes.keep(other)
+    kind = Compute(list(prompt), [], 5)
+    seats.handle(Open(2, 8, len(prompt), limits, kind, prompt_hash=9, **salted))
+    second = seats.by_slot[2].sequence
+    assert second.pages[:2] == other.pages[:2]
+    first.computed = 6 * PAGE
+    seats.groups.settle()
+    assert second.pages[:2] == other.pages[:2]
+    assert second.pages[2:6] == first.pages[2:6]
+    assert second.computed == 6 * PAGE
+    audit_pages(seats)
