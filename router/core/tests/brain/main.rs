@@ -12,6 +12,7 @@ mod limits;
 mod order;
 mod order_reference;
 mod overload;
+mod overtaking;
 mod placing;
 mod preempting;
 mod random_events;
