@@ -283,14 +283,11 @@ def render(document: dict[str, Any]) -> str:
         rows,
         key=lambda row: (-row.get("factor", 0), -row["figures"]["attainment"]["overall"]),
     )
-    header = ("RATE", *study.HEADER) if has_rate else study.HEADER
-    body = [
-        ((f"x{row['factor']:.2f}", *study.cells(row)) if has_rate else study.cells(row))
-        for row in rows
-    ]
+    lines: list[tuple[str, ...]] = [study.HEADER, *map(study.cells, rows)]
     if has_rate:
-        header = (header[1], header[0], *header[2:])
-        body = [(line[1], line[0], *line[2:]) for line in body]
+        rates = ["RATE", *(f"x{row['factor']:.2f}" for row in rows)]
+        lines = [(line[0], rate, *line[1:]) for line, rate in zip(lines, rates, strict=True)]
+    header, *body = lines
     head = (
         f"{found['name']}: {found['requests']} requests on {options['workers']} x "
         f"{options['device']}, {options['model']}, {study.targets(options)}; simulated"
