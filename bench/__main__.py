@@ -10,8 +10,8 @@ from pathlib import Path
 # Minutes of load and nothing else: only by name.
 LONG = ("sim_worth", "soak")
 SHARED = (
-    "__init__", "__main__", "common", "faults_anchors", "faults_pages", "peers", "sim_cells",
-    "sim_judge",
+    "__init__", "__main__", "common", "faults_anchors", "faults_pages", "mock_fleet", "peers",
+    "sim_cells", "sim_judge",
 )  # fmt: skip
 
 

@@ -19,13 +19,13 @@ import asyncio
 import contextlib
 import statistics
 import sys
-import tempfile
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-from bench.common import ANY_PORTS, Meter, binary, finish, rss_bytes, started, wait_ready
+from bench.common import Meter, binary, finish, rss_bytes
+from bench.mock_fleet import fleet
 from tests.support.faults.load import (
     FAILED,
     OK,
@@ -39,6 +39,10 @@ from tests.support.faults.load import (
 )
 
 STEP_MS, SEATS, DECODES, ANSWER = 20, 24, 2, 32
+MOCK = (
+    "--workers", f"prefill=1,decode={DECODES}", "--step-ms", str(STEP_MS),
+    "--max-num-seqs", str(SEATS),
+)  # fmt: skip
 # What the seats of the decode workers allow; the peak is measured.
 CAPACITY = DECODES * SEATS / (ANSWER * STEP_MS / 1e3)
 FACTORS = (0.8, 1.0, 1.5, 2.0, 3.0)
@@ -60,27 +64,6 @@ SETTINGS = {
 GROWTH_MAX = 64 << 20
 REJECTION_MAX_MS = 5.0
 SAMPLE_S = 0.25
-
-
-@contextlib.contextmanager
-def fleet(settings: str) -> Iterator[tuple[str, int]]:
-    """Router and mock workers; yields the HTTP address and the router's pid."""
-    with tempfile.TemporaryDirectory(prefix="dopd-bench-") as name:
-        folder = Path(name)
-        token, ready, config = folder / "token", folder / "ready.json", folder / "dopd.toml"
-        token.write_text("bench-token-of-enough-length-0123456789\n")
-        token.chmod(0o600)
-        config.write_text(settings)
-        words = ["router", "--mock", *ANY_PORTS, "--log-level", "error", "--config", config]
-        words += ["--join-token-file", token, "--ready-file", ready]
-        log = folder / "router.txt"
-        with started([str(word) for word in (binary("dopd-router"), *words)], log) as router:
-            found = wait_ready(ready, router, log)
-            mock = [str(binary("dopd-mock")), "--workers", f"prefill=1,decode={DECODES}"]
-            mock += ["--join", found["workers"], "--join-token-file", str(token)]
-            mock += ["--step-ms", str(STEP_MS), "--max-num-seqs", str(SEATS)]
-            with started([*mock, "--log-level", "warn"], folder / "mock.txt"):
-                yield found["http"], router.pid
 
 
 def ask(number: int) -> Ask:
@@ -178,9 +161,9 @@ def run(name: str, seconds: float) -> dict[str, Any]:
     """All loads of one setting, each on a fleet of its own."""
     loads = []
     for factor in FACTORS:
-        with fleet(SETTINGS[name]) as (address, pid):
+        with fleet(SETTINGS[name], *MOCK) as (address, pids):
             asyncio.run(warm(address))
-            loads.append(asyncio.run(load(address, pid, factor, seconds)))
+            loads.append(asyncio.run(load(address, pids["router"], factor, seconds)))
         one = loads[-1]
         print(f"{name} {factor}x: {one['goodput_per_s']} of {one['offered_per_s']}/s", flush=True)
     return judge(loads)

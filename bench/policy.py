@@ -16,22 +16,21 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import hashlib
 import random
 import sys
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from bench.common import ANY_PORTS, Meter, binary, finish, started, wait_ready
+from bench.common import Meter, binary, finish
+from bench.mock_fleet import fleet
 from tests.support.faults.load import OK, Ask, Crowd, OpenLoop, Outcome, percentile
 
 WORKERS = "prefill=2,decode=2"
 TIMINGS = "h100-70b"
+MOCK = ("--workers", WORKERS, "--mock-timings", TIMINGS)
 ANSWER = 32
 SHORT, LONG = (100, 600), (8_000, 16_000)
 LONG_EVERY = 10
@@ -49,26 +48,6 @@ tpot_ms = {TPOT_MS}
 ARRIVAL = '\n[policy]\norder = "fcfs"\ndemote = false\nrefuse = "never"\n'
 SETTINGS = {"arrival": TARGETS + ARRIVAL, "dopd": TARGETS}
 KEYS = {"steady": "key-of-the-steady-one", "flood": "key-of-the-flood"}
-
-
-@contextlib.contextmanager
-def fleet(settings: str) -> Iterator[tuple[str, dict[str, int]]]:
-    """Router and mock workers; yields the HTTP address and the pids."""
-    with tempfile.TemporaryDirectory(prefix="dopd-bench-") as name:
-        folder = Path(name)
-        token, ready, config = folder / "token", folder / "ready.json", folder / "dopd.toml"
-        token.write_text("bench-token-of-enough-length-0123456789\n")
-        token.chmod(0o600)
-        config.write_text(settings)
-        words = ["router", "--mock", *ANY_PORTS, "--log-level", "error", "--config", config]
-        words += ["--join-token-file", token, "--ready-file", ready]
-        log = folder / "router.txt"
-        with started([str(word) for word in (binary("dopd-router"), *words)], log) as router:
-            found = wait_ready(ready, router, log)
-            mock = [str(binary("dopd-mock")), "--workers", WORKERS, "--mock-timings", TIMINGS]
-            mock += ["--join", found["workers"], "--join-token-file", str(token)]
-            with started([*mock, "--log-level", "warn"], folder / "mock.txt") as workers:
-                yield found["http"], {"router": router.pid, "mock": workers.pid}
 
 
 @dataclass(frozen=True)
@@ -172,7 +151,7 @@ async def load(
 def one_load(settings: str, factor: float, seconds: float) -> dict[str, Any]:
     """One kind of client against one setting."""
     loop = OpenLoop(factor * CAPACITY_PER_S, seconds, Mix(1), seed=1)
-    with fleet(settings) as (address, pids):
+    with fleet(settings, *MOCK) as (address, pids):
         found = asyncio.run(load(address, pids, {"all": loop}))
     return {**found["all"], **found["machine"]}
 
@@ -223,7 +202,7 @@ def tenants(seconds: float) -> dict[str, Any]:
     }
     found = {}
     for name, (settings, with_flood) in runs.items():
-        with fleet(settings) as (address, pids):
+        with fleet(settings, *MOCK) as (address, pids):
             which = loops(with_flood)
             found[name] = asyncio.run(load(address, pids, which, bearer("steady")))
         one = found[name]["steady"]
