@@ -2,9 +2,13 @@
 //! does not have keeps the policy's own constants.
 
 use dopd_core::{
-    policy::{Order, PlaceBy, PolicyConfig, Refuse, Reserve, Steal},
-    step::{StepMode, StepPolicy},
+    policy::{PolicyConfig, PolicyError, Steal},
+    step::StepPolicy,
     units::{Micros, Tokens},
+};
+use serde::de::{
+    DeserializeOwned, IntoDeserializer,
+    value::{self, StrDeserializer},
 };
 
 use crate::config::{
@@ -12,26 +16,26 @@ use crate::config::{
     records::{PolicySettings, SloConfig},
 };
 
-/// The policy that these settings ask for. Words were checked with the settings.
-pub(super) fn policy(config: &Config) -> PolicyConfig {
+/// The policy that these settings ask for, checked. Words were checked with the settings.
+pub(super) fn policy(config: &Config) -> Result<PolicyConfig, PolicyError> {
     let (set, slo) = (&config.policy, &config.slo);
     let own = PolicyConfig::default();
-    PolicyConfig {
+    let policy = PolicyConfig {
         ttft: slo.ttft_ms.map_or(own.ttft, Micros::from_millis),
         tpot: tpot(slo, own.tpot),
-        order: order(&set.order),
+        order: named(&set.order),
         demote: set.demote,
-        refuse: refuse(&set.refuse),
+        refuse: named(&set.refuse),
         late_max: Micros::from_millis(set.late_max_ms),
         fair_ratio: f64::from(set.fair_percent) / 100.0,
         share_tenants: set.share_tenants,
         prefill_tokens_max: Tokens(set.prefill_tokens_max),
         steal: steal(set),
         keep: set.keep,
-        place: place(&set.place),
-        reserve: reserve(&set.reserve),
+        place: named(&set.place),
+        reserve: named(&set.reserve),
         step: StepPolicy {
-            mode: step(&set.step),
+            mode: named(&set.step),
             chunk_tokens: Tokens(set.chunk_tokens),
             tpot: tpot(slo, own.step.tpot),
             pause_max: Micros::from_millis(set.pause_max_ms),
@@ -42,28 +46,19 @@ pub(super) fn policy(config: &Config) -> PolicyConfig {
             ..own.step
         },
         ..own
-    }
+    };
+    policy.check()?;
+    Ok(policy)
 }
 
 fn tpot(slo: &SloConfig, own: Micros) -> Micros {
     slo.tpot_ms.map_or(own, Micros::from_millis)
 }
 
-fn order(word: &str) -> Order {
-    match word {
-        "fcfs" => Order::Fcfs,
-        "sjf" => Order::Sjf,
-        "edf" => Order::Edf,
-        _ => Order::Aged,
-    }
-}
-
-fn refuse(word: &str) -> Refuse {
-    match word {
-        "never" => Refuse::Never,
-        "early" => Refuse::Early,
-        _ => Refuse::Late,
-    }
+/// What serde knows by this word.
+fn named<T: DeserializeOwned + Default>(word: &str) -> T {
+    let word: StrDeserializer<'_, value::Error> = word.into_deserializer();
+    T::deserialize(word).unwrap_or_default()
 }
 
 fn steal(set: &PolicySettings) -> Steal {
@@ -74,38 +69,20 @@ fn steal(set: &PolicySettings) -> Steal {
     }
 }
 
-fn place(word: &str) -> PlaceBy {
-    match word {
-        "fewest_sequences" => PlaceBy::FewestSequences,
-        "most_pages" => PlaceBy::MostPages,
-        "round_robin" => PlaceBy::RoundRobin,
-        _ => PlaceBy::LeastTokens,
-    }
-}
-
-fn reserve(word: &str) -> Reserve {
-    match word {
-        "max_tokens" => Reserve::MaxTokens,
-        _ => Reserve::FuturePeak,
-    }
-}
-
-fn step(word: &str) -> StepMode {
-    match word {
-        "fill" => StepMode::Fill,
-        "chunk" => StepMode::Chunk,
-        "chunk_in_time" => StepMode::ChunkInTime,
-        _ => StepMode::PauseOrMix,
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fmt::Debug;
+
+    use dopd_core::{
+        policy::{Order, PlaceBy, Refuse, Reserve},
+        step::StepMode,
+    };
+
     use super::*;
 
     #[test]
     fn without_settings_it_is_the_default_policy() {
-        assert_eq!(policy(&Config::default()), PolicyConfig::default());
+        assert_eq!(policy(&Config::default()), Ok(PolicyConfig::default()));
     }
 
     #[test]
@@ -157,7 +134,7 @@ mod tests {
             },
             ..own
         };
-        assert_eq!(policy(&config), expected);
+        assert_eq!(policy(&config), Ok(expected));
     }
 
     /// What the settings let pass, the policy takes: its own check would come without a place.
@@ -182,8 +159,12 @@ mod tests {
             config.policy.steal_tokens = small("policy.steal_tokens");
             config.policy.chunk_tokens = small("policy.chunk_tokens");
             config.policy.pause_max_ms = at("policy.pause_max_ms");
-            policy(&config).check().unwrap();
+            policy(&config).unwrap();
         }
+    }
+
+    fn said<T: DeserializeOwned + Default + Debug>(word: &str) -> String {
+        format!("{:?}", named::<T>(word))
     }
 
     /// A word that the settings allow and this does not know would be taken for the default.
@@ -201,11 +182,11 @@ mod tests {
             assert_eq!(values.len(), words(path).len(), "{path}");
             assert!(values.len() > 1, "{path}");
         };
-        distinct("policy.order", &|word| format!("{:?}", order(word)));
-        distinct("policy.refuse", &|word| format!("{:?}", refuse(word)));
-        distinct("policy.place", &|word| format!("{:?}", place(word)));
-        distinct("policy.reserve", &|word| format!("{:?}", reserve(word)));
-        distinct("policy.step", &|word| format!("{:?}", step(word)));
+        distinct("policy.order", &said::<Order>);
+        distinct("policy.refuse", &said::<Refuse>);
+        distinct("policy.place", &said::<PlaceBy>);
+        distinct("policy.reserve", &said::<Reserve>);
+        distinct("policy.step", &said::<StepMode>);
         distinct("policy.steal", &|word| {
             let set = PolicySettings {
                 steal: word.to_owned(),

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration, time::Instant};
 
+use dopd_core::{policy::PolicyConfig, step::StepPolicy};
 use tokio::{runtime::Runtime, task::LocalSet};
 
 use super::{
@@ -53,10 +54,12 @@ pub(super) fn run(launch: &Launch, plan: &ServePlan) -> Result<i32, Failure> {
     let metrics = metrics(config, &model);
     let runtime = runtime()?;
     let threads = fronts::count(config.http.threads);
-    let (dispatch, brain) = dispatch(config, threads)?;
+    let policy = policy(config).map_err(Failure::new)?;
+    let step = policy.step;
+    let (dispatch, brain) = dispatch(config, policy, threads)?;
     dispatch.expect_tokens(Duration::from_millis(config.workers.canary_interval_ms));
     let served = Served {
-        attachments: attachments(config, &token, &model, &metrics)?,
+        attachments: attachments(config, step, &token, &model, &metrics)?,
         service: Service::new(
             Arc::clone(&model),
             config.limits.clone(),
@@ -121,9 +124,11 @@ fn metrics(config: &Config, model: &ServedModel) -> Metrics {
     })
 }
 
-fn dispatch(config: &Config, front_threads: usize) -> Result<(Dispatch, BrainThread), Failure> {
-    let policy = policy(config);
-    policy.check().map_err(Failure::new)?;
+fn dispatch(
+    config: &Config,
+    policy: PolicyConfig,
+    front_threads: usize,
+) -> Result<(Dispatch, BrainThread), Failure> {
     Dispatch::start(DispatchConfig {
         explain_decisions_max: config.policy.explain_decisions_max,
         limits: config.limits.clone(),
@@ -138,6 +143,7 @@ fn dispatch(config: &Config, front_threads: usize) -> Result<(Dispatch, BrainThr
 
 fn attachments(
     config: &Config,
+    step: StepPolicy,
     token: &JoinToken,
     model: &ServedModel,
     metrics: &Metrics,
@@ -148,7 +154,7 @@ fn attachments(
         model_name: model.name.clone(),
         model_hash: model.model_hash,
         vocab_size: Some(model.vocab_size),
-        step: policy(config).step,
+        step,
         prefix_cache: config.policy.prefix_cache,
     };
     Attachments::new(attach, metrics.clone()).map_err(Failure::new)
