@@ -94,8 +94,7 @@ pub struct FleetStatus {
     pub poison_total: u64,
     /// Requests given up since start because they could not be done before their deadline.
     pub hopeless_total: u64,
-    /// What scheduling did since start besides placing: `stolen`, `demoted`, `late`, `evicted`,
-    /// `preempted`.
+    /// What scheduling did since start besides placing: `stolen`, `demoted`, `late`, `evicted`.
     pub decisions_by: BTreeMap<&'static str, u64>,
     /// Breakers opened since start by scope: `worker` or `pair`.
     pub breaker_openings_by: BTreeMap<&'static str, u64>,

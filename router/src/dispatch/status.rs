@@ -54,7 +54,6 @@ pub(super) fn fleet<'a>(
             ("demoted", brain.demotions_total),
             ("late", brain.late_total),
             ("evicted", brain.evicted_total),
-            ("preempted", brain.preemptions_total),
         ]
         .into(),
         breaker_openings_by: counts(&brain.breaker_openings_by, ["worker", "pair"]),

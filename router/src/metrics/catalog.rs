@@ -148,8 +148,8 @@ rows! {
         "Requests given up in the queue because they could not be done before their deadline";
     DECISIONS Counter "dopd_scheduler_decisions_total" ["what"]
         "Prompts that were stolen (computed by a worker labelled decode), demoted (they can no \
-         longer meet their target and step behind), refused as late, evicted from a full queue for \
-         a tenant with less than its share, or preempted (their pages were needed; computed again)";
+         longer meet their target and step behind), refused as late, or evicted from a full queue \
+         for a tenant with less than its share";
     RETRIES Counter "dopd_retries_total" []
         "Sequences placed again because a worker refused them";
     WORKERS Gauge "dopd_workers" ["role" "state"] "Attached workers by role and state";

@@ -138,14 +138,7 @@ fn busy() -> (Metrics, Vec<Counted>) {
         ejections_by: [("silent", 3), ("stuck", 1)].into(),
         poison_total: 1,
         hopeless_total: 4,
-        decisions_by: [
-            ("stolen", 9),
-            ("demoted", 3),
-            ("late", 1),
-            ("evicted", 0),
-            ("preempted", 6),
-        ]
-        .into(),
+        decisions_by: [("stolen", 9), ("demoted", 3), ("late", 1), ("evicted", 0)].into(),
         breaker_openings_by: [("worker", 2), ("pair", 0)].into(),
         pairs_open: 1,
     });

@@ -240,7 +240,7 @@ impl Names {
 
     fn counters(&self, encoder: &mut DescriptorEncoder<'_>, fleet: &FleetStatus) -> fmt::Result {
         let rows = &self.rows;
-        let preempted = fleet.decisions_by.get("preempted").copied().unwrap_or(0);
+        let preempted = fleet.replays_by.get("preempted").copied().unwrap_or(0);
         for (name, help, value) in [
             ("prompt_tokens", "Prompt tokens", rows.prompt_tokens.get()),
             (
