@@ -8,18 +8,12 @@ import pytest
 
 from dopd._gen.dopd.worker.v1 import worker_pb2 as pb
 from dopd.sched.events import State
-from dopd.types import Commands, Compute, Import, KvScrub, Limits, Open, SamplingParams
-from tests.support.fleet import Fleet, Node
+from dopd.types import Compute, Import, KvScrub, Limits, Open, SamplingParams
+from tests.support.driven import Driven
 from tests.support.mock_model import answer
 
 PROMPT = [(7 * n) % 256 for n in range(20)]
 MAX_TOKENS = 60
-
-
-def worker(num_pages: int) -> Node:
-    node = Fleet(1, num_pages).nodes[0]
-    node.attach(1)
-    return node
 
 
 def opened(slot: int, **fields: object) -> Open:
@@ -29,43 +23,26 @@ def opened(slot: int, **fields: object) -> Open:
     return Open(slot, prompt_tokens=len(PROMPT), limits=limits, sampling=sampling, **values)
 
 
-class Told:
-    """What a worker's reports say, slot by slot."""
+class Told(Driven):
+    """A worker; what it says of ends and of whom it preempted."""
 
-    def __init__(self, node: Node) -> None:
-        self.node = node
-        self.tokens: dict[int, list[int]] = {}
+    def __init__(self, num_pages: int) -> None:
+        super().__init__(num_pages)
         self.closed: dict[int, str] = {}
         self.preempted = 0
 
-    def send(self, *opens: Open) -> None:
-        self.node.desk.post(Commands(1, list(opens)))
-
-    def turn(self) -> None:
-        self.node.loop.turn()
-        self.node.check()
-        while self.node.reports:
-            report = self.node.reports.popleft()
-            self.preempted = report.preempted
-            for slot, token in zip(report.token_slots, report.tokens, strict=True):
-                self.tokens.setdefault(slot, []).append(token)
-            for slot, reason in zip(report.closed_slots, report.closed_reasons, strict=True):
-                assert slot not in self.closed
-                self.closed[slot] = pb.CloseReason.Name(reason).removeprefix("CLOSE_REASON_")
-
-    def run(self) -> None:
-        for _ in range(300):
-            self.turn()
-            if self.node.is_clean():
-                return
-        raise AssertionError("it does not end")
+    def heard(self, report: pb.Report) -> None:
+        self.preempted = report.preempted
+        for slot, reason in zip(report.closed_slots, report.closed_reasons, strict=True):
+            assert slot not in self.closed
+            self.closed[slot] = pb.CloseReason.Name(reason).removeprefix("CLOSE_REASON_")
 
 
 EXPECTED = answer(PROMPT, MAX_TOKENS, ignore_eos=True)
 
 
 def test_a_sequence_takes_free_pages_as_it_outgrows_its_own() -> None:
-    told = Told(worker(num_pages=5))
+    told = Told(num_pages=5)
     told.send(opened(1))
     told.run()
     assert told.tokens[1] == EXPECTED
@@ -73,7 +50,7 @@ def test_a_sequence_takes_free_pages_as_it_outgrows_its_own() -> None:
 
 
 def test_without_free_pages_whoever_came_last_goes_and_those_before_are_not_disturbed() -> None:
-    told = Told(worker(num_pages=8))
+    told = Told(num_pages=8)
     told.send(opened(1), opened(2), opened(3))
     told.run()
     # 20 + 59 positions are five pages: two have no room beside each other.
@@ -86,14 +63,14 @@ def test_without_free_pages_whoever_came_last_goes_and_those_before_are_not_dist
 
 
 def test_the_less_urgent_goes_although_it_came_first() -> None:
-    told = Told(worker(num_pages=6))
+    told = Told(num_pages=6)
     told.send(opened(1, priority=1), opened(2, priority=0))
     told.run()
     assert told.closed == {1: "PREEMPTED", 2: "LENGTH"}
 
 
 def test_a_sequence_that_is_alone_and_outgrows_the_pool_goes_itself() -> None:
-    told = Told(worker(num_pages=3))
+    told = Told(num_pages=3)
     told.send(opened(1))
     told.run()
     assert told.closed == {1: "PREEMPTED"}
@@ -101,7 +78,7 @@ def test_a_sequence_that_is_alone_and_outgrows_the_pool_goes_itself() -> None:
 
 
 def test_a_destination_that_nobody_was_told_goes_before_those_that_run_on() -> None:
-    told = Told(worker(num_pages=5))
+    told = Told(num_pages=5)
     told.send(opened(1), opened(2, kind=Import(), pages=2))
     told.run()
     assert told.closed == {1: "LENGTH", 2: "PREEMPTED"}
@@ -110,7 +87,7 @@ def test_a_destination_that_nobody_was_told_goes_before_those_that_run_on() -> N
 
 @pytest.mark.parametrize("state", [State.EXPOSED, State.FROZEN, State.SENT])
 def test_seats_with_a_page_on_its_way_are_not_chosen(state: State) -> None:
-    told = Told(worker(num_pages=4))
+    told = Told(num_pages=4)
     told.send(opened(1), opened(2))
     told.turn()
     told.node.desk.seats.by_slot[2].state = state
@@ -127,7 +104,7 @@ def test_seats_with_a_page_on_its_way_are_not_chosen(state: State) -> None:
 
 def test_choices_share_their_prompt_and_grow_apart() -> None:
     prompt = [(3 * n) % 256 for n in range(33)]
-    told = Told(worker(num_pages=10))
+    told = Told(num_pages=10)
     sampling = {"temperature": 0.9, "seed": 5}
     for slot in (1, 2, 3):
         one = opened(slot, kind=Compute(prompt, [], 7), pages=3, max_tokens=30)
@@ -144,10 +121,10 @@ def test_choices_share_their_prompt_and_grow_apart() -> None:
 
 
 def test_a_page_that_a_sequence_grows_into_is_zero_if_it_was_another_tenants() -> None:
-    node = worker(num_pages=6)
+    told = Told(num_pages=6)
+    node = told.node
     # No poison: what the tenants leave behind stays.
     node.desk.seats.pages.on_free = lambda start, length: None
-    told = Told(node)
     told.send(opened(1, tenant=1, pages=5))
     told.run()
     node.desk.seats.scrub = KvScrub.TENANT

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from dopd._gen.dopd.worker.v1 import worker_pb2 as pb
 from dopd.errors import AccountingError, LinkError
 from dopd.sched import events as ev
 from dopd.sched import prefix
@@ -19,7 +20,7 @@ from dopd.sched.prefix import wire_hash
 from dopd.sched.seats import Shipment
 from dopd.types import (
     Close,
-    Commands,
+    Command,
     Compute,
     Grant,
     Import,
@@ -28,57 +29,42 @@ from dopd.types import (
     Open,
     SamplingParams,
 )
-from tests.support.fleet import MAX_SEATS, Fleet, Node
+from tests.support.driven import Driven
+from tests.support.fleet import MAX_SEATS
 from tests.support.mock_model import answer
 
 PAGE = 16
 ALICE, BOB = b"a" * 16, b"b" * 16
 
 
-class Driven:
-    """One worker, driven turn by turn; what its reports said."""
+class Cached(Driven):
+    """A worker with a prefix cache; what it says of that."""
 
-    def __init__(self, num_pages: int, *, prefix_cache: bool = True) -> None:
-        self.fleet = Fleet(1, num_pages, prefix_cache=prefix_cache)
-        self.node: Node = self.fleet.nodes[0]
-        self.node.attach(1)
-        self.tokens: dict[int, list[int]] = {}
+    def __init__(self, num_pages: int) -> None:
+        super().__init__(num_pages, prefix_cache=True)
         self.reused: dict[int, int] = {}
         self.open: set[int] = set()
         self.kept: set[int] = set()
         self.batches: list[int] = []
 
-    def send(self, *commands: Open | Close) -> None:
+    def send(self, *commands: Command) -> None:
         for one in commands:
             if isinstance(one, Open):
                 self.open.add(one.slot)
                 self.tokens[one.slot] = []
                 self.reused.pop(one.slot, None)
-        session = self.node.session
-        assert session is not None
-        self.node.desk.post(Commands(session.id, list(commands)))
+        super().send(*commands)
 
-    def turn(self) -> None:
-        self.node.loop.turn()
-        self.node.check()
-        while self.node.reports:
-            report = self.node.reports.popleft()
-            for slot, token in zip(report.token_slots, report.tokens, strict=True):
-                self.tokens[slot].append(token)
-            self.reused.update(zip(report.reused_slots, report.reused_tokens, strict=True))
-            self.open -= set(report.closed_slots)
-            assert not set(report.stored_hashes) & set(report.evicted_hashes)
-            self.kept |= set(report.stored_hashes)
-            self.kept -= set(report.evicted_hashes)
-            self.batches.append(len(report.stored_hashes) + len(report.evicted_hashes))
+    def heard(self, report: pb.Report) -> None:
+        self.reused.update(zip(report.reused_slots, report.reused_tokens, strict=True))
+        self.open -= set(report.closed_slots)
+        assert not set(report.stored_hashes) & set(report.evicted_hashes)
+        self.kept |= set(report.stored_hashes)
+        self.kept -= set(report.evicted_hashes)
+        self.batches.append(len(report.stored_hashes) + len(report.evicted_hashes))
 
-    def run(self) -> None:
-        """Until nobody is left."""
-        for _ in range(400):
-            if not self.open and not self.node.desk.seats.prefixes.has_news:
-                return
-            self.turn()
-        raise AssertionError("it does not end")
+    def is_over(self) -> bool:
+        return not self.open and not self.node.desk.seats.prefixes.has_news
 
     def check_index(self) -> None:
         keys = self.node.desk.seats.prefixes._page_of
@@ -125,7 +111,7 @@ class Naive:
 @pytest.mark.parametrize("seed", range(12))
 def test_what_is_reused_is_what_was_computed_for_the_same_salt(seed: int) -> None:
     rng = random.Random(seed)
-    driven, naive = Driven(num_pages=4000), Naive([])
+    driven, naive = Cached(num_pages=4000), Naive([])
     stems = [tokens_of(rng, 90) for _ in range(3)]
     for _ in range(40):
         prompt = rng.choice(stems)[: rng.randrange(90)] + tokens_of(rng, rng.randrange(1, 20))
@@ -147,7 +133,7 @@ def test_what_is_reused_is_what_was_computed_for_the_same_salt(seed: int) -> Non
 @pytest.mark.parametrize("seed", range(12))
 def test_answers_are_right_and_books_close_in_a_pool_that_is_too_small(seed: int) -> None:
     rng = random.Random(100 + seed)
-    driven = Driven(num_pages=24)
+    driven = Cached(num_pages=24)
     stems = [tokens_of(rng, 90) for _ in range(3)]
     expected: dict[int, list[int]] = {}
     num_reused = num_right = 0
@@ -175,7 +161,7 @@ def test_answers_are_right_and_books_close_in_a_pool_that_is_too_small(seed: int
 
 def test_sequences_that_run_share_what_one_has_computed() -> None:
     prompt = tokens_of(random.Random(1), 64)
-    driven = Driven(num_pages=40)
+    driven = Cached(num_pages=40)
     driven.send(opened(0, [*prompt, 1, 2], 30))
     for _ in range(5):
         driven.turn()
@@ -192,7 +178,7 @@ def test_one_that_was_replaced_begins_with_its_own_answer() -> None:
     """A replay at the same worker computes the last token only."""
     prompt = tokens_of(random.Random(2), 30)
     expected = answer(prompt, 40, ignore_eos=True)
-    driven = Driven(num_pages=40)
+    driven = Cached(num_pages=40)
     driven.send(opened(0, prompt, 40))
     for _ in range(30):
         driven.turn()
@@ -209,7 +195,7 @@ def test_one_that_was_replaced_begins_with_its_own_answer() -> None:
 def test_it_outlives_a_session_and_is_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prefix, "NEWS_MAX", 3)
     prompt = tokens_of(random.Random(3), 170)
-    driven = Driven(num_pages=40)
+    driven = Cached(num_pages=40)
     driven.send(opened(0, prompt))
     driven.run()
     before = set(driven.kept)
@@ -230,7 +216,7 @@ def test_it_outlives_a_session_and_is_told_again(monkeypatch: pytest.MonkeyPatch
 
 def test_a_router_that_wants_none_gets_none_and_what_was_there_is_given_up() -> None:
     prompt = tokens_of(random.Random(4), 60)
-    driven = Driven(num_pages=40)
+    driven = Cached(num_pages=40)
     driven.send(opened(0, prompt))
     driven.run()
     assert driven.node.desk.seats.pages.num_cached == 3
@@ -249,7 +235,7 @@ def test_a_router_that_wants_none_gets_none_and_what_was_there_is_given_up() -> 
 
 def test_a_prompt_whose_log_probabilities_are_asked_for_is_computed() -> None:
     prompt = tokens_of(random.Random(5), 60)
-    driven = Driven(num_pages=40)
+    driven = Cached(num_pages=40)
     driven.send(opened(0, prompt))
     driven.run()
     driven.send(opened(0, prompt, prompt_logprobs=1))
@@ -263,7 +249,7 @@ def test_a_prompt_whose_log_probabilities_are_asked_for_is_computed() -> None:
 def test_an_equal_salt_of_another_tenant_finds_nothing() -> None:
     """Whatever a router mixes up: a page remembers whose it is."""
     prompt = tokens_of(random.Random(6), 60)
-    driven = Driven(num_pages=40)
+    driven = Cached(num_pages=40)
     for tenant, expected in ((1, {}), (2, {}), (1, {0: 48})):
         driven.send(opened(0, prompt, tenant=tenant))
         driven.run()
@@ -272,7 +258,7 @@ def test_an_equal_salt_of_another_tenant_finds_nothing() -> None:
 
 def test_debug_checks_compare_tokens() -> None:
     prompt = tokens_of(random.Random(7), 60)
-    driven = Driven(num_pages=40)
+    driven = Cached(num_pages=40)
     cache = driven.node.desk.seats.prefixes
     driven.turn()
     cache.is_compared = True
@@ -290,7 +276,7 @@ def test_debug_checks_compare_tokens() -> None:
 def test_the_end_of_a_prompt_is_evicted_before_its_beginning() -> None:
     rng = random.Random(8)
     first, second = tokens_of(rng, 97), tokens_of(rng, 60)
-    driven = Driven(num_pages=9)
+    driven = Cached(num_pages=9)
     driven.send(opened(0, first))
     driven.run()
     driven.send(opened(0, second))
@@ -304,7 +290,7 @@ def test_the_end_of_a_prompt_is_evicted_before_its_beginning() -> None:
 
 def test_a_peer_is_told_of_own_pages_alone_and_writes_no_other() -> None:
     prompt = tokens_of(random.Random(9), 60)
-    driven = Driven(num_pages=40)
+    driven = Cached(num_pages=40)
     driven.send(opened(0, prompt))
     driven.run()
     seats = driven.node.desk.seats

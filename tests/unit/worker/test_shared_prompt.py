@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-
 import pytest
 
+from dopd._gen.dopd.worker.v1 import worker_pb2 as pb
 from dopd.types import (
     Close,
-    Command,
-    Commands,
     Compute,
     Limits,
     Open,
     SamplingParams,
 )
-from tests.support.fleet import BATCH_TOKENS, Fleet, Node
+from tests.support.driven import Driven
+from tests.support.fleet import BATCH_TOKENS
 from tests.support.mock_model import answer
 
 PAGE = 16
@@ -26,40 +24,21 @@ PAGES = 5
 SAMPLED = {"temperature": 0.8, "seed": 11}
 
 
-class Driven:
-    """One worker, driven turn by turn; what its reports said."""
+class Shared(Driven):
+    """A worker; what it says of seats, steps and prompts' log probabilities."""
 
-    def __init__(self, num_pages: int = 4 * PAGES) -> None:
-        self.node: Node = Fleet(1, num_pages).nodes[0]
-        self.node.attach(1)
-        self.tokens: dict[int, list[int]] = defaultdict(list)
+    def __init__(self) -> None:
+        super().__init__(4 * PAGES)
         self.closed: list[int] = []
         self.prefilled: list[int] = []
         self.told: list[tuple[int, int, int]] = []
 
-    def send(self, *commands: Command) -> None:
-        self.node.desk.post(Commands(1, list(commands)))
-
-    def turn(self) -> None:
-        self.node.loop.turn()
-        self.node.check()
-        while self.node.reports:
-            report = self.node.reports.popleft()
-            for slot, token in zip(report.token_slots, report.tokens, strict=True):
-                self.tokens[slot].append(token)
-            self.closed += report.closed_slots
-            if report.step_us:
-                self.prefilled.append(report.step_prefill_tokens)
-            told = report.prompt_logprobs
-            self.told += zip(told.slots, told.starts, told.lens, strict=True)
-
-    def run(self) -> None:
-        """Until nobody is left."""
-        for _ in range(200):
-            self.turn()
-            if self.node.is_clean():
-                return
-        raise AssertionError("it does not end")
+    def heard(self, report: pb.Report) -> None:
+        self.closed += report.closed_slots
+        if report.step_us:
+            self.prefilled.append(report.step_prefill_tokens)
+        told = report.prompt_logprobs
+        self.told += zip(told.slots, told.starts, told.lens, strict=True)
 
 
 def opened(slot: int, group: int = 5, prompt: list[int] = PROMPT, **fields: object) -> Open:
@@ -81,7 +60,7 @@ def expected(slot: int, prompt: list[int] = PROMPT) -> list[int]:
 
 
 def test_four_choices_of_a_long_prompt_cost_one_prefill() -> None:
-    shared, alone = Driven(), Driven()
+    shared, alone = Shared(), Shared()
     shared.send(*(opened(slot) for slot in range(4)))
     alone.send(*(opened(slot, group=0) for slot in range(4)))
     shared.run()
@@ -92,7 +71,7 @@ def test_four_choices_of_a_long_prompt_cost_one_prefill() -> None:
 
 
 def test_those_who_wait_do_nothing_and_then_give_back_what_they_save() -> None:
-    driven = Driven()
+    driven = Shared()
     driven.send(*(opened(slot) for slot in range(4)))
     driven.turn()
     seats, batcher = driven.node.desk.seats, driven.node.desk.batcher
@@ -113,7 +92,7 @@ def test_those_who_wait_do_nothing_and_then_give_back_what_they_save() -> None:
 
 @pytest.mark.parametrize("num_turns", [0, 1, 2])
 def test_the_next_takes_over_what_was_written(num_turns: int) -> None:
-    driven = Driven()
+    driven = Shared()
     driven.send(*(opened(slot) for slot in range(3)))
     for _ in range(num_turns):
         driven.turn()
@@ -126,7 +105,7 @@ def test_the_next_takes_over_what_was_written(num_turns: int) -> None:
 
 
 def test_pages_of_a_choice_that_ends_with_its_first_token_stay_for_the_others() -> None:
-    driven = Driven()
+    driven = Shared()
     driven.send(opened(0, max_tokens=1), opened(1), opened(2))
     driven.run()
     assert driven.tokens == {0: expected(0)[:1], 1: expected(1), 2: expected(2)}
@@ -134,7 +113,7 @@ def test_pages_of_a_choice_that_ends_with_its_first_token_stay_for_the_others() 
 
 
 def test_one_that_comes_late_or_again_shares_at_once() -> None:
-    driven = Driven()
+    driven = Shared()
     driven.send(opened(0))
     for _ in range(4):
         driven.turn()
@@ -145,7 +124,7 @@ def test_one_that_comes_late_or_again_shares_at_once() -> None:
 
 
 def test_one_that_tells_log_probabilities_of_the_prompt_computes_it() -> None:
-    driven = Driven()
+    driven = Shared()
     driven.send(opened(1), opened(2), opened(0, prompt_logprobs=1))
     driven.run()
     assert driven.tokens == {slot: expected(slot) for slot in range(3)}
@@ -157,7 +136,7 @@ def test_one_that_tells_log_probabilities_of_the_prompt_computes_it() -> None:
 @pytest.mark.parametrize("length", [1, PAGE, PAGE + 1, 2 * PAGE])
 def test_each_computes_the_last_token_of_the_prompt_itself(length: int) -> None:
     prompt = PROMPT[:length]
-    driven = Driven()
+    driven = Shared()
     driven.send(*(opened(slot, prompt=prompt) for slot in range(3)))
     driven.run()
     assert driven.tokens == {slot: expected(slot, prompt) for slot in range(3)}
@@ -166,14 +145,14 @@ def test_each_computes_the_last_token_of_the_prompt_itself(length: int) -> None:
 
 
 def test_a_number_under_which_another_prompt_runs_is_no_reason_to_share() -> None:
-    driven = Driven()
+    driven = Shared()
     driven.send(opened(0), opened(1, prompt=PROMPT[::-1]), opened(2))
     driven.run()
     assert driven.tokens == {0: expected(0), 1: expected(1, PROMPT[::-1]), 2: expected(2)}
 
 
 def test_a_lost_session_leaves_nothing_behind() -> None:
-    driven = Driven()
+    driven = Shared()
     driven.send(*(opened(slot) for slot in range(4)))
     for _ in range(4):
         driven.turn()
