@@ -10,16 +10,16 @@ use std::{
 use proptest::{prelude::*, sample::Index};
 
 use super::{
-    Arrival, Delta, Next, Render, Usage, Wake, Wanted,
+    Delta, Next, Render, Usage, Wake, Wanted,
     outbox::{Outbox, OutboxConfig},
     prompt::{PreparedPrompt, Prompt},
-    record::{Asked, Record},
+    record::Asked,
+    record_tests::record,
     text::{AnswerText, TextForm},
 };
 use crate::{
-    auth::Caller,
     error::Error,
-    metrics::{Metrics, SloTargets},
+    metrics::SloTargets,
     streams::sink::{FinishReason, Flow, TokenChunk},
     tokens::{Framing, StopStrings, Tokenizer, Vocabulary},
 };
@@ -97,15 +97,6 @@ impl Script {
     }
 
     fn outbox(&self, wake: Wake) -> Arc<Outbox> {
-        let arrival = Arrival {
-            id: String::new(),
-            at: Instant::now(),
-            caller: Caller::default(),
-            traceparent: String::new(),
-            trace: None,
-            client_id: None,
-            lease: None,
-        };
         let prompt = PreparedPrompt {
             tokens: vec![0].into(),
             text: String::new(),
@@ -129,8 +120,7 @@ impl Script {
             bytes_max: self.bytes_max,
             deadline: Instant::now(),
         };
-        let record = Record::new(&arrival, &Metrics::new("m"), asked);
-        Outbox::new(config, vec![Prompt::new(&prompt, false)], record)
+        Outbox::new(config, vec![Prompt::new(&prompt, false)], record(asked))
     }
 
     /// Plays the script, with its reports and a reader, or at once and read at the end.

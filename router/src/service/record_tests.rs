@@ -12,8 +12,8 @@ use crate::{
     streams::sink::SeatNews,
 };
 
-/// Two prompts of 50 tokens with two choices each.
-fn record() -> Record {
+/// Of a request by nobody in particular.
+pub(super) fn record(asked: Asked) -> Record {
     let arrival = Arrival {
         id: String::new(),
         at: Instant::now(),
@@ -23,6 +23,11 @@ fn record() -> Record {
         client_id: None,
         lease: None,
     };
+    Record::new(&arrival, &Metrics::new("m"), asked)
+}
+
+/// Two prompts of 50 tokens with two choices each.
+fn twice_two() -> Record {
     let asked = Asked {
         prompt_tokens: 100,
         choices: 4,
@@ -31,12 +36,12 @@ fn record() -> Record {
         targets: SloTargets::default(),
         operation: "text_completion",
     };
-    Record::new(&arrival, &Metrics::new("m"), asked)
+    record(asked)
 }
 
 #[test]
 fn first_run_of_the_first_choice_of_each_prompt_counts() {
-    let mut record = record();
+    let mut record = twice_two();
     let worker: Arc<str> = Arc::from("w");
     let mut told = |choice, tokens| {
         let now = Instant::now();
@@ -53,7 +58,7 @@ fn first_run_of_the_first_choice_of_each_prompt_counts() {
 
 #[test]
 fn never_more_than_the_prompt() {
-    let mut record = record();
+    let mut record = twice_two();
     let worker: Arc<str> = Arc::from("w");
     for choice in [0, 2] {
         let now = Instant::now();

@@ -48,6 +48,15 @@ impl Run {
     }
 
     fn open(&mut self, tokens: u32, max_tokens: u32, priority: i32) -> u32 {
+        let asked = wire::Open {
+            priority,
+            ..wire::Open::default()
+        };
+        self.open_as(asked, tokens, max_tokens)
+    }
+
+    /// An Open with all that `asked` says besides its prompt.
+    fn open_as(&mut self, asked: wire::Open, tokens: u32, max_tokens: u32) -> u32 {
         let tokens = prompt(tokens);
         let prompt_tokens = u32::try_from(tokens.len()).expect("short");
         let slot = self.slots;
@@ -55,7 +64,6 @@ impl Run {
         let open = wire::Open {
             slot,
             pages: prompt_tokens.div_ceil(model::PAGE_SIZE),
-            priority,
             prompt_tokens,
             prompt_hash: model::prompt_hash(&tokens),
             limits: Some(wire::Limits {
@@ -67,7 +75,7 @@ impl Run {
                 prompt: tokens,
                 ..wire::Compute::default()
             })),
-            ..wire::Open::default()
+            ..asked
         };
         let command = Command {
             kind: Some(command::Kind::Open(open)),
@@ -237,27 +245,11 @@ fn prompts_are_cut_in_their_order() {
 fn a_request_brings_its_own_target() {
     let slack = |tpot_us: u32| {
         let mut run = Run::new(Timings::h100_8b(), &welcome(&StepPolicy::default()));
-        let tokens = prompt(20);
-        let open = wire::Open {
-            pages: 2,
-            prompt_tokens: 20,
-            prompt_hash: model::prompt_hash(&tokens),
-            limits: Some(wire::Limits {
-                max_tokens: 100,
-                ignore_eos: true,
-                ..wire::Limits::default()
-            }),
+        let asked = wire::Open {
             slo_tpot_us: tpot_us,
-            kind: Some(open::Kind::Compute(wire::Compute {
-                prompt: tokens,
-                ..wire::Compute::default()
-            })),
             ..wire::Open::default()
         };
-        let command = Command {
-            kind: Some(command::Kind::Open(open)),
-        };
-        run.seats.handle(run.now, Event::Command(SESSION, command));
+        run.open_as(asked, 20, 100);
         (0..11).for_each(|_| {
             run.step();
         });
