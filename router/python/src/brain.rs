@@ -20,6 +20,7 @@ impl RawBrain {
     #[new]
     fn new(config: &str) -> PyResult<Self> {
         let config: BrainConfig = serde_json::from_str(config).map_err(wrong)?;
+        config.policy.check().map_err(wrong)?;
         Ok(Self {
             brain: Brain::new(config),
         })

@@ -1,8 +1,10 @@
 //! Whether a scenario can run at all. Called by `engine`.
 
+use std::ops::RangeInclusive;
+
 use crate::{
     error::{COUNT_MAX, SimError},
-    scenario::{Scenario, WorkerSpec},
+    scenario::{FaultKind, Scenario, WorkerSpec},
 };
 
 /// Largest page, in tokens.
@@ -10,6 +12,9 @@ const PAGE_TOKENS_MAX: u32 = 4_096;
 
 /// Longest prompt plus answer: positions are added up in 32 bits.
 const LEN_MAX: u32 = 1 << 30;
+
+/// Times that a worker is slower than its timings.
+const SLOWNESS: RangeInclusive<f64> = 1e-3..=1e6;
 
 /// The number of workers.
 pub(crate) fn scenario(scenario: &Scenario) -> Result<u32, SimError> {
@@ -22,6 +27,7 @@ pub(crate) fn scenario(scenario: &Scenario) -> Result<u32, SimError> {
     for (index, spec) in fleet.iter().enumerate() {
         worker(index, spec)?;
     }
+    scenario.brain.policy.check()?;
     requests(scenario)?;
     faults(scenario)?;
     Ok(workers)
@@ -50,7 +56,7 @@ fn worker(index: usize, spec: &WorkerSpec) -> Result<(), SimError> {
         (
             "slowness_ratio",
             ratio,
-            (1e-3..=1e6).contains(&ratio),
+            SLOWNESS.contains(&ratio),
             "0.001 to 1000000",
         ),
         (
@@ -108,6 +114,11 @@ fn faults(scenario: &Scenario) -> Result<(), SimError> {
             return Err(SimError::FaultsUnsorted { index });
         }
         before = fault.at.0;
+        if let FaultKind::Slows { ratio } = fault.kind
+            && !SLOWNESS.contains(&ratio)
+        {
+            return Err(SimError::Slowness { index, ratio });
+        }
         let worker = fault.worker;
         if worker >= workers {
             return Err(SimError::Fault {

@@ -1,6 +1,6 @@
 //! Why a scenario cannot run. Called by `engine`.
 
-use dopd_core::cost::TimingsError;
+use dopd_core::{cost::TimingsError, policy::PolicyError};
 
 /// Most requests of a trace and most workers of a fleet: what 32 bits count.
 pub(crate) const COUNT_MAX: usize = u32::MAX as usize;
@@ -61,6 +61,9 @@ pub enum SimError {
         /// What it may be.
         limits: &'static str,
     },
+    /// A constant of the policy is out of its limits.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
     /// A fault of a worker that is not there.
     #[error("fault {index} is of worker {worker}, but there are {workers}, counted from 0")]
     Fault {
@@ -70,6 +73,14 @@ pub enum SimError {
         worker: usize,
         /// How many there are.
         workers: usize,
+    },
+    /// A fault slows a worker down by no such factor.
+    #[error("fault {index} slows its worker down {ratio} times, must be 0.001 to 1000000")]
+    Slowness {
+        /// Its place in the list.
+        index: usize,
+        /// How many times.
+        ratio: f64,
     },
     /// Faults are not by time.
     #[error("fault {index} is before the one ahead of it: sort them by time")]

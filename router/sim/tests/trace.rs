@@ -134,6 +134,10 @@ fn what_is_wrong_is_told_with_line_column_value_and_what_was_expected() {
             "t.csv:2:1: arrival_s is \"-1\", expected seconds from 0",
         ),
         (
+            &format!("{head}9223372036854775807-01-01 00:00:00,1,1\n"),
+            "t.csv:2:1: arrival_s is \"9223372036854775807-01-01 00:00:00\", expected seconds",
+        ),
+        (
             &format!("{head}NaN,1,1\n"),
             "t.csv:2:1: arrival_s is \"NaN\"",
         ),

@@ -208,6 +208,9 @@ fn date_s(field: &str) -> Option<f64> {
         && (0.0..24.0).contains(&hour)
         && (0.0..60.0).contains(&minute)
         && (0.0..61.0).contains(&second);
+    if !is_real {
+        return None;
+    }
     // Days of the Gregorian calendar, years beginning in March (Hinnant, days_from_civil).
     let (year, month) = if month > 2 {
         (year, month - 3)
@@ -216,5 +219,5 @@ fn date_s(field: &str) -> Option<f64> {
     };
     let day_of_year = (153 * month + 2) / 5 + day - 1;
     let whole_days = year * 365 + year / 4 - year / 100 + year / 400 + day_of_year - 719_468;
-    is_real.then_some(whole_days as f64 * 86_400.0 + hour * 3_600.0 + minute * 60.0 + second)
+    Some(whole_days as f64 * 86_400.0 + hour * 3_600.0 + minute * 60.0 + second)
 }

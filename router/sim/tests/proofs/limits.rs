@@ -100,12 +100,21 @@ fn a_scenario_that_cannot_run_says_why() {
     assert!(wrong(|it| it.fleet[0].slowness_ratio = f64::NAN).contains("slowness_ratio is NaN"));
     assert!(wrong(|it| it.fleet[0].timings.weights_us = -1.0).contains("weights_us is -1"));
     assert!(wrong(|it| it.fleet[0].batch_tokens_max = 512).contains("batch_tokens_max is 512"));
-    let kind = FaultKind::Slows { ratio: 2.0 };
-    let fault = |worker, at| Fault {
+    let policy = wrong(|it| it.brain.policy.place_kv_ratio = 93.0);
+    assert!(
+        policy.contains("place_kv_ratio is 93, must be a number between 0 and 1"),
+        "{policy}"
+    );
+    let slows = |worker, at, ratio| Fault {
         at: Micros(at),
         worker,
-        kind,
+        kind: FaultKind::Slows { ratio },
     };
+    let fault = |worker, at| slows(worker, at, 2.0);
+    for ratio in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+        let told = wrong(|it| it.faults = vec![slows(0, 0, ratio)]);
+        assert!(told.contains("fault 0 slows its worker"), "{told}");
+    }
     assert!(wrong(|it| it.faults = vec![fault(2, 0)]).contains("worker 2, but there are 2"));
     assert!(wrong(|it| it.faults = vec![fault(0, 1), fault(0, 0)]).contains("fault 1 is before"));
     let trace = |requests| {
