@@ -100,7 +100,7 @@ def test_slack_follows_joins_leaves_and_steps_as_the_routers() -> None:
         assert slacks == op["slack_us"]
         assert residents.gap_us(now_us) == op["gap_us"]
         if op["tpot_min_us"] is not None:
-            assert residents.tpot_us == op["tpot_min_us"]
+            assert residents.tpot_us(found["decode_us"]) == op["tpot_min_us"]
 
 
 def test_the_context_that_all_read_together_is_that_of_each() -> None:

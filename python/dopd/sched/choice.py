@@ -91,7 +91,7 @@ class _Asked:
         # Prompt tokens that fit beside those that decode, and alone.
         self.beside = min(todo, max(0, view.tokens_max - view.decode.decode_seqs))
         self.most = min(todo, view.tokens_max)
-        self.tpot_us = view.residents.tpot_us
+        self.tpot_us = view.residents.tpot_us(cost(view.decode))
         self.tau_us = whole_us(policy.mixed_step_ratio * self.tpot_us)
 
     def alone_us(self, tokens: int) -> int:

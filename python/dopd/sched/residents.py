@@ -62,10 +62,14 @@ class Residents:
         """Tokens of KV that a step of all of them reads."""
         return self._context_sum + len(self._stays) * self._steps
 
-    @property
-    def tpot_us(self) -> int:
-        """The tightest target of those that are here, else the policy's."""
-        return min(self._groups, default=self.policy.tpot_us)
+    def _met(self, decode_us: int) -> list[int]:
+        """Targets that a decode step of so long meets; all, where it meets none."""
+        return [tpot_us for tpot_us in self._groups if tpot_us >= decode_us] or list(self._groups)
+
+    def tpot_us(self, decode_us: int) -> int:
+        """The tightest target that a decode step of decode_us meets; where it meets none, the
+        tightest; the policy's of nobody."""
+        return min(self._met(decode_us), default=self.policy.tpot_us)
 
     def join(
         self, sequence: Sequence, now_us: int, first_us: int | None = None, tokens: int = 1
@@ -104,13 +108,14 @@ class Residents:
         return max(0, now_us - self._last_us)
 
     def slack_us(self, now_us: int, decode_us: int, quantile: float) -> int | None:
-        """The quantile of their slack, what the next decode step of decode_us gains each of them
-        included: of n the value at place floor(quantile * n). None: nobody."""
-        count = len(self._stays)
+        """The quantile of the slack, what the next decode step of decode_us gains each of them
+        included, of those whose target that step meets, or of all if it meets none: of n the value
+        at place floor(quantile * n). None: nobody."""
+        steps, groups = self._steps, [self._groups[tpot_us] for tpot_us in self._met(decode_us)]
+        count = sum(len(keys) for _, keys in groups)
         if not count:
             return None
         rank = min(math.floor(quantile * count), count - 1)
-        steps, groups = self._steps, self._groups.values()
         lists = [
             (pace_us * steps - now_us + max(0, pace_us - decode_us), keys)
             for pace_us, keys in groups

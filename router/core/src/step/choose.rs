@@ -83,7 +83,9 @@ impl<'a, C: StepCost> Asked<'a, C> {
     ) -> Self {
         let sum = |sum: u32, &(todo, _): &(u32, u32)| sum.saturating_add(todo);
         let todo = view.prompts.iter().fold(0, sum);
-        let tpot = view.residents.tpot_min().unwrap_or(policy.tpot);
+        let decode = StepWork::decode(view.decode_seqs, view.decode_context);
+        let tpot = view.residents.tpot_min(cost.plain_us(decode));
+        let tpot = tpot.unwrap_or(policy.tpot);
         Self {
             policy,
             belief,

@@ -122,16 +122,29 @@ impl Residents {
         now.since(self.last)
     }
 
-    /// The tightest target among them.
-    pub fn tpot_min(&self) -> Option<Micros> {
-        self.groups.first().map(|group| group.tpot)
+    /// Those whose target a decode step of so long meets; all, where it meets none.
+    fn met(&self, decode_us: u64) -> &[Group] {
+        let first = self
+            .groups
+            .partition_point(|group| group.tpot.0 < decode_us);
+        match &self.groups[first..] {
+            [] => &self.groups,
+            met => met,
+        }
     }
 
-    /// The quantile of their slack in microseconds, what the next decode step of `decode_us` gains
-    /// each of them included: of `n` the value at place `floor(quantile * n)` in ascending order.
-    /// `None`: nobody.
+    /// The tightest target among them that a decode step of `decode_us` meets; where it meets none,
+    /// the tightest.
+    pub fn tpot_min(&self, decode_us: u64) -> Option<Micros> {
+        self.met(decode_us).first().map(|group| group.tpot)
+    }
+
+    /// The quantile of the slack in microseconds, what the next decode step of `decode_us` gains
+    /// each of them included, of those whose target that step meets, or of all if it meets none: of
+    /// `n` the value at place `floor(quantile * n)` in ascending order. `None`: nobody.
     pub fn slack_us(&self, now: Micros, decode_us: u64, quantile: f64) -> Option<i64> {
-        let len = self.len();
+        let groups = self.met(decode_us);
+        let len: usize = groups.iter().map(|group| group.keys.len()).sum();
         let last = len.checked_sub(1)?;
         let rank = usize::try_from(floor_us(quantile * len as f64))
             .unwrap_or(last)
@@ -142,14 +155,14 @@ impl Residents {
             let gain = group.pace_us.saturating_sub(step).max(0);
             due.saturating_sub(now).saturating_add(gain)
         };
-        if let [group] = self.groups.as_slice() {
+        if let [group] = groups {
             return group.keys.get(rank).map(|&key| slack(group, key));
         }
         // The next of each list, in ascending order, until the one asked for.
-        let mut heads = vec![0_usize; self.groups.len()];
+        let mut heads = vec![0_usize; groups.len()];
         let mut found = None;
         for _ in 0..=rank {
-            let next = self.groups.iter().zip(&heads).enumerate();
+            let next = groups.iter().zip(&heads).enumerate();
             let next = next.filter_map(|(place, (group, &head))| {
                 group.keys.get(head).map(|&key| (slack(group, key), place))
             });

@@ -384,3 +384,33 @@ fn any_cost_will_do() {
     let choice = choose(&scene.policy, &scene.belief, &view, &PerToken);
     assert_eq!(choice, StepChoice::Prefill(Tokens(100)));
 }
+
+/// One client's target is no reason to give up everybody else's.
+#[test]
+fn a_target_that_no_step_meets_holds_nobody_up() {
+    for (seqs, mode) in [
+        (40, StepMode::PauseOrMix),
+        (3, StepMode::PauseOrMix),
+        (40, StepMode::ChunkInTime),
+    ] {
+        let mut scene = Scene::new(seqs, 5_000, 8_000);
+        scene.policy.mode = mode;
+        scene.seqs += 1;
+        let without = scene.choose();
+        // A millisecond a token, and far behind: a decode step takes seven.
+        let tpot = Micros::from_millis(1);
+        scene
+            .residents
+            .join(&scene.policy, NOW, tpot, Micros(0), 101);
+        assert_eq!(scene.choose(), without);
+    }
+    // Nobody's target is met: they count as they are.
+    let mut scene = Scene::new(0, 0, 8_000);
+    scene.seqs = 2;
+    for ms in [1, 2] {
+        let tpot = Micros::from_millis(ms);
+        scene.residents.join(&scene.policy, NOW, tpot, NOW, 1);
+    }
+    assert_eq!(scene.residents.tpot_min(7_000), Some(Micros(1_000)));
+    assert!(scene.mixed_us(scene.chunk()) <= scene.mixed_us(0) + scene.policy.pause_max.0);
+}

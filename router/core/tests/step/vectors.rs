@@ -235,7 +235,7 @@ fn stays(random: &mut Random) -> Value {
             "op": op,
             "count": residents.len(),
             "gap_us": residents.gap(now),
-            "tpot_min_us": residents.tpot_min(),
+            "tpot_min_us": residents.tpot_min(21_000),
             "slack_us": [slack(0.0), slack(0.05), slack(0.5), slack(1.0)],
         }));
     }
