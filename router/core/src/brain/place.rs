@@ -323,7 +323,11 @@ impl Choice<'_> {
             Err(Verdict::Gate)
         } else if pages * 100 > pool * u64::from(self.keep_pool_percent) {
             Err(Verdict::Kv)
-        } else if !worker.is_in_step(self.rules.keep_step_ratio, self.need.kv(), self.need.tpot) {
+        } else if !worker.is_in_step(
+            self.rules.keep_step_ratio,
+            self.need.kv(),
+            Some(self.need.tpot),
+        ) {
             Err(Verdict::Step)
         } else {
             Ok(())

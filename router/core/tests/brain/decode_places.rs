@@ -304,6 +304,33 @@ fn a_target_that_no_step_meets_holds_nobody_back() {
     }
 }
 
+/// What one client asks of its own tokens is no reason to send all others away.
+#[test]
+fn who_asks_for_what_no_step_meets_makes_no_place_full() {
+    let mut slow = gpu(Decode, 40_000);
+    (slow.timings.step_decode_us, slow.timings.batch_us_per_seq) = (30_000.0, 10_000.0);
+    let rules = PolicyConfig {
+        bind: Bind::Early,
+        keep: false,
+        steal: Steal::Never,
+        tpot: Micros::from_millis(150),
+        ..policy()
+    };
+    // Steps of 35 ms and 10 for each; up to .93 of 150 ms, so 10 of them.
+    let placed = |first_ms: u64| {
+        let mut brain = fleet(rules.clone(), &[gpu(Prefill, 400_000), slow.clone()]);
+        let mut facts = request(1, 100, 100);
+        facts.slo.tpot = Some(Micros::from_millis(first_ms));
+        let first = brain.handle(Micros(0), Event::RequestArrived(facts));
+        let others = (2..=15).map(|id| opens(&arrive(&mut brain, id, id, 100)).len());
+        opens(&first).len() + others.sum::<usize>()
+    };
+    assert_eq!(placed(150), 10);
+    // A step of one takes 45 ms. Twice that is what counts of one that can just be met.
+    assert_eq!(placed(1), 10);
+    assert_eq!(placed(50), 4);
+}
+
 /// The decode worker takes the import in slot 0 over.
 fn hand_over(brain: &mut Brain, now: u64) -> Vec<Action> {
     let opened = StepReport {

@@ -64,17 +64,21 @@ impl Worker {
     }
 
     /// Time per token that its steps are held to: the tightest target of those that decode here
-    /// and of a newcomer.
-    pub(in crate::brain) fn target(&self, newcomer: Micros) -> Micros {
-        let floor = Micros(self.step_alone_us.0.saturating_mul(STEP_ALONE_RATIO));
-        let tightest = self.residents.tightest().unwrap_or(newcomer);
-        tightest.min(newcomer).max(floor)
+    /// and of a newcomer, if one is asked about. What not even the step of one sequence meets is
+    /// lost, and counts only where all is.
+    pub(in crate::brain) fn target(&self, newcomer: Option<Micros>) -> Micros {
+        let alone = self.step_alone_us;
+        let tightest = self.residents.tightest(alone);
+        let newcomer = newcomer.filter(|&target| target >= alone);
+        let met = tightest.into_iter().chain(newcomer).min();
+        met.unwrap_or_default()
+            .max(Micros(alone.0.saturating_mul(STEP_ALONE_RATIO)))
     }
 
     /// Prompts take longer than alone, beside those that decode, by how steps are chosen. `None`:
     /// they leave no time.
     fn slow_beside(&self, rules: &PolicyConfig) -> Option<f64> {
-        let target = self.target(Micros(u64::MAX)).0 as f64;
+        let target = self.target(None).0 as f64;
         let step = self.decode_us(0, 0).0 as f64;
         let pace = rules.step.pace_ratio * target;
         let between = (pace > step).then(|| SLOW_PAUSES * pace / (pace - step));
@@ -164,7 +168,7 @@ impl Worker {
             return Err(Verdict::Kv);
         }
         let ratio = self.rules.place_step_ratio;
-        if !self.is_in_step(ratio, need.kv(), need.tpot) {
+        if !self.is_in_step(ratio, need.kv(), Some(need.tpot)) {
             return Err(Verdict::Step);
         }
         Ok(())
@@ -178,7 +182,7 @@ impl Worker {
     }
 
     /// With one sequence more its decode step stays below that part of the target; 0: no limit.
-    pub(in crate::brain) fn is_in_step(&self, ratio: f64, kv: u64, tpot: Micros) -> bool {
+    pub(in crate::brain) fn is_in_step(&self, ratio: f64, kv: u64, tpot: Option<Micros>) -> bool {
         ratio <= 0.0 || self.decode_us(1, kv).0 as f64 <= ratio * self.target(tpot).0 as f64
     }
 }

@@ -82,7 +82,7 @@ impl Worker {
         self.role == Role::Prefill
             || self.residents.seqs() == 0
             || (self.is_below(self.rules.place_kv_ratio, 1)
-                && self.is_in_step(self.rules.place_step_ratio, 1, Micros(u64::MAX)))
+                && self.is_in_step(self.rules.place_step_ratio, 1, Some(Micros(u64::MAX))))
     }
 
     /// From when on it is given prompts; `None`: not before it says more.

@@ -144,9 +144,9 @@ impl Residents {
         self.work_us
     }
 
-    /// Tightest target of those that stay.
-    pub(in crate::brain) fn tightest(&self) -> Option<Micros> {
-        self.tpots.first_key_value().map(|(&tpot, _)| tpot)
+    /// Tightest target of those that stay, from so much on.
+    pub(in crate::brain) fn tightest(&self, from: Micros) -> Option<Micros> {
+        self.tpots.range(from..).next().map(|(&tpot, _)| tpot)
     }
 }
 
@@ -171,14 +171,15 @@ mod tests {
         residents.add(SlotId(0), resident(30, 50, 5, false));
         let sums = |of: &Residents| (of.seqs(), of.kv(), of.context(), of.work_us());
         assert_eq!(sums(&residents), (1, 150, 100, 12));
-        assert_eq!(residents.tightest(), Some(Micros(80)));
+        assert_eq!(residents.tightest(Micros(0)), Some(Micros(80)));
         residents.stays(SlotId(0));
         residents.stays(SlotId(0));
         residents.grew(SlotId(0), 2);
         residents.computed(SlotId(0));
         residents.computed(SlotId(0));
         assert_eq!(sums(&residents), (2, 152, 152, 7));
-        assert_eq!(residents.tightest(), Some(Micros(30)));
+        assert_eq!(residents.tightest(Micros(0)), Some(Micros(30)));
+        assert_eq!(residents.tightest(Micros(31)), Some(Micros(80)));
         residents.runs(SlotId(0));
         residents.runs(SlotId(0));
         assert_eq!(residents.running(), 1);
@@ -189,6 +190,6 @@ mod tests {
         assert_eq!(sums(&residents), (1, 100, 100, 7));
         residents.remove(SlotId(3));
         assert_eq!(sums(&residents), (0, 0, 0, 0));
-        assert_eq!(residents.tightest(), None);
+        assert_eq!(residents.tightest(Micros(0)), None);
     }
 }
