@@ -69,8 +69,10 @@ impl Brain {
     fn make_room(&mut self, facts: &RequestFacts) -> bool {
         /// For one newcomer.
         const REQUESTS_MAX: usize = 16;
-        // Those at the front that are late step behind.
+        // Those at the front that are late step behind. Noted now: who ends here leaves its key to
+        // the newcomer.
         self.queue.first(|_| true);
+        self.note_demoted();
         let share = &self.queue.share;
         let Some(largest) = share.largest_backlog() else {
             return false;

@@ -31,7 +31,9 @@ fn who_is_owed_its_turn_is_overtaken_no_more_until_there_is_room() {
     let before = (5..2_000).find_map(|id| {
         let now = id * 50_000;
         look(arrive(&mut brain, now, id, 700), &mut running);
-        running.iter_mut().for_each(|(_, tokens)| *tokens += 1);
+        for (_, tokens) in &mut running {
+            *tokens += 1;
+        }
         let slots: Vec<u32> = running.iter().map(|&(slot, _)| slot).collect();
         // As soon as the next one fits, or after 50 tokens.
         let is_over = running.len() > 3 || running.front().is_some_and(|&(_, made)| made == 50);

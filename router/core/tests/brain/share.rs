@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use dopd_core::{
-    brain::BrainConfig,
+    brain::{BrainConfig, Chosen},
+    ids::RequestId,
     policy::PolicyConfig,
     request::{RejectReason, RequestFacts},
     units::Tokens,
@@ -364,6 +365,12 @@ fn late_ones_make_room_for_one_in_time_of_the_same_tenant() {
     line.wait(millis(5_000));
     line.arrive(request(11, 100, 1));
     assert_eq!(refused(&mut line), [9], "the last of those that are late");
+    // It is the newcomer's turn, not its fate, that the brain tells of it.
+    let newcomer = line.brain.explain(RequestId(11)).decisions;
+    assert!(
+        !newcomer.iter().any(|one| one.chose == Chosen::Demote),
+        "{newcomer:?}"
+    );
     line.placed.clear();
     assert_eq!(line.drain()[..3], [11, 0, 1]);
 }
