@@ -102,8 +102,11 @@ impl Brain {
     /// Sequences that made their first tokens where their prompt was computed go on to a decode
     /// worker once one has room; where that worker is itself labelled anew, they have arrived.
     fn move_on(&mut self) {
-        let leaving: Vec<usize> = self.leaving.iter().copied().take(LEAVING_LOOKED).collect();
+        let from = self.leaving_next;
+        let rest = self.leaving.range(from..).chain(self.leaving.range(..from));
+        let leaving: Vec<usize> = rest.copied().take(LEAVING_LOOKED).collect();
         for key in leaving {
+            self.leaving_next = key + 1;
             self.workers.settle();
             let Some(Phase::Run { cur }) = self.sequences.get(key).map(|sequence| sequence.phase)
             else {

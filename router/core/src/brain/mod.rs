@@ -105,6 +105,8 @@ pub struct Brain {
     stolen_total: u64,
     /// Sequences that are to move on to a decode worker.
     leaving: BTreeSet<usize>,
+    /// Which of them is looked at next, in turn.
+    leaving_next: usize,
     /// Whose report the event at hand is.
     reporter: Option<usize>,
     hopeless_total: u64,
@@ -153,6 +155,7 @@ impl Brain {
             places: 0,
             stolen_total: 0,
             leaving: BTreeSet::new(),
+            leaving_next: 0,
             reporter: None,
             hopeless_total: 0,
             late_total: 0,
