@@ -325,7 +325,7 @@ def test_a_source_writes_from_the_first_page_that_go_names() -> None:
 def test_a_choice_keeps_the_pages_that_it_found_when_another_has_computed_the_rest() -> None:
     """They may be on their way to a peer already: nobody else may get them meanwhile."""
     prompt = tokens_of(random.Random(10), 6 * PAGE + 1)
-    driven = Driven(num_pages=60)
+    driven = Cached(num_pages=60)
     seats = driven.node.desk.seats
     driven.turn()
     limits, salted = Limits(4, ignore_eos=True), {"prefix_salt": ALICE, "tenant": 1}
