@@ -4,11 +4,12 @@
 use dopd_core::{
     action::Action,
     brain::{Brain, BrainConfig},
+    cost::{Timings, VALUE_MAX},
     event::{CloseReason, ClosedSeat, Event, StepReport, Suspicion},
     fleet::{Role, WorkerLoad},
     ids::{RequestId, SessionId, SlotId},
     policy::{Order, PolicyConfig, Refuse},
-    request::{RequestFacts, Slo},
+    request::{PrefixMark, RequestFacts, Slo},
     units::{Micros, Pages, Tokens},
 };
 use proptest::{prelude::*, test_runner::Config};
@@ -108,6 +109,11 @@ fn any_event() -> impl Strategy<Value = Event> {
             (facts.page_size, facts.num_seqs_max) = (odd, odd);
             facts.page_bytes = u64::MAX >> odd;
             facts.incarnation = u64::from(odd % 3);
+            facts.timings = match odd % 4 {
+                0 => Timings::h100_8b(),
+                1 => Timings { compute_us_per_token: VALUE_MAX, weights_us: VALUE_MAX, ..Timings::h100_70b() },
+                _ => Timings::instant(),
+            };
             joined(session, facts)
         }),
         1 => session().prop_map(|session| Event::SessionLost { session }),
@@ -155,6 +161,9 @@ fn any_request() -> impl Strategy<Value = Event> {
             tenant,
             weight,
             order_key,
+            prefix: (0..id % 4)
+                .map(|hash| PrefixMark { pages: max.0, hash })
+                .collect(),
             ..request(id, prompt.0, max.0)
         })
     })
