@@ -361,3 +361,23 @@ fn tokens_in_the_report_of_their_arrival_are_counted() {
         "{fourth:?}"
     );
 }
+
+/// Its prompts take three centuries each, it says, and it has room for all of them.
+#[test]
+fn who_tells_absurd_step_times_overflows_nothing() {
+    let mut facts = worker(Role::Mixed, 1 << 28);
+    (facts.num_seqs_max, facts.batch_tokens_max) = (u32::MAX, Tokens(u32::MAX));
+    facts.timings.compute_us_per_token = VALUE_MAX;
+    let mut brain = Brain::new(plain());
+    brain.handle(Micros(0), joined(1, facts));
+    for id in 0..3_000 {
+        let facts = request(id, 9, 9);
+        let opened = brain.handle(Micros(id), Event::RequestArrived(facts));
+        assert!(matches!(opened[..], [Action::Open { .. }]), "{opened:?}");
+    }
+    for id in 0..3_000 {
+        let request = RequestId(id);
+        brain.handle(Micros(id), Event::RequestCancelled { request });
+    }
+    assert_eq!(brain.status().sequences_running, 0);
+}

@@ -5,6 +5,10 @@ use std::collections::BTreeMap;
 
 use crate::{ids::SlotId, units::Micros};
 
+/// Longest prompt that is added up: twelve days, so that 16 million of them fit in 64 bits whatever
+/// step times a worker tells.
+const WORK_US_MAX: u64 = 1 << 40;
+
 /// One seat, from its plan until it is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::brain) struct Resident {
@@ -35,8 +39,9 @@ pub(in crate::brain) struct Residents {
 }
 
 impl Residents {
-    pub(in crate::brain) fn add(&mut self, slot: SlotId, resident: Resident) {
+    pub(in crate::brain) fn add(&mut self, slot: SlotId, mut resident: Resident) {
         self.remove(slot);
+        resident.work_us = resident.work_us.min(WORK_US_MAX);
         let at = slot.0 as usize;
         if self.rows.len() <= at {
             self.rows.resize(at + 1, None);
