@@ -121,7 +121,7 @@ def simulate(
 def sim_policies() -> list[tuple[str, str]]:
     """Name and help of every policy."""
 
-def sim_kinds() -> list[tuple[str, str, str]]:
+def sim_kinds() -> list[tuple[str, str, tuple[float, float]]]:
     """Device, model and timings of every built-in calibration."""
 
 def sim_scenario(setup: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 from dopd.cli import app, console
 
-PATH_METAVARS = ("FILE", "PATH", "MODEL", "OUT")
+PATH_METAVARS = ("FILE", "PATH", "MODEL", "OUT", "TRACE")
 HELP_CHARS_MAX = 70
 SHELL_SIGNS = str.maketrans("[]", "()", "'\"`$\\")
 INSTALL = """\

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def parser() -> argparse.ArgumentParser:
     """The options of `dopd simulate`."""
     made = console.parser("simulate", "What every policy is worth on a trace. Simulated.")
     made.epilog = EPILOG
-    made.add_argument("trace", metavar="FILE", help="a trace file, or what one is made of")
+    made.add_argument("trace", metavar="TRACE", help="a trace file, or what one is made of")
     _fleet(made.add_argument_group("fleet"))
     _policy(made.add_argument_group("policy and targets"))
     _load(made.add_argument_group("load"))
@@ -137,13 +138,25 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
     if args.plot and Path(args.plot).suffix not in SUFFIXES:
         made.error(f"--plot {args.plot}: must end in {' or '.join(SUFFIXES)}")
+    if args.plot and Path(args.plot).suffix == ".png" and find_spec("matplotlib") is None:
+        made.error(f"--plot {args.plot}: needs Matplotlib; pip install 'dopd[bench]', or name .svg")
     for name in ("json", "plot"):
-        path = getattr(args, name)
-        if path and path != "-" and not Path(path).parent.is_dir():
-            made.error(f"--{name} {path}: no folder {Path(path).parent}")
+        if (path := getattr(args, name)) and path != "-" and (wrong := unwritable(Path(path))):
+            made.error(f"--{name} {path}: {wrong}")
     if not 1 <= args.jobs <= 64:
         made.error(f"--jobs {args.jobs}: must be 1 to 64")
     return args
+
+
+def unwritable(path: Path) -> str | None:
+    """Why no file can be written there, as far as that shows before minutes of runs."""
+    if not path.parent.is_dir():
+        return f"no folder {path.parent}"
+    if path.is_dir():
+        return "is a folder; name a file in it"
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        return "cannot be written: permission denied"
+    return None
 
 
 def fleet(text: str) -> tuple[str, int]:
@@ -188,6 +201,7 @@ def number(low: float, high: float) -> Callable[[str], float]:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from dopd.errors import DopdError
     from dopd.sim import load, study
 
     trace = load(args.trace, seed=args.seed)
@@ -214,7 +228,15 @@ def _run(args: argparse.Namespace) -> int:
     if args.plot:
         from dopd.sim import plot
 
-        plot.save(study.picture(document), args.plot)
+        try:
+            plot.save(study.picture(document), args.plot)
+        except DopdError as error:
+            raise console.CommandError(str(error)) from error
+    if study.is_too_easy(document):
+        console.note(
+            "every policy meets nearly all targets at this load: --find-rate 90 (or --rate 10) "
+            "tells them apart"
+        )
     return console.OK
 
 
@@ -226,6 +248,9 @@ def options(args: argparse.Namespace) -> dict[str, Any]:
         inner = rules
         for part in path[:-1]:
             inner = inner.setdefault(part, {})
+            if not isinstance(inner, dict):
+                whole = f"--rule {'.'.join(path)}: {part} has a value already"
+                raise console.CommandError(whole, code=console.USAGE)
         inner[path[-1]] = value
     return {
         "rules": rules,
@@ -250,6 +275,7 @@ def _about(args: argparse.Namespace) -> dict[str, Any]:
 
 def _rows(args: argparse.Namespace, trace: Any, names: list[str]) -> list[dict[str, Any]]:
     from dopd.sim import study
+    from dopd.sim.pool import Pool
     from dopd.sim.progress import Progress
 
     chosen = options(args)
@@ -260,15 +286,18 @@ def _rows(args: argparse.Namespace, trace: Any, names: list[str]) -> list[dict[s
             return study.judge(trace, name, chosen, workers)
         return study.find(trace, name, args.find_rate / 100, chosen, workers)
 
-    rows = []
-    with Progress("policies", len(names)) as progress, ThreadPoolExecutor(args.jobs) as pool:
-        try:
+    rows: list[dict[str, Any]] = []
+    try:
+        with Progress("policies", len(names)) as progress, Pool(args.jobs) as pool:
             for row in pool.map(work, names):
                 rows.append(row)
                 if sys.stderr.isatty():
                     progress.advance(row["name"])
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    except KeyboardInterrupt:
+        console.note(
+            f"interrupted: {len(rows)} of {len(names)} policies were done; nothing written"
+        )
+        raise
     return rows
 
 
@@ -290,7 +319,7 @@ def render(document: dict[str, Any]) -> str:
     header, *body = lines
     head = (
         f"{found['name']}: {found['requests']} requests on {options['workers']} x "
-        f"{options['device']}, {options['model']}, {study.targets(options)}; simulated"
+        f"{options['device']}, {options['model']}, {study.targets(document)}; simulated"
     )
     if has_rate:
         share = 100 * document["share"]

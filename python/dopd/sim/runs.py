@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from dopd.errors import DopdError
 from dopd.sim import columns
+from dopd.sim.pool import running
 from dopd.sim.trace import Trace
 
 if TYPE_CHECKING:
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from dopd._router import SimRun
+
+
+TTFT_PREFILL_RATIO = 3.0
+"""No target for a first token is below so many unloaded prefills."""
 
 
 class SimulationError(DopdError):
@@ -114,7 +119,7 @@ def simulate(
     rules: Mapping[str, Any] | None = None,
     slo_ttft_ms: float | None = None,
     slo_tpot_ms: float | None = None,
-    slo_prefill_ratio: float = 3.0,
+    slo_prefill_ratio: float = TTFT_PREFILL_RATIO,
     mixed_penalty: float | None = None,
     prefix_cache: bool = False,
     max_tokens: int = 0,
@@ -165,7 +170,7 @@ def simulate(
         raw = trace.raw
         if order is not None:
             raw = raw.with_keys(_keys(trace, order, setup))
-        return Result(_router.simulate(raw, json.dumps(setup), progress), setup)
+        return Result(_router.simulate(raw, json.dumps(setup), running(progress)), setup)
     except ValueError as error:
         raise SimulationError(str(error)) from error
 

@@ -8,7 +8,7 @@ from typing import Any
 from dopd.sim.find import TOLERANCE, find_rate
 from dopd.sim.plot import Bars, Figure, Lines
 from dopd.sim.plot.figure import COLOURS, GREY
-from dopd.sim.runs import Result, simulate
+from dopd.sim.runs import TTFT_PREFILL_RATIO, Result, simulate
 from dopd.sim.trace import Trace
 
 VERSION = 1
@@ -24,7 +24,9 @@ FAMILIES = {
     "static-sjf": "static-{p}:{d}-sjf",
     "static-edf": "static-{p}:{d}-edf",
 }
-LINES_MAX = 6
+LINES_MAX = len(COLOURS)
+# Above this share of good requests a policy has nothing to show.
+EASY = 0.99
 
 Row = dict[str, Any]
 Tell = Callable[[str], None]
@@ -129,6 +131,7 @@ def document(trace: Trace, rows: Sequence[Row], options: dict[str, Any], **more:
         "simulated": True,
         "trace": {"name": trace.name, "requests": len(trace)},
         "options": options,
+        "targets": _targets(options),
         **more,
         "policies": list(rows),
     }
@@ -215,13 +218,37 @@ def picture(found: Row) -> Figure:
     ]
     options = found["options"]
     title = f"{found['trace']['name']}, {options['workers']} x {options['device']}, simulated"
-    note = f"{options['model']}, {found['trace']['requests']} requests, {targets(options)}"
+    note = f"{options['model']}, {found['trace']['requests']} requests, {targets(found)}"
     return Figure(title, [*percent, *lines], note, colours)
 
 
-def targets(options: dict[str, Any]) -> str:
-    """The targets in words."""
-    ttft, tpot = options.get("slo_ttft_ms"), options.get("slo_tpot_ms")
-    if ttft is None and tpot is None:
-        return "the study's tight targets"
-    return f"targets: first token {ttft or 'tight'} ms, later ones {tpot or 'tight'} ms"
+def _targets(options: dict[str, Any]) -> dict[str, float]:
+    """What was asked for, else what goes with the model."""
+    from dopd import _router
+
+    kinds = {(device, model): ms for device, model, ms in _router.sim_kinds()}
+    ttft, tpot = kinds[options["device"], options["model"]]
+    return {
+        "ttft_ms": ttft if options["slo_ttft_ms"] is None else options["slo_ttft_ms"],
+        "ttft_prefill_ratio": TTFT_PREFILL_RATIO,
+        "tpot_ms": tpot if options["slo_tpot_ms"] is None else options["slo_tpot_ms"],
+    }
+
+
+def targets(found: Row) -> str:
+    """The targets of a document in words."""
+    said = found["targets"]
+    return (
+        f"first token in {said['ttft_ms']:g} ms (or {said['ttft_prefill_ratio']:g} x its prefill), "
+        f"later ones in {said['tpot_ms']:g} ms"
+    )
+
+
+def is_too_easy(found: Row) -> bool:
+    """Whether this load tells nothing: several policies, and none of them misses targets."""
+    rows = found["policies"]
+    return (
+        len(rows) > 1
+        and "share" not in found
+        and all(row["figures"]["attainment"]["overall"] >= EASY for row in rows)
+    )

@@ -161,4 +161,5 @@ def _bytes(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
-        raise TraceError(f"trace {path} cannot be read: {reason}") from error
+        made = f"; a made trace begins with {', '.join(SPECS)}" if ":" in path.name else ""
+        raise TraceError(f"trace {path} cannot be read: {reason}{made}") from error

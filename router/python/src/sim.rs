@@ -147,12 +147,12 @@ pub(crate) fn sim_policies() -> Vec<(&'static str, &'static str)> {
     policies::NAMES.to_vec()
 }
 
-/// (device, model, name of the timings) of every built-in calibration.
+/// (device, model, targets in ms if nobody sets others) of every built-in calibration.
 #[pyfunction]
-pub(crate) fn sim_kinds() -> Vec<(&'static str, &'static str, &'static str)> {
+pub(crate) fn sim_kinds() -> Vec<(&'static str, &'static str, (f64, f64))> {
     KINDS
         .iter()
-        .map(|kind| (kind.device, kind.model, kind.timings))
+        .map(|kind| (kind.device, kind.model, kind.tight_ms))
         .collect()
 }
 

@@ -165,8 +165,13 @@ pub enum SetupError {
         limits: String,
     },
     /// A rule that the policy does not have.
-    #[error("rules: {0}")]
-    Rules(serde_json::Error),
+    #[error("rules: {source}, in {rules}")]
+    Rules {
+        /// What is wrong.
+        source: serde_json::Error,
+        /// All of them, as JSON.
+        rules: String,
+    },
     /// No step times.
     #[error(transparent)]
     Timings(#[from] TimingsError),
@@ -234,7 +239,8 @@ impl Setup {
             .filter(|kind| kind.device == self.device)
             .collect();
         if of_device.is_empty() {
-            let known = KINDS.iter().map(|kind| kind.device).collect();
+            let mut known: Vec<_> = KINDS.iter().map(|kind| kind.device).collect();
+            known.dedup();
             return Err(unknown("device", &self.device, known));
         }
         let models = of_device.iter().map(|kind| kind.model).collect();
@@ -269,7 +275,7 @@ impl Setup {
             return Err(SetupError::Unknown {
                 what: "policy",
                 name: self.policy.clone(),
-                known: format!("{} (for {workers} workers)", known.join(", ")),
+                known: format!("{} (P + D = {workers} workers)", known.join(", ")),
             });
         };
         policy.ttft = slo.ttft;
@@ -277,9 +283,14 @@ impl Setup {
         policy.ttft_prefill_ratio = slo.ttft_prefill_ratio;
         policy.step.tpot = slo.tpot;
         if !self.rules.is_empty() {
-            let mut all = serde_json::to_value(&policy).map_err(SetupError::Rules)?;
-            overlay(&mut all, &serde_json::Value::Object(self.rules.clone()));
-            policy = serde_json::from_value(all).map_err(SetupError::Rules)?;
+            let rules = serde_json::Value::Object(self.rules.clone());
+            let wrong = |source| SetupError::Rules {
+                source,
+                rules: rules.to_string(),
+            };
+            let mut all = serde_json::to_value(&policy).map_err(wrong)?;
+            overlay(&mut all, &rules);
+            policy = serde_json::from_value(all).map_err(wrong)?;
         }
         if let Some(prefill) = self.prefill_workers {
             if prefill as usize >= workers {

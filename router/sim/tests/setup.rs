@@ -116,7 +116,7 @@ fn what_cannot_be_simulated_is_said() {
         (r#"{"workers": 0}"#, "workers is 0, must be 1 to 4096"),
         (
             r#"{"device": "h101"}"#,
-            "no device \"h101\"; there are h100",
+            "no device \"h101\"; there are h100\n",
         ),
         (
             r#"{"model": "gpt"}"#,
@@ -141,8 +141,16 @@ fn what_cannot_be_simulated_is_said() {
             r#"{"rules": {"order": "best"}}"#,
             "rules: unknown variant `best`",
         ),
+        (
+            r#"{"rules": {"fair_ratio": "abc"}}"#,
+            "expected f64, in {\"fair_ratio\":\"abc\"}",
+        ),
+        (
+            r#"{"policy": "static-9:9"}"#,
+            "(P + D = 8 workers)",
+        ),
     ] {
-        let said = made(json).unwrap_err().to_string();
+        let said = format!("{}\n", made(json).unwrap_err());
         assert!(said.contains(told), "{said}\n{told}");
     }
 }

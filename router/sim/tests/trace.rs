@@ -104,14 +104,22 @@ fn stamps_of_mooncake_are_spread_until_the_next_one() {
 fn what_is_wrong_is_told_with_line_column_value_and_what_was_expected() {
     let head = "arrival_s,prompt_tokens,output_tokens\n";
     for (text, told) in [
-        ("", "t.csv: the file is \"\", expected a trace; it is empty"),
+        ("", "t.csv: the file is empty, expected a trace"),
         (
             "time,in,out\n",
             "t.csv:1: the header is \"time,in,out\", expected columns arrival_s",
         ),
         (
             head,
-            "t.csv: the file is \"\", expected at least one request",
+            "t.csv: the file is \"without requests\", expected at least one",
+        ),
+        (
+            "minute,total_tokens_per_s\n0,1\n",
+            "expected requests; for a load by the minute write minutes:shape=FILE",
+        ),
+        (
+            "PAR1\u{15}\u{4}",
+            "t.csv: the file is \"Parquet\", expected CSV or JSON lines",
         ),
         (
             &format!("{head}0,10,5\n1.5,x,5\n"),
@@ -147,7 +155,7 @@ fn what_is_wrong_is_told_with_line_column_value_and_what_was_expected() {
         ),
         (
             &format!("{head}0,1\n"),
-            "t.csv:2: the row is \"2 columns\", expected 3 columns",
+            "t.csv:2: output_tokens is empty, expected a value: the row has 2 columns, the header 3",
         ),
         (
             "{\"timestamp\":0}\n",

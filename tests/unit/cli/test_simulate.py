@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import signal
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 pytest.importorskip("dopd._router", reason="the extension is not built")
 
+from dopd import sim
 from dopd.cli import app, console
-from dopd.sim import study
+from dopd.sim import plot, study
+from dopd.sim.pool import Stopped
 
 LOAD = "poisson:rate=20,prompt=800~0.8,output=60,seconds=10"
 
@@ -78,6 +83,10 @@ def test_rules_rates_and_cuts_reach_the_run(capsys: pytest.CaptureFixture[str]) 
         ([LOAD, "--plot", "a.pdf"], "must end in .svg or .png"),
         ([LOAD, "--json", "no/such/o.json"], "no folder no/such"),
         ([LOAD, "--seconds", "0.001"], "no request within 0.001 s"),
+        ([LOAD, "--json", "."], "is a folder"),
+        (["poison:rate=8"], "a made trace begins with poisson, gamma, shift, minutes"),
+        ([LOAD, "--rule", "step=1", "--rule", "step.mode=fill"], "step has a value already"),
+        ([LOAD, "--rule", "fair_ratio=-1"], "fair_ratio is -1"),
         ([LOAD, "--rule", "gate"], "must be NAME=VALUE"),
         ([LOAD, "--rule", "gat=1"], "unknown field `gat`"),
         ([LOAD, "--polcy", "dopd"], "--policy"),
@@ -91,6 +100,65 @@ def test_a_bad_line_is_a_usage_error_that_says_what(
     assert out == ""
     assert err.startswith("error: ")
     assert told in err
+
+
+def test_the_targets_are_told_in_numbers_and_a_load_that_tells_nothing_apart(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["--policy", "dopd,static-4:4", "--slo-tpot-ms", "45"]
+    code, text, err = run(capsys, LOAD, *words)
+    assert code == console.OK
+    head = text.splitlines()[0]
+    assert "first token in 500 ms (or 3 x its prefill), later ones in 45 ms; simulated" in head
+    assert "--find-rate 90" in err
+    _, text, err = run(capsys, LOAD, *words, "--json", "-", "--slo-ttft-ms", "1", "--rate", "30")
+    assert json.loads(text)["targets"] == {"ttft_ms": 1, "ttft_prefill_ratio": 3, "tpot_ms": 45}
+    assert err == ""
+
+
+def test_every_policy_of_the_table_is_in_the_picture() -> None:
+    series = [{"start_s": 0, "attainment": 1, "ttft_p90_ms": 9}]
+    figures = {
+        "attainment": {"overall": 1, "longest_tenth": 1},
+        "utilisation": dict.fromkeys(("prefill", "decode", "mixed", "idle"), 0.25),
+        "series": series,
+    }
+    rows = [{"name": name, "policy": name, "figures": figures} for name in study.ALL]
+    options = {"device": "h100", "model": "llama-70b", "workers": 8}
+    options |= {"slo_ttft_ms": None, "slo_tpot_ms": None}
+    trace = sim.load(LOAD)
+    picture = study.picture(study.document(trace, rows, options))
+    for panel in picture.panels[-2:]:
+        assert isinstance(panel, plot.Lines)
+        assert list(panel.series) == list(study.ALL)
+    assert "first token in 1000 ms" in picture.note
+
+
+def test_ctrl_c_ends_runs_at_once_and_says_what_was_done(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = []
+
+    def judge(trace: sim.Trace, name: str, options: dict[str, Any], workers: int) -> None:
+        main = threading.main_thread().ident or 0
+        once = iter((signal.SIGINT,))
+        try:
+            # Long, unless it is stopped: the main thread gets Ctrl-C while this one simulates.
+            sim.simulate(
+                trace.scaled(1000),
+                policy=name,
+                progress=lambda *_: [signal.pthread_kill(main, one) for one in once],
+            )
+        except Stopped:
+            ends.append(name)
+            raise
+
+    monkeypatch.setattr(study, "judge", judge)
+    words = ["--policy", "dopd,static-4:4", "--jobs", "1", "--json", str(tmp_path / "o.json")]
+    code, out, err = run(capsys, "poisson:rate=20,prompt=800~0.8,output=400,seconds=40", *words)
+    assert (code, ends) == (console.INTERRUPTED, ["dopd"])
+    assert err == "interrupted: 0 of 2 policies were done; nothing written\n"
+    assert (out, list(tmp_path.iterdir())) == ("", [])
 
 
 def test_families_are_climbed_from_the_middle() -> None:

@@ -61,6 +61,9 @@ impl fmt::Display for TraceError {
             write!(to, ":{}", self.column)?;
         }
         let Self { field, value, .. } = self;
+        if value.is_empty() {
+            return write!(to, ": {field} is empty, expected {}", self.expected);
+        }
         write!(to, ": {field} is {value:?}, expected {}", self.expected)
     }
 }

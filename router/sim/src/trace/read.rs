@@ -34,15 +34,18 @@ pub fn read(name: &str, bytes: &[u8]) -> Result<Read, TraceError> {
     let text = unpack(name, bytes)?;
     let first = text.iter().find(|byte| !byte.is_ascii_whitespace());
     let mut read = match first {
-        None => return Err(TraceError::of_file(name, "", "a trace; it is empty")),
+        None => return Err(TraceError::of_file(name, "", "a trace")),
+        _ if text.starts_with(b"PAR1") => {
+            return Err(TraceError::of_file(name, "Parquet", "CSV or JSON lines"));
+        }
         Some(b'{') => mooncake::read(name, &text)?,
         Some(_) => table::read(name, &text)?,
     };
     if read.trace.requests.is_empty() {
         return Err(TraceError::of_file(
             name,
-            "",
-            "at least one request; it has none",
+            "without requests",
+            "at least one",
         ));
     }
     read.trace.requests.sort_by_key(|request| request.arrival);

@@ -28,7 +28,7 @@ pub fn scale(trace: &Trace, factor: f64, seed: u64) -> Trace {
         return made;
     }
     let mut random = Random::new(seed);
-    made.name = format!("{} x{factor:.4}", trace.name);
+    made.name = format!("{} x{}", trace.name, libm::round(factor * 1e4) / 1e4);
     made.requests.clear();
     let last = trace.requests.len().saturating_sub(1) as u64;
     for (at, request) in (0_u64..).zip(&trace.requests) {

@@ -7,7 +7,7 @@ use super::{
 
 /// Largest load of a minute, in whatever unit the file has.
 const LOAD_MAX: f64 = 1e12;
-const COLUMNS: [&str; 2] = ["minute", "total_tokens_per_s"];
+pub(super) const COLUMNS: [&str; 2] = ["minute", "total_tokens_per_s"];
 
 /// How the load goes up and down.
 #[derive(Clone, Debug, Default, PartialEq)]

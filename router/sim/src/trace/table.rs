@@ -8,6 +8,7 @@ use dopd_core::units::Micros;
 use super::{
     error::TraceError,
     read::{ROWS_MAX, Read, SECONDS_MAX, TOKENS_MAX, micros},
+    shape,
 };
 use crate::scenario::{Trace, TraceRequest};
 
@@ -21,6 +22,8 @@ const FAILS_BY_ZERO: &str = "response tokens";
 const EXPECTED: &str = "columns arrival_s, prompt_tokens, output_tokens (ServeGen: client), \
      TIMESTAMP, ContextTokens, GeneratedTokens (Azure) or Timestamp, Request tokens, \
      Response tokens (BurstGPT)";
+const BY_MINUTE: &str = "requests; for a load by the minute \
+     write minutes:shape=FILE,rate=R,prompt=N,output=N";
 
 /// Where the columns are.
 struct Columns {
@@ -88,7 +91,9 @@ impl Columns {
         let find = |known: &[&str]| names.iter().position(|name| known.contains(&name.as_str()));
         let needed = |known: &[&str]| {
             find(known).ok_or_else(|| {
-                TraceError::at(name, (1, 0), "the header", &names.join(","), EXPECTED)
+                let is_shape = names == shape::COLUMNS;
+                let expected = if is_shape { BY_MINUTE } else { EXPECTED };
+                TraceError::at(name, (1, 0), "the header", &names.join(","), expected)
             })
         };
         Ok(Self {
@@ -168,13 +173,14 @@ impl Row<'_> {
 
     fn field(&self, at: usize) -> Result<&str, TraceError> {
         let Some(field) = self.record.get(at) else {
-            let cells = format!("{} columns", self.record.len());
-            let expected = format!("{} columns, as the header has", self.columns.names.len());
+            let (cells, names) = (self.record.len(), &self.columns.names);
+            let all = names.len();
+            let expected = format!("a value: the row has {cells} columns, the header {all}");
             return Err(TraceError::at(
                 self.name,
                 (self.line, 0),
-                "the row",
-                &cells,
+                &names[at],
+                "",
                 expected,
             ));
         };
