@@ -283,13 +283,13 @@ impl Setup {
         policy.ttft_prefill_ratio = slo.ttft_prefill_ratio;
         policy.step.tpot = slo.tpot;
         if !self.rules.is_empty() {
-            let rules = serde_json::Value::Object(self.rules.clone());
+            let asked = serde_json::Value::Object(self.rules.clone());
             let wrong = |source| SetupError::Rules {
                 source,
-                rules: rules.to_string(),
+                rules: asked.to_string(),
             };
             let mut all = serde_json::to_value(&policy).map_err(wrong)?;
-            overlay(&mut all, &rules);
+            overlay(&mut all, &asked);
             policy = serde_json::from_value(all).map_err(wrong)?;
         }
         if let Some(prefill) = self.prefill_workers {

@@ -145,10 +145,7 @@ fn what_cannot_be_simulated_is_said() {
             r#"{"rules": {"fair_ratio": "abc"}}"#,
             "expected f64, in {\"fair_ratio\":\"abc\"}",
         ),
-        (
-            r#"{"policy": "static-9:9"}"#,
-            "(P + D = 8 workers)",
-        ),
+        (r#"{"policy": "static-9:9"}"#, "(P + D = 8 workers)"),
     ] {
         let said = format!("{}\n", made(json).unwrap_err());
         assert!(said.contains(told), "{said}\n{told}");

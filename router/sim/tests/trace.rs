@@ -101,6 +101,23 @@ fn stamps_of_mooncake_are_spread_until_the_next_one() {
 }
 
 #[test]
+fn a_file_of_another_kind_says_what_it_is_for() {
+    for (text, told) in [
+        (
+            "minute,total_tokens_per_s\n0,1\n",
+            "expected requests; for a load by the minute write minutes:shape=FILE",
+        ),
+        (
+            "PAR1\u{15}\u{4}",
+            "t.csv: the file is \"Parquet\", expected CSV or JSON lines",
+        ),
+    ] {
+        let said = read("t.csv", text.as_bytes()).unwrap_err().to_string();
+        assert!(said.contains(told), "{said}\n{told}");
+    }
+}
+
+#[test]
 fn what_is_wrong_is_told_with_line_column_value_and_what_was_expected() {
     let head = "arrival_s,prompt_tokens,output_tokens\n";
     for (text, told) in [
@@ -112,14 +129,6 @@ fn what_is_wrong_is_told_with_line_column_value_and_what_was_expected() {
         (
             head,
             "t.csv: the file is \"without requests\", expected at least one",
-        ),
-        (
-            "minute,total_tokens_per_s\n0,1\n",
-            "expected requests; for a load by the minute write minutes:shape=FILE",
-        ),
-        (
-            "PAR1\u{15}\u{4}",
-            "t.csv: the file is \"Parquet\", expected CSV or JSON lines",
         ),
         (
             &format!("{head}0,10,5\n1.5,x,5\n"),
