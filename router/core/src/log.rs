@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     action::Action,
-    brain::{Brain, BrainConfig},
+    brain::{Brain, BrainConfig, Decision},
     event::Event,
     units::Micros,
 };
@@ -18,6 +18,9 @@ const FORMAT: u32 = 1;
 
 /// Longest line that is read. A report of 4,096 seats needs 200 KiB.
 pub const LINE_BYTES_MAX: usize = 16 << 20;
+
+/// Decisions of one event that a difference explains, the newest.
+const REASONS_MAX: usize = 16;
 
 /// First line.
 #[derive(Debug, Serialize, Deserialize)]
@@ -116,6 +119,9 @@ pub struct Difference {
     pub now: Micros,
     /// What was decided now; of the recorded decision only the hash is known.
     pub actions: Vec<Action>,
+    /// What was seen, chosen and refused for it, as `explain` tells it; the newest if there are
+    /// many.
+    pub reasons: Vec<Decision>,
 }
 
 /// Why a log cannot be replayed.
@@ -151,7 +157,11 @@ pub fn replay<E: std::fmt::Display>(
 ) -> Result<ReplayReport, ReplayError> {
     let mut lines = lines.into_iter().zip(1_u64..).peekable();
     let header = read_header(lines.next().map(|(line, _)| line))?;
-    let mut brain = Brain::new(header.config);
+    // Explanations decide nothing.
+    let mut brain = Brain::new(BrainConfig {
+        explain_decisions_max: REASONS_MAX,
+        ..header.config
+    });
     let mut report = ReplayReport {
         version: header.version,
         events: 0,
@@ -191,11 +201,19 @@ pub fn replay<E: std::fmt::Display>(
                 line: number,
                 now: entry.now,
                 actions,
+                reasons: reasons(&brain, entry.now),
             });
             break;
         }
     }
     Ok(report)
+}
+
+/// What the brain noted at this event.
+fn reasons(brain: &Brain, now: Micros) -> Vec<Decision> {
+    let mut decisions = brain.decisions(REASONS_MAX).decisions;
+    decisions.retain(|decision| decision.until == now);
+    decisions
 }
 
 fn read_header<E: std::fmt::Display>(

@@ -6,7 +6,7 @@
 
 use dopd_core::{
     action::Action,
-    brain::{Brain, BrainConfig},
+    brain::{Brain, BrainConfig, Chosen},
     cost::Timings,
     event::Event,
     fleet::{Role, WorkerFacts},
@@ -110,6 +110,7 @@ fn first_other_decision_is_named() {
         line: 2,
         now: Micros(0),
         actions,
+        reasons,
     }) = report.difference
     else {
         panic!("{report:?}");
@@ -117,6 +118,11 @@ fn first_other_decision_is_named() {
     assert!(
         matches!(actions[..], [Action::Reject { .. }, Action::Reject { .. }]),
         "{actions:?}"
+    );
+    // A request is refused whole, with one row for both choices.
+    assert!(
+        matches!(&reasons[..], [one] if matches!(one.chose, Chosen::Reject { .. })),
+        "{reasons:?}"
     );
     assert_eq!(report.events, 1);
 }

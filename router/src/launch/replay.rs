@@ -56,6 +56,7 @@ fn json(report: &ReplayReport) -> String {
             "line": difference.line,
             "at_s": difference.now.0 as f64 / 1e6,
             "actions": format!("{:?}", difference.actions),
+            "reasons": difference.reasons,
         })
     });
     let found = json!({
@@ -89,7 +90,7 @@ fn text(report: &ReplayReport) -> String {
     match &report.difference {
         None => format!("{head}\nevery decision is the same"),
         Some(difference) => format!(
-            "{head}\nline {} at {:.6} s is decided otherwise now: {:?}",
+            "{head}\nline {} at {:.6} s is decided otherwise now (--json tells why): {:?}",
             difference.line,
             difference.now.0 as f64 / 1e6,
             difference.actions
