@@ -91,12 +91,6 @@ class Batcher:
         """What a step is expected to take that only decodes those that run; 0: nobody, unknown."""
         return self._cost_us(self._decode_work()) if self._decoding else 0
 
-    def slack_us(self, now_us: int, decode_us: int) -> int:
-        """Time for prompts before those that run miss their target, if a step of them alone takes
-        decode_us; 0: none, or nobody runs."""
-        slack_us = self._decoding.slack_us(now_us, decode_us, self.policy.slack_quantile)
-        return max(0, slack_us or 0)
-
     def add(self, sequence: Sequence, now_us: int = 0) -> None:
         """The sequence takes part from the next step on."""
         if sequence.is_decoding:

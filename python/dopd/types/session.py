@@ -226,7 +226,6 @@ class ReportHead:
     pages_owned: int = 0
     step_expected_us: int = 0
     decode_step_us: int = 0
-    slack_us: int = 0
     mixed_penalty_permille: int = 0
     steps_mixed: int = 0
     steps_paused: int = 0

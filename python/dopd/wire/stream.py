@@ -49,7 +49,6 @@ _Word = TypeVar("_Word")
 AttachRequest = pb.AttachRequest
 AttachResponse = pb.AttachResponse
 
-UINT32_MAX = (1 << 32) - 1
 
 ATTACH_METHOD = f"/{pb.DESCRIPTOR.services_by_name['WorkerService'].full_name}/Attach"
 
@@ -155,7 +154,6 @@ def report(head: ReportHead, columns: ReportColumns) -> pb.AttachRequest:
     it.step_decode_seqs = head.step_decode_seqs
     it.step_expected_us = head.step_expected_us
     it.decode_step_us = head.decode_step_us
-    it.slack_us = min(head.slack_us, UINT32_MAX)
     it.mixed_penalty_permille = head.mixed_penalty_permille
     it.steps_mixed = head.steps_mixed
     it.steps_paused = head.steps_paused

@@ -364,6 +364,6 @@ class Desk:
 
     def _head(self, session: int, step_us: int = 0) -> ReportHead:
         head = self._last_head = head_of(
-            session, self.label, self._facts, self.seats, self.batcher, self._now_us(), step_us
+            session, self.label, self._facts, self.seats, self.batcher, step_us
         )
         return head

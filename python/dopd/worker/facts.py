@@ -47,7 +47,6 @@ def head_of(
     facts: StepFacts,
     seats: Seats,
     batcher: Batcher,
-    now_us: int,
     step_us: int,
 ) -> ReportHead:
     """State of a worker as its reports show it. step_us: of the step that is closed; 0: none."""
@@ -70,7 +69,6 @@ def head_of(
         step_decode_seqs=facts.decode_seqs if step_us else 0,
         step_expected_us=facts.expected_us if step_us else 0,
         decode_step_us=decode_us,
-        slack_us=batcher.slack_us(now_us, decode_us),
         mixed_penalty_permille=belief.permille,
         steps_mixed=belief.steps_mixed,
         steps_paused=belief.steps_paused,

@@ -80,9 +80,6 @@ pub struct WorkerLoad {
     /// What it expects of a step that only decodes those that run.
     #[serde(default)]
     pub decode_step_us: u32,
-    /// Time that it can spare for prompts before those that run miss their target (5 % quantile).
-    #[serde(default)]
-    pub slack_us: u32,
     /// How much dearer mixed steps are at this worker, as it has learnt; in thousandths.
     #[serde(default)]
     pub mixed_penalty_permille: u32,

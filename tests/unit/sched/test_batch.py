@@ -180,10 +180,14 @@ def test_one_that_arrives_during_a_step_has_no_token_of_it() -> None:
     one.computed += 1
     one.append(7)
     batcher.advance(batch, 10_000, 10_000)
+
+    def slack_us(now_us: int) -> int | None:
+        return batcher._decoding.slack_us(now_us, pace_us, policy.slack_quantile)
+
     # Due at 4_000; the first is due a pace after its first token.
-    assert batcher.slack_us(4_000, pace_us) == 0
-    assert batcher.slack_us(3_000, pace_us) == 1_000
+    assert slack_us(4_000) == 0
+    assert slack_us(3_000) == 1_000
     assert batcher.plan(10_000).work == StepWork(0, 0, 2, 10 + 9)
     batcher.remove(late)
-    assert batcher.slack_us(4_000, pace_us) == pace_us - 4_000
+    assert slack_us(4_000) == pace_us - 4_000
     assert batcher.plan(10_000).work == StepWork(0, 0, 1, 10)

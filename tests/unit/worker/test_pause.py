@@ -144,18 +144,13 @@ def test_what_costs_nothing_on_top_is_mixed_once_that_is_learnt() -> None:
     assert worker.worst_tpot_us(range(NUM_RESIDENTS)) <= TPOT_US
 
 
-def test_reports_say_what_was_expected_and_how_much_time_is_left() -> None:
+def test_reports_say_what_was_expected() -> None:
     worker = with_residents(PAUSES)
     report = worker.turn()
     decode_us = worker.engine.took[-1][1]
     assert report.step_expected_us == report.step_us == decode_us
     # The next one reads a token more of each.
     assert decode_us <= report.decode_step_us <= decode_us + 10
-    pace_us, slacks = round(PAUSES.pace_ratio * TPOT_US), []
-    for times in worker.times.values():
-        waited_us = round(1e6 * (times[-1] - times[0]))
-        slacks.append(pace_us * (len(times) - 1) - waited_us + pace_us - report.decode_step_us)
-    assert report.slack_us == pytest.approx(min(slacks), abs=NUM_RESIDENTS)
 
 
 def test_a_decode_worker_without_residents_cuts_slices_that_end_soon() -> None:

@@ -48,7 +48,6 @@ fn any_load() -> impl Strategy<Value = WorkerLoad> {
         step_expected_us: a.0 / 3,
         next_step_us: b.0,
         decode_step_us: a.0,
-        slack_us: b.0,
         mixed_penalty_permille: a.0,
         steps_mixed: step,
         steps_paused: step,

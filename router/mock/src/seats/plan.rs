@@ -126,10 +126,7 @@ impl Seats {
     pub(super) fn add_outlook(&self, report: &mut Report) {
         let us = |us: u64| u32::try_from(us).unwrap_or(u32::MAX);
         let decode_us = self.config.timings.plain_us(self.decode_work());
-        let quantile = self.step_policy().slack_quantile;
-        let slack = self.residents.slack_us(self.now, decode_us, quantile);
         report.decode_step_us = us(decode_us);
-        report.slack_us = us(u64::try_from(slack.unwrap_or(0)).unwrap_or(0));
         report.preempted = self.preempted;
         if let Some(belief) = &self.belief {
             report.mixed_penalty_permille = belief.penalty_permille();

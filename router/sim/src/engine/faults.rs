@@ -56,7 +56,7 @@ impl Engine<'_> {
         let Some(session) = post.session else { return };
         // Tokens of the steps that are over were on their way already.
         post.worker.last_words(self.now);
-        if let Some(report) = post.worker.take_report(self.now, session) {
+        if let Some(report) = post.worker.take_report(session) {
             self.say(report);
         }
         self.remove(index);

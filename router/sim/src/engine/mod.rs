@@ -254,7 +254,7 @@ impl Engine<'_> {
             let flight = Flight(landing.at, self.flights_ever, landing);
             self.flights.push(Reverse(flight));
         }
-        if let Some(report) = post.worker.take_report(now, session) {
+        if let Some(report) = post.worker.take_report(session) {
             self.say(report);
         }
     }

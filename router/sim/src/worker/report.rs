@@ -36,12 +36,12 @@ impl Said {
 
 impl Worker {
     /// The report that is due, if one is.
-    pub(crate) fn take_report(&mut self, now: Micros, session: SessionId) -> Option<StepReport> {
+    pub(crate) fn take_report(&mut self, session: SessionId) -> Option<StepReport> {
         let is_due = self.said.is_urgent || (self.step.is_none() && !self.said.is_empty());
         if !is_due {
             return None;
         }
-        let load = self.load(now);
+        let load = self.load();
         let said = &mut self.said;
         said.is_urgent = false;
         Some(StepReport {
@@ -85,11 +85,9 @@ impl Worker {
         self.said.is_urgent |= !self.said.tokens.is_empty();
     }
 
-    fn load(&self, now: Micros) -> WorkerLoad {
+    fn load(&self) -> WorkerLoad {
         let over = self.said.over;
         let decode_us = self.plain_us(self.decode_shape(0));
-        let quantile = self.terms.policy.slack_quantile;
-        let slack = self.decoding.residents.slack_us(now, decode_us, quantile);
         let queued = u32::try_from(self.queued).unwrap_or(u32::MAX);
         let prompts = u32::try_from(self.prompts.len()).unwrap_or(u32::MAX);
         WorkerLoad {
@@ -106,7 +104,6 @@ impl Worker {
             step_expected_us: short(over.expected_us),
             next_step_us: self.step.map_or(0, |step| short(step.expected_us)),
             decode_step_us: short(decode_us),
-            slack_us: slack.map_or(0, |us| short(u64::try_from(us).unwrap_or(0))),
             mixed_penalty_permille: self.belief.penalty_permille(),
             steps_mixed: self.belief.steps_mixed(),
             steps_paused: self.belief.steps_paused(),

@@ -592,9 +592,6 @@ pub struct Report {
     /// Expected of a step that only decodes those that run; 0: nobody runs, or it cannot tell.
     #[prost(uint32, tag = "18")]
     pub decode_step_us: u32,
-    /// Time for prompts before those that run miss their target: the policy's quantile over them; 0: none.
-    #[prost(uint32, tag = "19")]
-    pub slack_us: u32,
     #[prost(uint32, repeated, tag = "20")]
     pub opened_slots: ::prost::alloc::vec::Vec<u32>,
     #[prost(message, repeated, tag = "21")]

@@ -974,7 +974,6 @@ class Report(_message.Message):
     HEARD_MS_FIELD_NUMBER: _builtins.int
     STEP_EXPECTED_US_FIELD_NUMBER: _builtins.int
     DECODE_STEP_US_FIELD_NUMBER: _builtins.int
-    SLACK_US_FIELD_NUMBER: _builtins.int
     OPENED_SLOTS_FIELD_NUMBER: _builtins.int
     OPENED_GRANTS_FIELD_NUMBER: _builtins.int
     ARRIVED_SLOTS_FIELD_NUMBER: _builtins.int
@@ -1026,8 +1025,6 @@ class Report(_message.Message):
     """What was expected of the step that this report closes; 0: it cannot tell, or none."""
     decode_step_us: _builtins.int
     """Expected of a step that only decodes those that run; 0: nobody runs, or it cannot tell."""
-    slack_us: _builtins.int
-    """Time for prompts before those that run miss their target: the policy's quantile over them; 0: none."""
     mixed_penalty_permille: _builtins.int
     """How much dearer mixed steps are here, as learnt; in thousandths."""
     steps_mixed: _builtins.int
@@ -1110,7 +1107,6 @@ class Report(_message.Message):
         heard_ms: _builtins.int = ...,
         step_expected_us: _builtins.int = ...,
         decode_step_us: _builtins.int = ...,
-        slack_us: _builtins.int = ...,
         opened_slots: _abc.Iterable[_builtins.int] | None = ...,
         opened_grants: _abc.Iterable[Global___Grant] | None = ...,
         arrived_slots: _abc.Iterable[_builtins.int] | None = ...,
@@ -1137,7 +1133,7 @@ class Report(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrived_pos", b"arrived_pos", "arrived_slots", b"arrived_slots", "arrived_tail_lens", b"arrived_tail_lens", "arrived_tails", b"arrived_tails", "closed_messages", b"closed_messages", "closed_reasons", b"closed_reasons", "closed_retry_ms", b"closed_retry_ms", "closed_slots", b"closed_slots", "decode_step_us", b"decode_step_us", "draining", b"draining", "evicted_hashes", b"evicted_hashes", "heard_ms", b"heard_ms", "logprobs", b"logprobs", "mixed_penalty_permille", b"mixed_penalty_permille", "next_step_us", b"next_step_us", "opened_grants", b"opened_grants", "opened_slots", b"opened_slots", "pages_cached", b"pages_cached", "pages_fenced", b"pages_fenced", "pages_free", b"pages_free", "pages_owned", b"pages_owned", "preempted", b"preempted", "prefill_tokens_queued", b"prefill_tokens_queued", "prompt_logprobs", b"prompt_logprobs", "reused_slots", b"reused_slots", "reused_tokens", b"reused_tokens", "role", b"role", "role_epoch", b"role_epoch", "running", b"running", "session", b"session", "slack_us", b"slack_us", "step", b"step", "step_decode_seqs", b"step_decode_seqs", "step_expected_us", b"step_expected_us", "step_prefill_tokens", b"step_prefill_tokens", "step_us", b"step_us", "steps_mixed", b"steps_mixed", "steps_paused", b"steps_paused", "stored_hashes", b"stored_hashes", "token_counts", b"token_counts", "token_slots", b"token_slots", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrived_pos", b"arrived_pos", "arrived_slots", b"arrived_slots", "arrived_tail_lens", b"arrived_tail_lens", "arrived_tails", b"arrived_tails", "closed_messages", b"closed_messages", "closed_reasons", b"closed_reasons", "closed_retry_ms", b"closed_retry_ms", "closed_slots", b"closed_slots", "decode_step_us", b"decode_step_us", "draining", b"draining", "evicted_hashes", b"evicted_hashes", "heard_ms", b"heard_ms", "logprobs", b"logprobs", "mixed_penalty_permille", b"mixed_penalty_permille", "next_step_us", b"next_step_us", "opened_grants", b"opened_grants", "opened_slots", b"opened_slots", "pages_cached", b"pages_cached", "pages_fenced", b"pages_fenced", "pages_free", b"pages_free", "pages_owned", b"pages_owned", "preempted", b"preempted", "prefill_tokens_queued", b"prefill_tokens_queued", "prompt_logprobs", b"prompt_logprobs", "reused_slots", b"reused_slots", "reused_tokens", b"reused_tokens", "role", b"role", "role_epoch", b"role_epoch", "running", b"running", "session", b"session", "step", b"step", "step_decode_seqs", b"step_decode_seqs", "step_expected_us", b"step_expected_us", "step_prefill_tokens", b"step_prefill_tokens", "step_us", b"step_us", "steps_mixed", b"steps_mixed", "steps_paused", b"steps_paused", "stored_hashes", b"stored_hashes", "token_counts", b"token_counts", "token_slots", b"token_slots", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
