@@ -5,7 +5,8 @@
 //! has nothing to do; one at a time; while prefill workers are behind, and always where there are
 //! none. It takes the first of the next few that it finishes in time beside those that it decodes:
 //! the prompt's own cost times what it is slowed down, not a share of a rate. What is late already
-//! goes to workers with nothing to do, or where no other would ever come.
+//! goes to workers with nothing to do, or where no other would ever come. Where one that ran before,
+//! or is owed its turn, finds no room, nothing behind it is taken, until it fits.
 //! Source: policy study, section 4, STEAL. Called by `assign` after the prompts that go their way.
 
 use super::{
@@ -62,7 +63,8 @@ impl Brain {
         let first = scan.first().copied();
         for sequence in scan {
             let mut considered = self.considered();
-            if self.is_for(key, sequence, slow, &mut considered) {
+            let verdict = self.is_for(key, sequence, slow, &mut considered);
+            if verdict.is_ok() {
                 let place = Place::Keep(key);
                 self.note_place(sequence, place, &considered);
                 self.apply(sequence, Input::Place(place));
@@ -74,8 +76,18 @@ impl Brain {
             if first == Some(sequence) {
                 self.note(sequence, Chosen::Wait, &considered);
             }
+            if matches!(verdict, Err(Verdict::Kv | Verdict::Step)) && self.keeps_room_for(sequence)
+            {
+                break;
+            }
         }
         false
+    }
+
+    /// A prompt that waits for room has it before all behind it.
+    fn keeps_room_for(&self, waits: usize) -> bool {
+        let sequence = self.sequences.get(waits);
+        sequence.is_some_and(|one| self.queue.keeps_room_for(one.queue_key, waits))
     }
 
     /// How much slower prompts are there, if it may take one.
@@ -104,10 +116,16 @@ impl Brain {
     }
 
     /// A prompt that waits is one for this worker.
-    fn is_for(&self, key: usize, waits: usize, slow: f64, considered: &mut Considered) -> bool {
+    fn is_for(
+        &self,
+        key: usize,
+        waits: usize,
+        slow: f64,
+        considered: &mut Considered,
+    ) -> Result<(), Verdict> {
         let (Some(worker), Some(sequence)) = (self.workers.get(key), self.sequences.get(waits))
         else {
-            return false;
+            return Err(Verdict::NotNeeded);
         };
         let need = self.need(sequence);
         let left = self.choice(waits, &need).left_at(worker);
@@ -126,7 +144,7 @@ impl Brain {
         let score = i64::try_from(takes.0).unwrap_or(i64::MAX);
         let word = verdict.err().unwrap_or(Verdict::Worse);
         considered.add(worker.session, Task::Steal, score, word);
-        verdict.is_ok()
+        verdict
     }
 
     /// The worker is done by then; or nobody would be, and no other has anything better to do.

@@ -5,51 +5,117 @@ use std::collections::VecDeque;
 
 use dopd_core::{
     action::{Action, OpenKind},
+    brain::Brain,
+    event::CloseReason,
     fleet::Role::{Decode, Prefill},
     policy::{PolicyConfig, Steal},
+    units::Pages,
 };
 
-use crate::support::policy::{arrive, fleet, gpu, opens, policy, step, tell, wake};
+use crate::support::{
+    closed,
+    policy::{arrive, fleet, gpu, opens, policy, step, tell, wake},
+};
 
-/// Four sequences of 700 tokens have room beside each other, three and one of 3,000 do not. Short
-/// ones keep coming, one for each that ends.
-#[test]
-fn who_is_owed_its_turn_is_overtaken_no_more_until_there_is_room() {
-    const LONG: u64 = 1;
-    let mut brain = fleet(policy(), &[gpu(Decode, 4_800)]);
-    // Slot and tokens of each, the oldest first.
-    let mut running: VecDeque<(u32, u32)> = VecDeque::new();
-    let mut placed = Vec::new();
-    let mut look = |actions: Vec<Action>, running: &mut VecDeque<(u32, u32)>| {
+const LONG: u64 = 1;
+
+/// A decode worker on which four sequences of 700 tokens have room beside each other, three and
+/// one of 3,000 do not. Short ones keep coming.
+struct Flood {
+    brain: Brain,
+    /// Slot and tokens of each that runs, the oldest first.
+    running: VecDeque<(u32, u32)>,
+    placed: Vec<u64>,
+    /// The next short one.
+    next: u64,
+}
+
+impl Flood {
+    fn new() -> Self {
+        Self {
+            brain: fleet(policy(), &[gpu(Decode, 4_800)]),
+            running: VecDeque::new(),
+            placed: Vec::new(),
+            next: LONG + 1,
+        }
+    }
+
+    fn look(&mut self, actions: Vec<Action>) {
         for action in actions {
             if let Action::Open { seat, sequence, .. } = action {
-                placed.push(sequence.request.0);
-                running.push_back((seat.slot.0, 0));
+                self.placed.push(sequence.request.0);
+                self.running.push_back((seat.slot.0, 0));
             }
         }
-        placed.iter().position(|&id| id == LONG)
-    };
-    look(arrive(&mut brain, 0, 2, 700), &mut running);
-    look(arrive(&mut brain, 0, 3, 700), &mut running);
-    look(arrive(&mut brain, 0, 4, 700), &mut running);
-    look(arrive(&mut brain, 2, LONG, 3_000), &mut running);
-    let before = (5..2_000).find_map(|id| {
-        let now = id * 50_000;
-        look(arrive(&mut brain, now, id, 700), &mut running);
-        for (_, tokens) in &mut running {
+    }
+
+    fn arrive(&mut self, id: u64, tokens: u32) {
+        let now = self.next * 50_000;
+        let actions = arrive(&mut self.brain, now, id, tokens);
+        self.look(actions);
+    }
+
+    /// A short one comes, and a step ends, with it the oldest: as soon as the next one fits, or
+    /// after 50 tokens.
+    fn round(&mut self) {
+        let id = self.next;
+        self.next += 1;
+        self.arrive(id, 700);
+        for (_, tokens) in &mut self.running {
             *tokens += 1;
         }
-        let slots: Vec<u32> = running.iter().map(|&(slot, _)| slot).collect();
-        // As soon as the next one fits, or after 50 tokens.
-        let is_over = running.len() > 3 || running.front().is_some_and(|&(_, made)| made == 50);
-        let ended = is_over.then(|| running.pop_front()).flatten();
+        let slots: Vec<u32> = self.running.iter().map(|&(slot, _)| slot).collect();
+        let oldest = self.running.front();
+        let is_over = self.running.len() > 3 || oldest.is_some_and(|&(_, made)| made == 50);
+        let ended = is_over.then(|| self.running.pop_front()).flatten();
         let ended = ended.map(|(slot, _)| slot);
         let done = step(1, Decode, &slots, ended.as_slice());
-        look(tell(&mut brain, now + 1, done), &mut running)
-    });
+        let actions = tell(&mut self.brain, self.next * 50_000, done);
+        self.look(actions);
+    }
+
+    /// How many are placed before the long one.
+    fn before(&mut self) -> Option<usize> {
+        self.placed.clear();
+        (0..2_000).find_map(|_| {
+            self.round();
+            self.placed.iter().position(|&id| id == LONG)
+        })
+    }
+}
+
+#[test]
+fn who_is_owed_its_turn_is_overtaken_no_more_until_there_is_room() {
+    let mut flood = Flood::new();
+    (0..3).for_each(|_| flood.round());
+    flood.arrive(LONG, 3_000);
     // Overdue after 12 s, which are 240 short ones; 64 times its tokens are 275 more.
+    let before = flood.before();
     let is_bounded = before.is_some_and(|before| (500..540).contains(&before));
     assert!(is_bounded, "{before:?} went before it");
+}
+
+/// Its client waits in the middle of an answer.
+#[test]
+fn who_ran_before_is_not_overtaken_until_there_is_room() {
+    let mut flood = Flood::new();
+    flood.arrive(LONG, 3_000);
+    let (slot, _) = flood.running[0];
+    tell(&mut flood.brain, 100_001, step(1, Decode, &[slot], &[]));
+    flood.round();
+    flood.running.pop_front();
+    // Its pages go to others, who are soon gone: there is no room at first.
+    let mut preempted = step(1, Decode, &[], &[]);
+    preempted.closed = vec![closed(slot, CloseReason::Preempted)];
+    preempted.load.pages_fenced = Pages(150);
+    let actions = tell(&mut flood.brain, 150_001, preempted);
+    flood.look(actions);
+    assert_eq!(flood.brain.status().preemptions_total, 1);
+    let before = flood.before();
+    assert!(
+        before.is_some_and(|before| before < 4),
+        "{before:?} went before it"
+    );
 }
 
 /// Four that fit nowhere are no reason for the fifth to stay where it is.

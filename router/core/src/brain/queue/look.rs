@@ -61,6 +61,15 @@ impl WaitQueue {
         std::mem::take(&mut self.demoted)
     }
 
+    /// Nobody may take the room that this one waits for: it ran before, or is owed its turn.
+    pub(in crate::brain) fn keeps_room_for(&self, key: QueueKey, sequence: usize) -> bool {
+        let owes = || {
+            self.owed()
+                .is_some_and(|(_, item)| item.sequence == sequence)
+        };
+        key.lane != Lane::Fresh || owes()
+    }
+
     /// What the queue makes of a sequence that waits.
     pub(in crate::brain) fn seen(&self, key: QueueKey) -> Option<Seen> {
         /// Of a token, in the count.

@@ -5,8 +5,7 @@ use std::{collections::BTreeSet, ops::Bound};
 use super::{Class, Head, LANES, Lane, Spot, WaitQueue};
 
 impl WaitQueue {
-    /// The next `count` at most, in the order in which they would go if nothing else came. Nobody
-    /// goes before one that is owed its turn: room is kept for it until it fits.
+    /// The next `count` at most, in the order in which they would go if nothing else came.
     pub(in crate::brain) fn scan(
         &mut self,
         is_open: impl Fn(Lane) -> bool,
@@ -14,12 +13,9 @@ impl WaitQueue {
     ) -> Vec<usize> {
         let mut found = Vec::with_capacity(count.min(self.items.len()));
         for lane in LANES.into_iter().filter(|&lane| is_open(lane)) {
-            if lane == Lane::Fresh
-                && let Some((_, item)) = self.owed()
-            {
-                found.push(item.sequence);
-                break;
-            }
+            let owed = self.owed().filter(|_| lane == Lane::Fresh);
+            let owed = owed.map(|(_, item)| item.sequence);
+            found.extend(owed);
             for is_late in [false, true] {
                 let mut class = Class {
                     lane,
@@ -31,7 +27,7 @@ impl WaitQueue {
                 {
                     let room = count - found.len() + 1;
                     let next = self.scan_class(head.class, room);
-                    found.extend(next);
+                    found.extend(next.into_iter().filter(|&sequence| Some(sequence) != owed));
                     let Some(priority) = head.class.priority.checked_add(1) else {
                         break;
                     };
