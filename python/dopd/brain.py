@@ -98,9 +98,14 @@ def joined(
     batch_tokens_max: int = 8_192,
     model_len_max: int = 131_072,
 ) -> JSON:
-    """A worker attached. role: prefill, decode or mixed; timings: a built-in name or a file."""
+    """A worker attached. role: prefill, decode or mixed; timings: a built-in name or a file.
+    Raises BrainError."""
     from dopd import _router
 
+    try:
+        told = _router.timings_json(timings)
+    except ValueError as error:
+        raise BrainError(str(error)) from error
     return {
         "event": "worker_joined",
         "session": session,
@@ -113,7 +118,7 @@ def joined(
             "num_seqs_max": num_seqs_max,
             "batch_tokens_max": batch_tokens_max,
             "model_len_max": model_len_max,
-            "timings": json.loads(_router.timings_json(timings)),
+            "timings": json.loads(told),
         },
     }
 

@@ -4,24 +4,36 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+Number = TypeVar("Number", int, float)
 
-def floats(values: Iterable[float]) -> array[float]:
-    """Any sequence or buffer of numbers as 64-bit floats."""
-    return array("d", _items(values))
+
+def floats(name: str, values: Iterable[float]) -> array[float]:
+    """Any sequence or buffer of numbers as 64-bit floats. Raises ValueError."""
+    try:
+        return _filled(name, array("d", _items(values)))
+    except (TypeError, OverflowError) as error:
+        raise ValueError(f"{name} must be numbers: {error}") from error
 
 
 def integers(name: str, values: Iterable[int]) -> array[int]:
     """Any sequence or buffer of whole numbers as 64-bit integers. Raises ValueError."""
     try:
-        return array("q", _items(values))
+        return _filled(name, array("q", _items(values)))
     except (TypeError, OverflowError) as error:
         raise ValueError(f"{name} must be whole numbers of 64 bits: {error}") from error
+
+
+def _filled(name: str, column: array[Number]) -> array[Number]:
+    """An empty array has no address to hand over, and a trace without requests no figures."""
+    if not column:
+        raise ValueError(f"{name} is empty, must have a value for each request, at least one")
+    return column
 
 
 def _items(values: Iterable[Any]) -> Iterable[Any]:

@@ -166,13 +166,34 @@ def simulate(
     }
     from dopd import _router
 
+    text = _json(setup)
     try:
         raw = trace.raw
         if order is not None:
-            raw = raw.with_keys(_keys(trace, order, setup))
-        return Result(_router.simulate(raw, json.dumps(setup), running(progress)), setup)
+            raw = raw.with_keys(_keys(trace, order, text))
+        return Result(_router.simulate(raw, text, running(progress)), setup)
     except ValueError as error:
-        raise SimulationError(str(error)) from error
+        raise SimulationError(_placed(str(error), text)) from error
+
+
+def _json(setup: dict[str, Any]) -> str:
+    """A line per value, so that a message's line says which."""
+    for name, value in setup.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise SimulationError(f"{name} is {value!r}: {error}".lower()) from error
+    return json.dumps(setup, indent=0)
+
+
+def _placed(message: str, text: str) -> str:
+    """With the value in place of its line in a text that the caller never saw."""
+    what, found, line = message.partition(" at line ")
+    number = line.partition(" ")[0]
+    if not found or not number.isdecimal():
+        return message
+    value = text.splitlines()[int(number) - 1].rstrip(",")
+    return f"{value}: {what}" if ":" in value else what
 
 
 def _timings(path: Path) -> dict[str, Any]:
@@ -186,13 +207,13 @@ def _timings(path: Path) -> dict[str, Any]:
     return found
 
 
-def _keys(trace: Trace, order: Order, setup: dict[str, Any]) -> array[int]:
+def _keys(trace: Trace, order: Order, setup: str) -> array[int]:
     """What `order` says of each request, in microseconds."""
     from dopd import _router
 
     found = {name: memoryview(data).cast("q") for name, data in trace.raw.columns()}
     lengths = sorted(set(found["prompt_tokens"]))
-    told = _router.sim_prefill(json.dumps(setup), lengths)
+    told = _router.sim_prefill(setup, lengths)
     prefill_s = dict(zip(lengths, told, strict=True))
     keys = array("q")
     for at in range(len(trace)):

@@ -14,7 +14,7 @@ from dopd.sim.trace import Trace
 VERSION = 1
 # Splits that `static` tries; more workers are tried at even distances.
 SPLITS_MAX = 7
-ALL = ("dopd", "static", "static-fcfs", "agg-512", "agg-dyn", "pull-dyn", "hybrid")
+ALL = ("dopd", "dopd*", "static", "static-fcfs", "agg-512", "agg-dyn", "pull-dyn", "hybrid")
 # Names that stand for the best of several counts of labels.
 FAMILIES = {
     "dopd*": "dopd-{p}",

@@ -50,7 +50,7 @@ class Trace:
             return cls(
                 SimTrace.of(
                     name,
-                    columns.floats(arrival_s),
+                    columns.floats("arrival_s", arrival_s),
                     columns.integers("prompt_tokens", prompt_tokens),
                     columns.integers("output_tokens", output_tokens),
                     None if tenant is None else columns.integers("tenant", tenant),
@@ -88,7 +88,9 @@ class Trace:
             raise TraceError(str(error)) from error
 
     def first(self, seconds: float) -> Trace:
-        """What comes within the first `seconds`."""
+        """What comes within the first `seconds`. Raises TraceError."""
+        if not seconds >= 0:
+            raise TraceError(f"the first {seconds} seconds: must be a number from 0")
         return Trace(self.raw.first_seconds(seconds))
 
     @property

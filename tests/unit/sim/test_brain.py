@@ -52,6 +52,11 @@ def test_a_wrong_configuration_is_told(config: dict[str, int], told: str) -> Non
         Brain(config)
 
 
+def test_wrong_timings_are_told() -> None:
+    with pytest.raises(BrainError, match='"none" are neither built in'):
+        joined(1, "a", "mixed", timings="none")
+
+
 def test_a_wrong_event_is_told() -> None:
     with pytest.raises(BrainError, match="event 'eaten' at 3: unknown variant `eaten`"):
         Brain().handle(3, {"event": "eaten"})

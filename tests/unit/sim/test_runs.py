@@ -137,6 +137,10 @@ def test_what_progress_raises_ends_the_run(trace: sim.Trace) -> None:
         ({"workers": 0}, "workers is 0, must be 1 to 4096"),
         ({"rules": {"gat": 1}}, "unknown field `gat`"),
         ({"slo_ttft_ms": -1.0}, "slo_ttft_ms is -1"),
+        ({"slo_ttft_ms": float("nan")}, "slo_ttft_ms is nan: "),
+        ({"rules": {"fair_ratio": float("inf")}}, "rules is {'fair_ratio': inf}: "),
+        ({"workers": -1}, '"workers": -1: invalid value: integer `-1`, expected u32'),
+        ({"faults": [{"kind": "death"}]}, '"kind": "death": unknown variant'),
         ({"timings": "none.json"}, "timings none.json cannot be read: no such file"),
     ],
 )
@@ -144,6 +148,7 @@ def test_what_cannot_run_is_said(trace: sim.Trace, wrong: dict[str, object], tol
     with pytest.raises(sim.SimulationError, match=None) as caught:
         sim.simulate(trace, **wrong)  # type: ignore[arg-type]
     assert told in str(caught.value)
+    assert " line " not in str(caught.value)
 
 
 def test_bad_traces_are_told_with_their_place(tmp_path: Path) -> None:
@@ -159,6 +164,15 @@ def test_bad_traces_are_told_with_their_place(tmp_path: Path) -> None:
         sim.Trace.of([0, 1], [1, 0], [1, 1])
     with pytest.raises(TraceError, match="the columns differ in length"):
         sim.Trace.of([0, 1], [1], [1, 1])
+    with pytest.raises(TraceError, match="arrays: arrival_s is empty, must have a value"):
+        sim.Trace.of([], [], [])
+    with pytest.raises(TraceError, match="output_tokens is empty"):
+        sim.Trace.of([0], [1], [])
+    with pytest.raises(TraceError, match="arrival_s must be numbers: "):
+        sim.Trace.of(["a"], [1], [1])  # type: ignore[list-item]
+    for seconds in (-1, float("nan")):
+        with pytest.raises(TraceError, match=f"the first {seconds} seconds: must be a number"):
+            sim.Trace.of([0], [1], [1]).first(seconds)
     with pytest.raises(TraceError, match="must be whole numbers"):
         sim.Trace.of([0], [1.5], [1])  # type: ignore[list-item]
 
