@@ -117,8 +117,6 @@ pub struct Brain {
     demotions_total: u64,
     handoffs_total: u64,
     replays_total: u64,
-    preemptions_total: u64,
-    preempted_tokens_total: u64,
     replay_tokens_total: u64,
     /// Placed again, by the word of the fault; refusals too.
     replays_by: BTreeMap<&'static str, u64>,
@@ -163,8 +161,6 @@ impl Brain {
             demotions_total: 0,
             handoffs_total: 0,
             replays_total: 0,
-            preemptions_total: 0,
-            preempted_tokens_total: 0,
             replay_tokens_total: 0,
             replays_by: BTreeMap::new(),
             violations_total: 0,

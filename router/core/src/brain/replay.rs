@@ -92,8 +92,6 @@ impl Brain {
         }
         if fault == Fault::Closed(CloseReason::Preempted) {
             sequence.preemptions += 1;
-            self.preemptions_total += 1;
-            self.preempted_tokens_total += u64::from(sequence.to_prefill().0);
         }
         let request = sequence.id.request;
         let deaths = if fault.is_death() {

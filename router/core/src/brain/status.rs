@@ -31,10 +31,6 @@ pub struct BrainStatus {
     pub replays_by: BTreeMap<&'static str, u64>,
     /// Tokens that were, or will be, computed again for them.
     pub replay_tokens_total: u64,
-    /// Sequences that lost their pages to others and were computed again; replays as well.
-    pub preemptions_total: u64,
-    /// Tokens that were, or will be, computed again for them.
-    pub preempted_tokens_total: u64,
     /// Times a worker was ejected, by reason: `silent` or `stuck`.
     pub ejections_by: BTreeMap<&'static str, u64>,
     /// Requests rejected because two workers died under them.
@@ -117,8 +113,6 @@ impl Brain {
             replays_total: self.replays_total,
             replays_by: self.replays_by.clone(),
             replay_tokens_total: self.replay_tokens_total,
-            preemptions_total: self.preemptions_total,
-            preempted_tokens_total: self.preempted_tokens_total,
             ejections_by: self.ejections_by.clone(),
             poison_total: self.poison_total,
             hopeless_total: self.hopeless_total,
