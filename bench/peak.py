@@ -103,7 +103,7 @@ def cell(name: str, pool: int, requests: int) -> dict[str, Any]:
     """One trace on one pool, in both orders."""
     trace = sim.load(data() / "traces" / SOURCES[name].file)
     longest = int(trace.output_tokens.max())
-    found = {
+    found: dict[str, Any] = {
         "trace": name,
         "pool_tokens": pool,
         "requests": requests,
