@@ -110,7 +110,7 @@ fn who_ran_before_is_not_overtaken_until_there_is_room() {
     preempted.load.pages_fenced = Pages(150);
     let actions = tell(&mut flood.brain, 150_001, preempted);
     flood.look(actions);
-    assert_eq!(flood.brain.status().preemptions_total, 1);
+    assert_eq!(flood.brain.status().replays_total, 1);
     let before = flood.before();
     assert!(
         before.is_some_and(|before| before < 4),
