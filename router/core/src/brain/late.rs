@@ -11,9 +11,10 @@
 //! goes first. So it is placed, at the latest, when others were given `OWED` times the prompt
 //! tokens of itself and of all that waited before it, plus one prompt; whatever priorities,
 //! tenants, lengths and targets those others have. Or it ended before. Replays and retries are not
-//! counted: their lanes go first, and hold no more than what ran when a worker failed. Where the one
-//! that is owed its turn finds no room, decode workers take nothing that stands behind it, until it
-//! fits. The price: when everybody is late a part of 1 in 65 of prefill goes to the oldest.
+//! counted: their lanes go first, and hold no more than what ran when a worker failed. Where the
+//! one that is owed its turn finds no room, decode workers take nothing that stands behind it,
+//! until it fits. The price: when everybody is late a part of 1 in 65 of prefill goes to the
+//! oldest.
 //!
 //! Without demotion the order is the one that was asked for, starvation included: first come first
 //! served and ageing have none within a priority, shortest first and strict priorities do.

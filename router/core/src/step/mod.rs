@@ -14,8 +14,8 @@
 //! `decode = plain(0)`.
 //!
 //! `tpot` is the tightest target among those that decode (of each its own, or the policy's) that
-//! `decode` meets, and slack is that of those whose target it meets: the others are lost whatever is
-//! done, and hold nobody up. Where it meets none, the tightest, and that of all.
+//! `decode` meets, and slack is that of those whose target it meets: the others are lost whatever
+//! is done, and hold nobody up. Where it meets none, the tightest, and that of all.
 //! `tau = round(mixed_step_ratio * tpot)`, `pace = round(pace_ratio * tpot)`. `todo` are the tokens
 //! of all prompts. `beside = min(todo, step's token limit - those that decode)`: what a mixed step
 //! may take; `most = min(todo, token limit)`: what a step of prompts alone may.

@@ -1,5 +1,5 @@
-//! Who finds no room is overtaken by who does: not for ever, and nobody waits behind it who does not
-//! compete with it.
+//! Who finds no room is overtaken by who does: not for ever, and nobody waits behind it who does
+//! not compete with it.
 
 use std::collections::VecDeque;
 
