@@ -131,6 +131,8 @@ fn normal(fleet: &mut Fleet, number: u64, Op { kind, a, b }: Op) {
             facts.priority = i32::from(a % 3);
             (facts.tenant, facts.weight) = (u64::from(b % 4), u32::from(a % 5));
             facts.slo.ttft = (b % 3 == 0).then(|| Micros(u64::from(a) * u64::from(b) / 8));
+            // From what no step meets to three steps of a GPU.
+            facts.slo.tpot = (a % 4 == 3).then(|| Micros(u64::from(b) * 80));
             fleet.arrive(facts);
         }
         3 => (0..fleet.workers.len()).for_each(|index| fleet.obey(index)),
