@@ -137,6 +137,83 @@ fn tenants_are_told_only_where_there_are_some() {
 }
 
 #[test]
+fn a_hundred_tenants_are_told_and_what_they_were_served() {
+    let mut all: Vec<_> = (1..=150).map(|at| answered(at, 10, 5, 1, 1)).collect();
+    (1..)
+        .zip(&mut all)
+        .for_each(|(tenant, one)| one.tenant = tenant);
+    // The last ones ask twice, once in vain.
+    for tenant in 141..=150 {
+        let mut refused = answered(200, 1_000, 5, 1, 1);
+        (refused.ending, refused.first, refused.tenant) = (Ending::Rejected, None, tenant);
+        all.push(refused);
+    }
+    let found = figures(all).tenants;
+    let told: Vec<u32> = found.iter().map(|tenant| tenant.tenant).collect();
+    let wanted: Vec<u32> = (141..=150).chain(1..=90).collect();
+    assert_eq!(told, wanted);
+    assert!(found.iter().all(|tenant| tenant.tokens == 15));
+}
+
+#[test]
+fn rates_are_per_second_from_the_first_arrival_to_the_last() {
+    let found = figures(vec![
+        answered(5_000, 700, 11, 1, 1),
+        answered(6_000, 700, 11, 501, 1),
+        answered(7_000, 700, 11, 1, 1),
+    ]);
+    assert_eq!((found.arrivals_s, found.rate), (2.0, 1.5));
+    assert_eq!(found.goodput.requests_per_s, 1.0);
+    assert_eq!(found.goodput.tokens_per_s, 11.0, "tokens of answers");
+}
+
+#[test]
+fn the_longest_tenth_of_a_few_is_one() {
+    let mut all: Vec<_> = (0..9).map(|at| answered(at, 10, 5, 1, 1)).collect();
+    all[4].prompt_tokens = 11;
+    all[4].first = Some(Micros::from_millis(900));
+    let found = figures(all);
+    assert_eq!(found.attainment.longest_tenth, 0.0);
+    assert_eq!(found.ttft_long_ms.count, 1);
+}
+
+#[test]
+fn what_became_of_requests_is_counted() {
+    let mut all: Vec<_> = (0..4).map(|at| answered(at, 10, 5, 1, 1)).collect();
+    (all[0].is_stolen, all[1].is_kept) = (true, true);
+    (all[2].preemptions, all[2].replays, all[3].cached_tokens) = (2, 1, 7);
+    let counts = figures(all).counts;
+    assert_eq!((counts.stolen, counts.kept), (1, 1));
+    assert_eq!((counts.preemptions, counts.replays), (2, 1));
+    assert_eq!((counts.prompt_tokens, counts.cached_tokens), (40, 7));
+}
+
+#[test]
+fn a_point_of_the_series_is_what_came_in_its_time() {
+    // Four minutes: points of two seconds and 1 us.
+    let mut all = vec![answered(0, 10, 11, 100, 10), answered(100, 10, 11, 300, 31)];
+    assert_eq!(figures(all.clone()).series.len(), 1, "none below a second");
+    all.push(answered(120_000, 10, 11, 200, 20));
+    all.push(answered(240_000, 10, 11, 1, 1));
+    let series = figures(all).series;
+    assert_eq!(series.len(), 120);
+    let width_s = 240.0 / 120.0 + 1e-6;
+    let close = |found: f64, wanted: f64| (found - wanted).abs() < 1e-9;
+    assert!(
+        (1..)
+            .zip(&series)
+            .all(|(end, at)| close(at.start_s, f64::from(end - 1) * width_s))
+    );
+    let first = &series[0];
+    assert!(close(first.rate, 2.0 / width_s) && close(first.good_rate, 1.0 / width_s));
+    assert_eq!((first.attainment, first.ttft_p50_ms), (0.5, 200.0));
+    assert!(close(first.ttft_p90_ms, 280.0) && close(first.tpot_p90_ms, 28.9));
+    let second = series.iter().skip(1).find(|at| at.rate > 0.0).unwrap();
+    assert_eq!((second.ttft_p50_ms, second.attainment), (200.0, 1.0));
+    assert!(second.start_s <= 120.0 && 120.0 < second.start_s + width_s);
+}
+
+#[test]
 fn the_series_holds_every_request_once() {
     let all: Vec<_> = (0..1_000)
         .map(|at| answered(at * 777, 10, 5, 1, 1))

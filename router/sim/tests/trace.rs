@@ -86,12 +86,27 @@ fn rows_out_of_order_are_sorted() {
 }
 
 #[test]
+fn what_spreadsheets_write_is_read_as_well() {
+    assert_eq!(rows(&format!("\u{feff}{OURS}")), rows(OURS));
+    assert_eq!(rows(&format!("\u{feff}{}", line(5))), rows(&line(5)));
+    let floats = "arrival_s,prompt_tokens,output_tokens\n0.0,4808.0,10.0\n0.052,3180.0,8.0\n";
+    assert_eq!(rows(floats), rows(OURS));
+}
+
+/// A row of Mooncake's at this stamp.
+fn line(at: u32) -> String {
+    format!("{{\"timestamp\":{at},\"input_length\":600,\"output_length\":5,\"hash_ids\":[7,8]}}\n")
+}
+
+#[test]
+fn stamps_of_mooncake_in_any_order_are_spread_over_three_seconds_at_most() {
+    let text = [20_000, 0, 0, 20_000, 0].map(line).concat();
+    let times: Vec<_> = rows(&text).iter().map(|row| row.0 / 1_000).collect();
+    assert_eq!(times, [0, 1_000, 2_000, 20_000, 21_500]);
+}
+
+#[test]
 fn stamps_of_mooncake_are_spread_until_the_next_one() {
-    let line = |at: u32| {
-        format!(
-            "{{\"timestamp\":{at},\"input_length\":600,\"output_length\":5,\"hash_ids\":[7,8]}}\n"
-        )
-    };
     let text = [0, 0, 0, 3000, 3040, 3040].map(line).concat();
     let times: Vec<_> = rows(&text).iter().map(|row| row.0 / 1_000).collect();
     assert_eq!(times, [0, 1000, 2000, 3000, 3040, 4540]);
@@ -351,6 +366,11 @@ fn a_factor_of_one_changes_nothing_and_copies_share_no_prefix() {
         .filter(|row| row.blocks[0] < 500)
         .count();
     assert_eq!(first, 500);
+    let stamped = after
+        .requests
+        .iter()
+        .filter(|row| row.arrival.0 % 250_000 == 0);
+    assert!(stamped.count() < 10, "copies come at times of their own");
     assert!(
         first_seconds(after, 10.0)
             .requests

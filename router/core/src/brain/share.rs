@@ -292,3 +292,53 @@ impl Share {
         self.accounts.len()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn share() -> Share {
+        Share::new(&PolicyConfig {
+            share_tenants: true,
+            ..PolicyConfig::plain()
+        })
+    }
+
+    #[test]
+    fn who_has_no_requests_makes_room_and_nobody_else() {
+        let mut share = share();
+        let first = share.enter(0, 1);
+        share.leave(first);
+        assert_eq!(share.enter(0, 1), first);
+        share.charge(first, Tokens(7), 1);
+        for tenant in 1..=TENANTS_MAX as u64 {
+            let account = share.enter(tenant, 1);
+            share.charge(account, Tokens(9), 1);
+        }
+        // The last one shares an account, since all others have requests.
+        assert_eq!((share.find(0), share.len()), (Some(first), TENANTS_MAX + 1));
+        assert_eq!(share.service(first), 7 * PARTS);
+        share.leave(first);
+        let newcomer = share.enter(5_000, 1);
+        assert_eq!(
+            (share.find(5_000), share.len()),
+            (Some(newcomer), TENANTS_MAX + 1)
+        );
+        assert_eq!(share.service(newcomer), 0);
+        assert!(!share.by_tenant.contains_key(&0), "forgotten");
+    }
+
+    #[test]
+    fn a_new_weight_counts_for_what_waits_already() {
+        let mut share = share();
+        let [one, other] = [1, 2].map(|tenant| share.enter(tenant, 1));
+        share.waits(one, Tokens(100), None);
+        share.waits(other, Tokens(150), None);
+        assert_eq!(share.largest_backlog(), Some(other));
+        share.enter(2, 10);
+        assert_eq!(share.largest_backlog(), Some(one));
+        share.waits_no_longer(other, Tokens(150), false);
+        share.waits_no_longer(one, Tokens(100), false);
+        assert_eq!(share.largest_backlog(), None);
+    }
+}

@@ -274,3 +274,17 @@ fn a_prompt_goes_where_its_prefix_is_kept_if_that_worker_is_free() {
     // It is busy: what is free goes first.
     assert_eq!(next(2, 2), [1, 1, 2]);
 }
+
+#[test]
+fn a_computed_prompt_is_no_work_any_more() {
+    let mut brain = fleet(policy(), &[gpu(Mixed, 400_000), gpu(Mixed, 400_000)]);
+    assert_eq!(computes(&arrive(&mut brain, 0, 1, 8_000)), [(1, 1)]);
+    assert_eq!(computes(&arrive(&mut brain, 0, 2, 100)), [(2, 2)]);
+    // Both decode; the first with short steps, the other with long ones.
+    for (session, decode_step_us) in [(1, 8_000), (2, 60_000)] {
+        let mut decoded = step(session, Mixed, &[0], &[]);
+        (decoded.load.step, decoded.load.decode_step_us) = (1, decode_step_us);
+        tell(&mut brain, 400_000, decoded);
+    }
+    assert_eq!(computes(&arrive(&mut brain, 400_001, 3, 512)), [(3, 1)]);
+}

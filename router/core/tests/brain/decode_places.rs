@@ -17,10 +17,10 @@ use dopd_core::{
     request::Slo,
     units::{Micros, Tokens},
 };
-use proptest::{prelude::*, test_runner::Config};
+use proptest::prelude::*;
 
 use crate::support::{
-    closed, joined,
+    cases, closed, joined,
     policy::{arrive, computes, fleet, gpu, opens, policy, step, tell},
     report, request,
 };
@@ -111,7 +111,7 @@ fn naive(
 }
 
 /// Where an import was opened.
-fn import_of(actions: &[Action]) -> Option<(usize, SlotId)> {
+pub(crate) fn import_of(actions: &[Action]) -> Option<(usize, SlotId)> {
     actions.iter().find_map(|action| match *action {
         Action::Open {
             seat,
@@ -145,7 +145,7 @@ fn leave(brain: &mut Brain, places: &mut [Place], which: usize, now: u64) {
 }
 
 proptest! {
-    #![proptest_config(Config { cases: 120, failure_persistence: None, ..Config::default() })]
+    #![proptest_config(cases(120))]
 
     /// Sequences come and go; every place is the one that the reference chooses.
     #[test]

@@ -12,9 +12,9 @@ use dopd_core::{
     request::{PrefixMark, RequestFacts, Slo},
     units::{Micros, Pages, Tokens},
 };
-use proptest::{prelude::*, test_runner::Config};
+use proptest::prelude::*;
 
-use crate::support::{joined, plain, report, request, said, sequence, worker};
+use crate::support::{cases, joined, plain, report, request, said, sequence, worker};
 
 fn any_tokens() -> impl Strategy<Value = Tokens> {
     prop_oneof![0..9_u32, Just(u32::MAX), any::<u32>()].prop_map(Tokens)
@@ -189,7 +189,7 @@ fn any_config() -> impl Strategy<Value = BrainConfig> {
 }
 
 proptest! {
-    #![proptest_config(Config { cases: 250, failure_persistence: None, ..Config::default() })]
+    #![proptest_config(cases(250))]
 
     #[test]
     fn garbage_neither_panics_nor_leaves_anything_behind(

@@ -8,10 +8,10 @@ use dopd_core::{
     request::{RequestFacts, Slo},
     units::{Micros, Tokens},
 };
-use proptest::{prelude::*, test_runner::Config};
+use proptest::prelude::*;
 
 use crate::support::{
-    self,
+    self, cases,
     line::{Line, millis},
     naive::Naive,
     request,
@@ -171,7 +171,7 @@ fn policy(quantum: u32, demote: bool, share_tenants: bool) -> PolicyConfig {
 }
 
 proptest! {
-    #![proptest_config(Config { cases: 200, failure_persistence: None, ..Config::default() })]
+    #![proptest_config(cases(200))]
 
     #[test]
     fn brain_places_in_the_order_of_the_textbook(

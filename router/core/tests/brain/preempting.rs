@@ -18,9 +18,9 @@ use dopd_core::{
     policy::PolicyConfig,
     units::{Micros, Pages, Tokens},
 };
-use proptest::{prelude::*, test_runner::Config};
+use proptest::prelude::*;
 
-use crate::support::{PAGE_SIZE, closed, joined, plain, report, request, said, worker};
+use crate::support::{PAGE_SIZE, cases, closed, joined, plain, report, request, said, worker};
 
 /// A seat of the worker: of whom, tokens held, tokens to its end, and when it came.
 #[derive(Clone, Copy, Debug)]
@@ -189,7 +189,7 @@ fn taught(scene: &mut Scene) {
 }
 
 proptest! {
-    #![proptest_config(Config { cases: 100, ..Config::default() })]
+    #![proptest_config(cases(100))]
 
     /// Answers are several times as long as all before: promises break, and yet all are answered.
     #[test]
@@ -263,4 +263,24 @@ fn who_is_preempted_twice_is_promised_its_whole_answer_and_goes_before_who_waits
         );
     }
     assert_eq!(opened(&scene), 16, "prompt and longest answer");
+}
+
+/// Pages promised to a request of four prompt tokens and at most 236 of answer, after 40 answers
+/// of which so many each were cut off at their limit of four.
+fn promised_after(answers: u64) -> u64 {
+    let mut scene = Scene::new(400, growing());
+    (0..answers).for_each(|id| scene.arrive(1_000 + id, 4, 4, 4));
+    while scene.ended < usize::try_from(answers).expect("few") {
+        scene.step();
+    }
+    scene.arrive(1, 4, 236, 236);
+    scene.brain.status().sessions[0].pages_used
+}
+
+#[test]
+fn lengths_are_known_after_enough_answers_and_who_is_at_its_limit_says_nothing_of_them() {
+    assert_eq!(promised_after(31), 60, "prompt and longest answer");
+    // Half of all answers have 150 tokens or more, if nobody says otherwise.
+    let promised = promised_after(40);
+    assert!((12..60).contains(&promised), "{promised}");
 }

@@ -12,10 +12,10 @@ use dopd_core::{
     request::RejectReason,
     units::{Micros, Tokens},
 };
-use proptest::{prelude::*, test_runner::Config};
+use proptest::prelude::*;
 
 use crate::support::{
-    self,
+    self, cases,
     fleet::{Fleet, Outcome},
     plain,
     policy::policy,
@@ -265,15 +265,6 @@ fn settle(fleet: &mut Fleet) {
         None,
         "a timer outlived its sequence"
     );
-}
-
-fn cases(cases: u32) -> Config {
-    Config {
-        cases,
-        failure_persistence: None,
-        max_shrink_iters: 20_000,
-        ..Config::default()
-    }
 }
 
 proptest! {

@@ -4,17 +4,19 @@ use std::collections::{BTreeMap, VecDeque};
 
 use dopd_core::{
     brain::{BrainConfig, Chosen},
+    event::CloseReason,
+    fleet::Role,
     ids::RequestId,
     policy::PolicyConfig,
     request::{RejectReason, RequestFacts},
     units::Tokens,
 };
-use proptest::{prelude::*, test_runner::Config};
+use proptest::prelude::*;
 
 use crate::support::{
-    self,
+    self, cases, closed,
     line::{Line, millis},
-    request,
+    report, request, said,
 };
 
 /// Tenants share, by arrival within a tenant.
@@ -82,7 +84,7 @@ fn start_tags(known: &BTreeMap<u64, (u64, u32, u32)>) -> BTreeMap<u64, f64> {
 }
 
 proptest! {
-    #![proptest_config(Config { cases: 150, failure_persistence: None, ..Config::default() })]
+    #![proptest_config(cases(150))]
 
     #[test]
     fn prompts_alone_go_in_the_order_of_start_time_fair_queueing(tenants in any_backlog()) {
@@ -373,4 +375,23 @@ fn late_ones_make_room_for_one_in_time_of_the_same_tenant() {
     );
     line.placed.clear();
     assert_eq!(line.drain()[..3], [11, 0, 1]);
+}
+
+#[test]
+fn a_prompt_is_paid_once_however_often_it_is_computed() {
+    let mut line = occupied(shared(0), 1);
+    for (tenant, id, prompt) in [(1, 10, 100), (1, 11, 10), (2, 20, 250), (2, 21, 10)] {
+        line.arrive(of(tenant, 1, request(id, prompt, 1)));
+    }
+    line.placed.clear();
+    line.finish(1);
+    for _ in 0..2 {
+        let (seat, id) = line.running.pop_front().expect("it runs");
+        assert_eq!(id, 10);
+        let mut preempted = report(1, Role::Mixed);
+        preempted.closed = vec![closed(seat.slot.0, CloseReason::Preempted)];
+        line.tell(said(preempted));
+    }
+    // 100 of the one, then 250 of the other; three times 100 would be more.
+    assert_eq!(line.drain(), [10, 10, 10, 20, 11, 21]);
 }

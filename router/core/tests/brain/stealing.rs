@@ -4,17 +4,21 @@ use dopd_core::{
     action::OpenKind,
     brain::Brain,
     cost::Timings,
-    event::StepReport,
-    fleet::Role::{Decode, Prefill},
-    ids::SlotId,
-    policy::{PolicyConfig, Steal},
+    event::{Event, StepReport},
+    fleet::{
+        Role::{Decode, Prefill},
+        WorkerFacts,
+    },
+    ids::{SessionId, SlotId},
+    policy::{Order, PolicyConfig, Steal},
+    request::PrefixMark,
     step::StepMode,
     units::{Micros, Tokens},
 };
 
 use crate::support::{
     policy::{arrive, computes, fleet, gpu, opens, policy, step, tell, wake},
-    report,
+    report, request,
 };
 
 fn prompt_us(tokens: u32) -> u64 {
@@ -264,4 +268,140 @@ fn without_pauses_a_prompt_has_what_mixed_steps_leave() {
     };
     assert_eq!(stolen(StepMode::PauseOrMix), 1);
     assert_eq!(stolen(StepMode::ChunkInTime), 0);
+}
+
+#[test]
+fn who_has_no_room_or_is_on_its_way_out_takes_nothing_and_the_next_one_is_asked() {
+    let workers = [
+        gpu(Prefill, 400_000),
+        gpu(Decode, 1_600),
+        gpu(Decode, 400_000),
+        gpu(Decode, 400_000),
+    ];
+    let mut brain = fleet(policy(), &workers);
+    let drains = StepReport {
+        draining: true,
+        ..report(4, Decode)
+    };
+    tell(&mut brain, 0, drains.clone());
+    flood(&mut brain, 9);
+    assert_eq!(brain.status().stolen_total, 1);
+    assert_eq!(computes(&tell(&mut brain, 1, drains)), []);
+    assert_eq!(computes(&tell(&mut brain, 2, report(2, Decode))), []);
+    // Room is asked for by who has none: an idle one takes what fits, however little of its pool
+    // may be used beside others.
+    let nothing_beside = PolicyConfig {
+        steal_kv_ratio: 0.0,
+        ..policy()
+    };
+    let mut brain = fleet(nothing_beside, &[0, 2, 3].map(|at| workers[at].clone()));
+    flood(&mut brain, 9);
+    assert_eq!(brain.status().stolen_total, 1);
+}
+
+#[test]
+fn they_help_as_well_when_the_first_has_waited_whatever_was_predicted() {
+    let mut brain = fleet(policy(), &[gpu(Prefill, 400_000), gpu(Decode, 400_000)]);
+    // More than a step: nothing is bound behind it before the worker says something.
+    arrive(&mut brain, 0, 1, 9_000);
+    arrive(&mut brain, 0, 2, 100);
+    let idle = || report(2, Decode);
+    assert_eq!(computes(&tell(&mut brain, 400_000, idle())), []);
+    assert_eq!(computes(&tell(&mut brain, 600_000, idle())), [(2, 2)]);
+}
+
+#[test]
+fn a_choice_whose_prompt_is_computed_elsewhere_is_left() {
+    let narrow = WorkerFacts {
+        num_seqs_max: 1,
+        ..gpu(Prefill, 400_000)
+    };
+    for (choices, stolen) in [(2, vec![]), (1, vec![(2, 2)])] {
+        let mut brain = fleet(policy(), &[narrow.clone(), gpu(Decode, 400_000)]);
+        // The prefill worker has one seat, which the first of the choices, or the first, takes.
+        for id in [1, 2] {
+            let mut facts = request(id, 4_000, 100);
+            facts.choices = choices;
+            if (id, choices) != (2, 2) {
+                brain.handle(Micros(0), Event::RequestArrived(facts));
+            }
+        }
+        let found = computes(&tell(&mut brain, 600_000, report(2, Decode)));
+        assert_eq!(found, stolen, "{choices}");
+    }
+}
+
+#[test]
+fn what_a_helper_has_cached_it_need_not_compute() {
+    for (stored, use_prefixes) in [(vec![], true), (vec![77], false), (vec![77], true)] {
+        let rules = PolicyConfig {
+            use_prefixes,
+            ..policy()
+        };
+        let mut brain = fleet(rules, &[gpu(Prefill, 400_000), gpu(Decode, 400_000)]);
+        let kept = StepReport {
+            stored: stored.clone(),
+            ..report(2, Decode)
+        };
+        tell(&mut brain, 0, kept);
+        arrive(&mut brain, 0, 1, 9_000);
+        // All of it takes 120 ms, and there a third more; of 130.
+        let mut facts = request(2, 4_000, 100);
+        facts.slo.ttft = Some(Micros(130_000));
+        facts.prefix = [PrefixMark {
+            pages: 240,
+            hash: 77,
+        }]
+        .into();
+        let found = computes(&brain.handle(Micros(0), Event::RequestArrived(facts)));
+        let is_cached = use_prefixes && !stored.is_empty();
+        assert_eq!(found.is_empty(), !is_cached, "{found:?}");
+    }
+}
+
+#[test]
+fn the_first_of_the_next_few_that_is_in_time_is_taken() {
+    let by_arrival = PolicyConfig {
+        order: Order::Fcfs,
+        ..policy()
+    };
+    let mut brain = fleet(by_arrival, &[gpu(Prefill, 400_000), gpu(Decode, 60_000)]);
+    arrive(&mut brain, 0, 100, 1_000);
+    take_over(&mut brain, 1, 2, &[0]);
+    tell(&mut brain, 30_000, step(1, Prefill, &[0], &[]));
+    tell(&mut brain, 31_000, arrived(2, &[0]));
+    arrive(&mut brain, 40_000, 1, 9_000);
+    // Steps of 40 ms make prompts 2.4 times as long: 290 ms the first, 75 ms the second.
+    for (id, prompt) in [(2, 4_000), (3, 1_000)] {
+        let mut facts = request(id, prompt, 100);
+        facts.slo.ttft = Some(Micros(200_000));
+        brain.handle(Micros(40_000), Event::RequestArrived(facts));
+    }
+    let mut decoded = step(2, Decode, &[0], &[]);
+    (decoded.load.step, decoded.load.decode_step_us) = (9, 40_000);
+    assert_eq!(computes(&tell(&mut brain, 50_000, decoded)), [(3, 2)]);
+}
+
+#[test]
+fn who_is_to_be_computed_again_waits_until_its_time_for_helpers_too() {
+    let [prefill, decode] = [gpu(Prefill, 400_000), gpu(Decode, 400_000)];
+    let mut brain = fleet(policy(), &[prefill, decode.clone(), decode]);
+    arrive(&mut brain, 0, 1, 4_000);
+    take_over(&mut brain, 1, 2, &[0]);
+    let lost = Event::SessionLost {
+        session: SessionId(1),
+    };
+    assert_eq!(computes(&brain.handle(Micros(10), lost)), []);
+    // Others may die of the same cause in a moment: who never ran goes before it.
+    let ids = |taken: Vec<(u64, u64)>| taken.into_iter().map(|(id, _)| id).collect::<Vec<_>>();
+    assert_eq!(ids(computes(&arrive(&mut brain, 11, 2, 100))), [2]);
+    assert_eq!(computes(&tell(&mut brain, 12, report(2, Decode))), []);
+    assert_eq!(computes(&tell(&mut brain, 12, report(3, Decode))), []);
+    let mut taken = Vec::new();
+    for _ in 0..3 {
+        if let Some(at) = brain.next_wake() {
+            taken.extend(computes(&wake(&mut brain, at.0)));
+        }
+    }
+    assert_eq!(ids(taken), [1]);
 }

@@ -177,9 +177,11 @@ mod tests {
         let sums = |of: &Residents| (of.seqs(), of.kv(), of.context(), of.work_us());
         assert_eq!(sums(&residents), (1, 150, 100, 12));
         assert_eq!(residents.tightest(Micros(0)), Some(Micros(80)));
+        residents.grew(SlotId(0), 1);
+        assert_eq!(sums(&residents), (1, 151, 100, 12), "it reads nothing here");
         residents.stays(SlotId(0));
         residents.stays(SlotId(0));
-        residents.grew(SlotId(0), 2);
+        residents.grew(SlotId(0), 1);
         residents.computed(SlotId(0));
         residents.computed(SlotId(0));
         assert_eq!(sums(&residents), (2, 152, 152, 7));
