@@ -11,6 +11,7 @@ import pytest
 
 from tests.support import mock_model
 from tests.support.binaries import binary
+from tests.support.faults.fleet import all_travels
 from tests.support.processes import Process, ended, wait_for
 from tests.support.server import Server, serve
 
@@ -40,7 +41,7 @@ def test_a_pair_answers_as_the_model_and_hands_every_request_off(
 ) -> None:
     prompts = [[n % 256 for n in range(length)] for length in (1, 16, 33, 500)]
     with (
-        serve("--mock", command="router", env=NO_CANARY) as server,
+        serve("--mock", *all_travels(tmp_path), command="router", env=NO_CANARY) as server,
         worker(prefill, "prefill", server, tmp_path),
         worker(decode, "decode", server, tmp_path),
     ):
@@ -63,7 +64,7 @@ def test_choices_of_a_long_prompt_answer_as_if_each_were_alone(tmp_path: Path) -
     for prefill, decode in (("python", "rust"), ("rust", "python")):
         folder = tmp_path / prefill
         with (
-            serve("--mock", command="router", env=NO_CANARY) as server,
+            serve("--mock", *all_travels(tmp_path), command="router", env=NO_CANARY) as server,
             worker(prefill, "prefill", server, folder),
             worker(decode, "decode", server, folder),
         ):

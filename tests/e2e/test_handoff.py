@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.support import mock_model
+from tests.support.faults.fleet import all_travels
 from tests.support.server import Server, serve
 
 PROMPTS = [
@@ -18,9 +19,12 @@ PROMPTS = [
 
 
 @pytest.fixture(scope="module")
-def split() -> Iterator[Server]:
+def split(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Steps take as long as on a GPU: an instant answer ends before its pages could move."""
-    with serve("--mock", "--mock-timings", "h100-8b") as server:
+    words = all_travels(tmp_path_factory.mktemp("split"))
+    # Canaries are handed off, too.
+    env = {"DOPD_WORKERS__CANARY_INTERVAL_MS": "0"}
+    with serve("--mock", "--mock-timings", "h100-8b", *words, env=env) as server:
         yield server
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.faults.fleet import Fleet, fleet
+from tests.support.faults.fleet import Fleet, all_travels, fleet
 
 # Many rounds take minutes; a hang is still found.
 SOAK_TIMEOUT_S = 900
@@ -27,17 +27,10 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         yield one
 
 
-# Tests of the link count what passes: no prompt is computed where it is decoded, and none of its
-# pages is there already from an earlier test.
-ALL_TRAVELS = '[policy]\nsteal = "never"\nprefix_cache = false\n'
-
-
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """One prefill and one decode worker; every page travels, over TCP, and is checked."""
     folder = tmp_path_factory.mktemp("pair")
-    config = folder / "dopd.toml"
-    config.write_text(ALL_TRAVELS)
-    words = ("--config", str(config), "--kv-check", "full")
+    words = (*all_travels(folder), "--kv-check", "full")
     with fleet(folder, *words, prefill=1, decode=1) as one:
         yield one

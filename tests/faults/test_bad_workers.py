@@ -11,7 +11,7 @@ import pytest
 
 from tests.support import mock_model
 from tests.support.faults import scenes
-from tests.support.faults.fleet import Fleet
+from tests.support.faults.fleet import Fleet, all_travels
 from tests.support.faults.traffic import Ask, Verdict
 from tests.support.faults.watch import record
 from tests.support.processes import Process, ended, wait_for
@@ -69,7 +69,8 @@ def test_a8_one_that_is_given_up_leaves_the_others_alone(tmp_path: Path) -> None
 
 def test_a11_a_step_that_hangs_is_seen_though_heartbeats_go_on(tmp_path: Path) -> None:
     """All that the worker had is answered elsewhere, the request that it hangs on included."""
-    one = Fleet(tmp_path)
+    # Only p0 hangs on it, so that is where it has to be computed first.
+    one = Fleet(tmp_path, *all_travels(tmp_path))
     try:
         one.add("p0", "prefill", "--mock-fault", f"hang={MARKER}")
         one.add("d0", "decode")

@@ -7,7 +7,6 @@ nothing. How long that takes is recorded; a test judges only that it happens.
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import socket
 import threading
@@ -19,7 +18,7 @@ import pytest
 
 from tests.support import mock_model
 from tests.support.faults import scenes
-from tests.support.faults.fleet import Fleet, fleet
+from tests.support.faults.fleet import Fleet, all_travels, fleet
 from tests.support.faults.proxy import Pipe, Plan, Way
 from tests.support.faults.traffic import Ask, Verdict
 from tests.support.faults.watch import record
@@ -28,8 +27,9 @@ from tests.support.processes import wait_for
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    """Workers of four seats, so that a fifth request waits."""
-    one = Fleet(tmp_path_factory.mktemp("small"))
+    """Workers of four seats, so that a fifth request waits; every prompt is computed at p0."""
+    folder = tmp_path_factory.mktemp("small")
+    one = Fleet(folder, *all_travels(folder))
     try:
         one.add("p0", "prefill", "--max-num-seqs", "4")
         one.add("d0", "decode", "--max-num-seqs", "4")
@@ -39,15 +39,10 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
         one.close()
 
 
-BEGINNINGS = itertools.cycle(range(32, 127))
-
-
 @contextlib.contextmanager
 def asking(one: Fleet, prompt_tokens: int, max_tokens: int) -> Iterator[socket.socket]:
-    """A streaming client; it is gone at the end of the block. No other has its prompt: what is
-    cached is neither computed nor sent."""
-    prompt = [next(BEGINNINGS), *[7] * (prompt_tokens - 1)]
-    body = {"model": "mock", "prompt": prompt, "max_tokens": max_tokens}
+    """A streaming client; it is gone at the end of the block."""
+    body = {"model": "mock", "prompt": [7] * prompt_tokens, "max_tokens": max_tokens}
     body |= {"ignore_eos": True, "stream": True, "temperature": 0}
     data = json.dumps(body).encode()
     host, _, port = one.router.http.rpartition(":")
@@ -87,9 +82,8 @@ def leave(one: Fleet, point: str) -> None:
         with asking(one, 30_000, 300):
 
             def is_computing() -> bool:
-                # A decode worker that has nothing else to do may take it.
-                told = [node.status() for node in one.nodes.values()]
-                return any(one is not None and one["prefill_tokens_queued"] > 0 for one in told)
+                told = one.nodes["p0"].status()
+                return told is not None and told["prefill_tokens_queued"] > 0
 
             wait_for(is_computing, "the prompt is being computed")
         return

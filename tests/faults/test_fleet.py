@@ -9,14 +9,15 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support import mock_model
-from tests.support.faults.fleet import Fleet, fleet
+from tests.support.faults.fleet import Fleet, all_travels, fleet
 from tests.support.faults.traffic import Ask, Outcome, Verdict
 from tests.support.faults.watch import GONE
 
 
 @pytest.fixture(scope="module")
 def calm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    with fleet(tmp_path_factory.mktemp("fleet"), prefill=1, decode=1) as one:
+    folder = tmp_path_factory.mktemp("fleet")
+    with fleet(folder, *all_travels(folder), prefill=1, decode=1) as one:
         yield one
 
 

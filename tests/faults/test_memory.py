@@ -15,7 +15,7 @@ import pytest
 
 from dopd.sched.pages import CACHED, FENCED, FREE, OWNED, PageAllocator
 from dopd.types import LinkMessage, LinkWrite
-from tests.support.faults.fleet import Fleet
+from tests.support.faults.fleet import Fleet, all_travels
 from tests.support.faults.frames import Frame, Stranger, changing, encode
 from tests.support.faults.proxy import Pipe
 from tests.support.faults.traffic import Ask, Verdict
@@ -31,8 +31,9 @@ ANSWER_TOKENS = 50
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    """One worker of each role; the decode worker's pool holds two requests."""
-    one = Fleet(tmp_path_factory.mktemp("small"), "--kv-check", "full")
+    """One worker of each role; the decode worker's pool holds two requests, all of which travel."""
+    folder = tmp_path_factory.mktemp("small")
+    one = Fleet(folder, *all_travels(folder), "--kv-check", "full")
     try:
         one.add("p0", "prefill", "--kv-memory", str(4 * POOL_PAGES * PAGE_BYTES))
         one.add("d0", "decode", "--kv-memory", str(POOL_PAGES * PAGE_BYTES))

@@ -211,6 +211,7 @@ def test_c7_a_narrow_link_delays_and_times_nothing_out(pairs: Fleet) -> None:
     ejected = [c for name in pairs.nodes for c in pairs.watch.changes(name, joined_s)]
     assert not [change for change in ejected if is_out(change.state)]
     assert after["replays_total"] == before["replays_total"]
+    assert after["handoffs_by"]["arrived"] > before["handoffs_by"]["arrived"], "no page travelled"
     first_s = max(one.token_s[0] - one.begun_s for one in results.all)
     record("C7", first_token_s=first_s)
     pairs.settled()

@@ -30,6 +30,15 @@ TIMINGS = "h100-8b"
 LISTEN = "0A"
 # Besides its data links, what a process may open for a moment: a log file, an accept under way.
 SPARE_FDS = 4
+# No prompt is computed where it is decoded, and no page of it is there already.
+ALL_TRAVELS = '[policy]\nsteal = "never"\nprefix_cache = false\n'
+
+
+def all_travels(folder: Path) -> tuple[str, str]:
+    """Words for the router of tests that need the pages of every prompt on the link."""
+    config = folder / "all_travels.toml"
+    config.write_text(ALL_TRAVELS)
+    return ("--config", str(config))
 
 
 def num_fds(pid: int) -> int:
