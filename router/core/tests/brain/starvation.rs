@@ -4,16 +4,17 @@ use std::collections::BTreeMap;
 
 use dopd_core::{
     brain::BrainConfig,
+    fleet::Role,
     policy::{Order, PolicyConfig, Refuse},
     request::{RequestFacts, Slo},
-    units::Micros,
+    units::{Micros, Tokens},
 };
-use proptest::{prelude::*, test_runner::Config};
+use proptest::prelude::*;
 
 use crate::support::{
-    self,
+    self, cases,
     line::{Line, millis},
-    request,
+    report, request, said,
 };
 
 /// See `brain/late.rs`.
@@ -133,7 +134,7 @@ fn policy() -> PolicyConfig {
 }
 
 proptest! {
-    #![proptest_config(Config { cases: 12, failure_persistence: None, ..Config::default() })]
+    #![proptest_config(cases(12))]
 
     #[test]
     fn everybody_goes_within_the_bound_whatever_arrives(
@@ -251,4 +252,35 @@ fn long_prompts_are_given_what_they_are_owed() {
     // The ratio of the others' rate that they are owed, within a tenth.
     assert!((long_half - 0.5 * rest_half).abs() < 0.1, "{text}");
     assert!((long_1 - rest_1).abs() < 0.1, "{text}");
+}
+
+#[test]
+fn a_prompt_is_judged_by_its_first_token_alone() {
+    let config = BrainConfig {
+        policy: PolicyConfig {
+            fair_ratio: 0.5,
+            ..policy()
+        },
+        ..support::plain()
+    };
+    let mut line = Line::new(config, 1);
+    for id in 0..200 {
+        let tokens = if id % 10 == 7 { 100 } else { 10 };
+        line.arrive(request(id, tokens, 1));
+        line.finish(1);
+    }
+    line.arrive(request(500, 100, 50));
+    let (seat, _) = line.running[0];
+    for _ in 0..30 {
+        let mut step = report(1, Role::Mixed);
+        step.tokens = vec![(seat.slot, Tokens(1))];
+        line.tell(said(step));
+        line.wait(millis(1_000));
+    }
+    // Nothing is owed to the long ones: ageing counts 1,000 ms for the one, 100 for the other.
+    line.placed.clear();
+    line.arrive(request(600, 100, 1));
+    line.wait(millis(500));
+    line.arrive(request(601, 10, 1));
+    assert_eq!(line.drain(), [601, 600]);
 }

@@ -69,6 +69,14 @@ fn the_index_is_no_longer_than_the_ring() {
 }
 
 #[test]
+fn names_of_the_latest_sessions_are_kept() {
+    let mut ring = Explain::new(4);
+    (0..5_000).for_each(|session| ring.name(SessionId(session), "a"));
+    assert_eq!(ring.names.len(), NAMES_MAX);
+    assert!(ring.names.contains_key(&SessionId(4_999)));
+}
+
+#[test]
 fn off_it_keeps_nothing() {
     let mut ring = Explain::new(0);
     let mut considered = ring.considered();
