@@ -153,9 +153,10 @@ pub struct PolicyConfig {
     pub place_kv_ratio: f64,
     /// Or when its decode step takes this part of the target.
     pub place_step_ratio: f64,
-    /// A worker labelled prefill makes the first `linger_tokens` itself if what is left of the
-    /// hand-off when the prompt ends would take more than this part of the target per token; 0:
-    /// never. Off: pages travel while the prompt is computed, all but those of its last step.
+    /// A worker labelled prefill makes the first `linger_tokens` itself, and looks for a place
+    /// anew then, if the gap after a hand-off would take more than this part of the target per
+    /// token: what is not sent while the prompt is computed, and a step and a half over there; 0:
+    /// never.
     pub linger_ratio: f64,
     /// See `linger_ratio`.
     pub linger_tokens: Tokens,
@@ -196,8 +197,8 @@ impl Default for PolicyConfig {
             place: PlaceBy::default(),
             place_kv_ratio: 0.93,
             place_step_ratio: 0.93,
-            linger_ratio: 0.0,
-            linger_tokens: Tokens(8),
+            linger_ratio: 1.0,
+            linger_tokens: Tokens(1),
             reserve: Reserve::default(),
             peak_z: 2.33,
             use_prefixes: true,
@@ -221,6 +222,7 @@ impl PolicyConfig {
             place_kv_ratio: 1.0,
             place_step_ratio: 0.0,
             keep_step_ratio: 0.0,
+            linger_ratio: 0.0,
             bind_ahead: Micros(u64::MAX),
             reserve: Reserve::MaxTokens,
             use_prefixes: false,

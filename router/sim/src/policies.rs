@@ -100,6 +100,13 @@ pub const RULES: &[Rule] = &[
     ("steal", "decode workers take no prompts", |policy| {
         policy.steal = Steal::Never;
     }),
+    (
+        "linger",
+        "prompts are handed off however long that takes",
+        |policy| {
+            policy.linger_ratio = 0.0;
+        },
+    ),
     ("keep", "prefill workers keep nothing", |policy| {
         policy.keep = false;
     }),
@@ -197,6 +204,7 @@ fn split(name: &str, workers: usize) -> Option<(PolicyConfig, Vec<Role>)> {
     let mut policy = PolicyConfig {
         steal: Steal::Never,
         keep: false,
+        linger_ratio: 0.0,
         fair_ratio: 0.0,
         ..PolicyConfig::default()
     };
@@ -213,6 +221,7 @@ fn split(name: &str, workers: usize) -> Option<(PolicyConfig, Vec<Role>)> {
 
 fn with_mode(mode: StepMode) -> PolicyConfig {
     let mut policy = PolicyConfig {
+        linger_ratio: 0.0,
         fair_ratio: 0.0,
         ..PolicyConfig::default()
     };

@@ -229,7 +229,7 @@ impl Choice<'_> {
                 None => Look::Taken(Place::Keep(key)),
             };
         }
-        if !self.rules.gate || self.lingers(worker) {
+        if !self.rules.gate {
             return Look::Taken(Place::Begin(key));
         }
         looked(Verdict::Gate);
@@ -251,10 +251,12 @@ impl Choice<'_> {
             *anywhere.get_or_init(|| self.decode_place(None, considered))
         };
         if let Some(decode) = decode {
-            return Look::Taken(Place::Pair {
+            let is_long = self.lingers(worker, decode);
+            let pair = Place::Pair {
                 prefill: key,
                 decode,
-            });
+            };
+            return Look::Taken(if is_long { Place::Begin(key) } else { pair });
         }
         let is_cut_off = shut > 0 && shut >= self.workers.totals(Group::Decode).workers;
         let verdict = self.may_keep(worker);
@@ -303,14 +305,20 @@ impl Choice<'_> {
         found.map(|(key, _)| key)
     }
 
-    /// The hand-off would take so long, of what is not sent while the prompt is computed, that
-    /// making the first tokens at the source is quicker.
-    fn lingers(&self, worker: &Worker) -> bool {
+    /// The gap that a hand-off leaves after the first token would be long: what is not sent while
+    /// the prompt is computed, the rest of the step under way over there, and one of its own. Then
+    /// the source makes the first tokens, and short answers end before anything is sent.
+    fn lingers(&self, worker: &Worker, decode: usize) -> bool {
+        let ratio = self.rules.linger_ratio;
+        let Some(there) = self.workers.get(decode).filter(|_| ratio > 0.0) else {
+            return false;
+        };
         let last = self.need.prefill.min(worker.facts.batch_tokens_max);
         let bytes = u64::from(worker.pages_of(last).0).saturating_mul(worker.facts.page_bytes);
-        let exposed = worker.facts.timings.handoff_us(bytes);
-        let ratio = self.rules.linger_ratio;
-        ratio > 0.0 && exposed > self.need.tpot.times(ratio)
+        let sent = worker.facts.timings.handoff_us(bytes);
+        let step = there.decode_us(1, self.need.kv());
+        let gap = sent.plus(step).plus(Micros(step.0 / 2));
+        gap > there.target(Some(self.need.tpot)).times(ratio)
     }
 
     /// All decode workers are full: a prefill worker may keep a sequence while prompts find

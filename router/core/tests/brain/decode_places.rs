@@ -160,6 +160,7 @@ proptest! {
             place,
             bind: Bind::Early,
             keep: false,
+            linger_ratio: 0.0,
             steal: Steal::Never,
             ..policy()
         };
@@ -312,6 +313,7 @@ fn who_asks_for_what_no_step_meets_makes_no_place_full() {
     let rules = PolicyConfig {
         bind: Bind::Early,
         keep: false,
+        linger_ratio: 0.0,
         steal: Steal::Never,
         tpot: Micros::from_millis(150),
         ..policy()
@@ -413,6 +415,28 @@ fn few_tokens_are_made_at_the_source_where_the_hand_off_is_long() {
         opens(&arrive(&mut brain, 4, 2, 1_000)),
         [(2, 2, OpenKind::Import)]
     );
+}
+
+/// Over there a step of one takes 35 ms, of two 55: with the half of one to wait for it the second
+/// token of the second one would come after more than its 80 ms.
+#[test]
+fn the_source_goes_on_where_a_step_and_a_half_over_there_take_longer_than_a_token_may() {
+    let mut slow = gpu(Decode, 40_000);
+    (slow.timings.step_decode_us, slow.timings.batch_us_per_seq) = (10_000.0, 20_000.0);
+    let rules = PolicyConfig {
+        bind: Bind::Early,
+        steal: Steal::Never,
+        tpot: Micros::from_millis(80),
+        ..policy()
+    };
+    let mut brain = fleet(rules, &[gpu(Prefill, 400_000), slow]);
+    let first = opens(&arrive(&mut brain, 0, 1, 100));
+    assert_eq!(first, [(1, 2, OpenKind::Import)]);
+    let second = opens(&arrive(&mut brain, 1, 2, 100));
+    assert_eq!(second, [(2, 1, OpenKind::Compute)]);
+    // With its first token it looks for a place.
+    let token = tell(&mut brain, 9, step(1, Prefill, &[1], &[]));
+    assert_eq!(opens(&token), [(2, 2, OpenKind::Import)]);
 }
 
 #[test]
