@@ -26,35 +26,44 @@ def data() -> Path:
 
 @dataclass(frozen=True)
 class Source:
-    """A trace; `starts`: where the search for its rate begins, per calibration, and the split."""
+    """A trace; `starts`: where the search for the rate of static splits begins, per calibration,
+    and the split; `labels`: prefill labels with which dopd's search begins."""
 
     file: str
     starts: dict[str, tuple[float, int]]
     seconds: float | None = None
-    is_steady: bool = False
+    labels: int = 2
 
 
 SOURCES = {
     "conv": Source("azure2023_conv_part1.csv.gz", {"8b": (27.4, 4), "70b": (12.1, 5)}),
-    "code": Source("azure2023_code_part1.csv.gz", {"8b": (14.0, 7), "70b": (4.43, 7)}),
+    "code": Source("azure2023_code_part1.csv.gz", {"8b": (14.0, 7), "70b": (4.43, 7)}, labels=7),
     "m-large": Source(
         "servegen_m-large_day2_generated.csv.gz", {"8b": (26.6, 3), "70b": (11.8, 4)}, CUT_S
     ),
     "r1": Source(
         "servegen_deepseek-r1_halfday0_generated.csv.gz", {"8b": (4.5, 1), "70b": (3.21, 2)}, CUT_S
     ),
-    "mconv": Source("mooncake_conversation_part1.jsonl.gz", {"8b": (2.57, 5), "70b": (1.46, 6)}),
-    "msyn": Source("mooncake_synthetic_part1.jsonl.gz", {"8b": (3.37, 6), "70b": (1.04, 6)}),
+    "mconv": Source(
+        "mooncake_conversation_part1.jsonl.gz", {"8b": (2.57, 5), "70b": (1.46, 6)}, labels=4
+    ),
+    "msyn": Source(
+        "mooncake_synthetic_part1.jsonl.gz", {"8b": (3.37, 6), "70b": (1.04, 6)}, labels=5
+    ),
     "shift": Source("", {"8b": (15.0, 3), "70b": (6.84, 5)}),
 }
 MODELS = {"8b": "llama-3.1-8b", "70b": "llama-70b"}
 PENALTIES = (0.0, 0.2)
 # Best by rate at 90 %: fixed labels, our order or by arrival; both on every worker; dopd.
 RIVALS = ("static", "static-fcfs", "pull-dyn", "hybrid", "dopd*")
+# Where their searches begin, over the best static split. Rivals by arrival: about the study's.
+OVER_STATIC = {"static": 1.0, "static-fcfs": 0.6, "pull-dyn": 0.8, "hybrid": 0.97, "dopd*": 1.03}
 # Their workers never mix: the penalty changes nothing.
 PURE = ("static", "static-fcfs")
-# fair 0: what the study's rivals were compared with; its price is the curve of fairness.
-BASE = {"fair_ratio": 0.0}
+# fair 0: what the study's rivals were compared with; its price is the curve of fairness. Nor did
+# its requests have tenants: ServeGen's clients do not share here, under no policy.
+RIVAL = {"share_tenants": False}
+BASE = RIVAL | {"fair_ratio": 0.0}
 # Rates of policy.md section 4, ablation: 8b tight, 20 %; attainment near 90 %.
 ABLATION_RATES = {
     "conv": 27.5,
@@ -81,13 +90,20 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "round robin": {"place": "round_robin"},
     "no step limit": {"place_step_ratio": 0.0},
     "reserve max_tokens": {"reserve": "max_tokens"},
+    "tenants share": {"share_tenants": True},
     "late ones wait": {"refuse": "never"},
     "refuse early": {"refuse": "early"},
-    "linger": {"linger_ratio": 0.5},
+    "no linger": {"linger_ratio": 0.0},
+    "linger 8 tokens": {"linger_ratio": 0.5, "linger_tokens": 8},
     "belief 0": {"step": {"mixed_penalty_start": 0.0}},
     "belief 50 %": {"step": {"mixed_penalty_start": 0.5}},
 }
-FAIR = (0.0, 0.5, 0.7, 1.0)
+# Rows of the whole trace; the others are of the first minutes of the two that have most requests,
+# against the policy on those.
+WHOLE = ("policy", "no pauses", "no linger", "no steal", "tenants share")
+LARGEST, LARGEST_S = ("conv", "m-large"), 600.0
+# 0 is the policy of the ablation.
+FAIR = (0.5, 0.7, 1.0)
 # Three named cells: seeds, 40 %, 64 workers.
 NAMED = ("conv", "mconv", "shift")
 SEEDS = (1, 2, 3)

@@ -6,8 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 TOLERANCE = 0.03
-# The bracket widens by this at first, then by its square, and so on.
+# The bracket widens by this at first, then by its square, and so on; by less where the first try is
+# near the share, as the start was a good guess.
 STEP = 1.15
+STEP_PER_MISS = 1.5
+# The next try divides the bracket by what its ends attained, but not closer to one of them.
+INNER = 0.3
 TRIES_MAX = 40
 FACTOR_MIN = 1e-3
 FACTOR_MAX = 1e4
@@ -31,7 +35,7 @@ def find_rate(
 ) -> Found:
     """Highest factor at which `attained(factor)` is at least `share`, to `tolerance`.
 
-    Walks up or down from `start` in growing steps, then halves the bracket (in logarithms). Takes
+    Walks up or down from `start` in growing steps, then divides the bracket (in logarithms). Takes
     attainment to fall with the rate; where it does not, the answer is one of the crossings.
     """
     if not (0 < share <= 1 and start > 0 and tolerance > 0):
@@ -42,19 +46,29 @@ def find_rate(
         tries.append((factor, attained(factor)))
         return tries[-1][1] >= share
 
-    low, high, step = 0.0, 0.0, STEP
+    low, high, step = 0.0, 0.0, 0.0
     at = start
     while len(tries) < TRIES_MAX and FACTOR_MIN <= at <= FACTOR_MAX and not (low and high):
-        if holds(at):
+        is_low = holds(at)
+        step = step or first_step(abs(tries[0][1] - share), tolerance)
+        if is_low:
             low, at = at, at * step
         else:
             high, at = at, at / step
         step = step * step if step < 2 else step
+    known = dict(tries)
     while low and high and high / low > 1 + tolerance and len(tries) < TRIES_MAX:
-        middle = (low * high) ** 0.5
+        part = (known[low] - share) / (known[low] - known[high])
+        middle = low * (high / low) ** min(max(part, INNER), 1 - INNER)
         if holds(middle):
             low = middle
         else:
             high = middle
-    best = dict(tries).get(low, 0.0)
+        known = dict(tries)
+    best = known.get(low, 0.0)
     return Found(low, best, tuple(tries))
+
+
+def first_step(miss: float, tolerance: float) -> float:
+    """How far the second try is from the first, by how far that was off the share."""
+    return min(max(1 + STEP_PER_MISS * miss, 1 + tolerance), STEP)

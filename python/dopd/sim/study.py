@@ -103,8 +103,9 @@ def find(
     tries: dict[str, tuple[tuple[float, float], ...]] = {}
 
     def attained(policy: str, factor: float) -> float:
-        scaled = trace.scaled(factor, seed=options["seed"])
-        runs[policy, factor] = simulate(scaled, policy=policy, **options)
+        if (policy, factor) not in runs:
+            scaled = trace.scaled(factor, seed=options["seed"])
+            runs[policy, factor] = simulate(scaled, policy=policy, **options)
         return runs[policy, factor].attainment
 
     def worth(policy: str, best: float) -> float:

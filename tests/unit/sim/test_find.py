@@ -21,6 +21,13 @@ def test_a_near_start_saves_runs() -> None:
     assert len(found.tries) <= 6
 
 
+def test_a_good_start_takes_three_runs() -> None:
+    """As attainment falls near the share: half a point for a percent of rate."""
+    found = find_rate(lambda factor: 0.9 - 0.5 * (factor / 27.4 - 1), 0.9, start=27.0)
+    assert len(found.tries) <= 3
+    assert found.factor <= 27.4 < found.factor * (1 + TOLERANCE) * 1.0001
+
+
 def test_what_never_holds_is_zero_and_what_always_holds_ends() -> None:
     never = find_rate(lambda _: 0.1, 0.9)
     assert (never.factor, never.attainment) == (0.0, 0.0)
