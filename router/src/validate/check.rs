@@ -306,7 +306,7 @@ fn check_stop_ids(
 }
 
 /// A client's string, fit for an error message.
-fn shorten(text: &str) -> String {
+pub(super) fn shorten(text: &str) -> String {
     text.chars().take(ECHO_CHARS_MAX).collect()
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use hyper::HeaderMap;
 
 use super::{
-    check::{count, invalid},
+    check::{count, invalid, shorten},
     spec::Params,
 };
 use crate::{error::Error, metrics::SloTargets};
@@ -56,7 +56,10 @@ fn header(headers: &HeaderMap, name: &'static str) -> Result<Option<Duration>, E
         Some(ms) => ms.map(Some),
         None => Err(invalid(
             name,
-            format!("the header {name} must be whole milliseconds from 1 to {SLO_MS_MAX}"),
+            format!(
+                "{name} is {:?}, it must be whole milliseconds from 1 to {SLO_MS_MAX}",
+                shorten(&String::from_utf8_lossy(digits)),
+            ),
         )),
     }
 }
@@ -98,6 +101,11 @@ mod tests {
         ] {
             let refused = ask(&[wrong]).unwrap_err();
             assert!(refused.contains(TTFT_HEADER), "{wrong}: {refused}");
+            assert!(refused.contains(wrong), "{wrong}: {refused}");
+            assert!(
+                refused.ends_with("from 1 to 86400000"),
+                "{wrong}: {refused}"
+            );
         }
         assert!(ask(&["5", "5"]).unwrap_err().contains("twice"));
     }

@@ -36,7 +36,12 @@ impl Brain {
                 retry_after,
             };
             self.actions.extend((0..choices).map(reject));
-            let saw = Saw::of(facts, &self.queue);
+            let targets = self.targets(facts);
+            let saw = Saw {
+                prefill_us: targets.prefill.0,
+                target_us: Some(targets.ttft_due.since(self.now).0),
+                ..Saw::of(facts, &self.queue)
+            };
             self.note_refused(id(0), saw, why);
             return;
         }

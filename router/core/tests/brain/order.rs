@@ -5,6 +5,7 @@ use dopd_core::{
     brain::BrainConfig,
     event::CloseReason,
     fleet::Role,
+    ids::RequestId,
     policy::{Order, PolicyConfig, Refuse},
     request::{RejectReason, RequestFacts, Slo},
     units::{Micros, Tokens},
@@ -201,6 +202,12 @@ fn targets_that_no_order_could_meet_are_refused_at_once_only_if_asked_for_and_ea
     let [(2, RejectReason::Unmeetable, _)] = line.refused[..] else {
         panic!("{:?}", line.refused)
     };
+    // Whoever asks why is told both times.
+    let told = line.brain.explain(RequestId(2)).decisions;
+    let saw = told
+        .first()
+        .map(|told| (told.saw.prefill_us, told.saw.target_us));
+    assert_eq!(saw, Some((51_000, Some(50_000))));
 }
 
 #[test]
