@@ -7,6 +7,7 @@ mod cells;
 mod decode_places;
 mod ejection;
 mod explain;
+mod extremes;
 mod flapping;
 mod holdings;
 mod lies;
