@@ -72,8 +72,9 @@ def leave(one: Fleet, point: str) -> None:
 
         data = one.nodes["d0"].data
         assert data is not None
-        data.reset()
+        # The plan first: the neighbours dial again at once.
         data.plan = lambda _: Plan(out=Way(bytes_per_s=30_000, filter=look))
+        data.reset()
         with asking(one, 6_000, 300):
             assert reached.wait(30), "no pages on the way"
         data.plan = lambda _: Plan()

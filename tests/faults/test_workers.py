@@ -141,6 +141,7 @@ def slow_link(one: Fleet, share: int) -> threading.Event:
     data = one.nodes["d0"].data
     assert data is not None
     data.plan = lambda _: Plan(out=Way(bytes_per_s=30_000, filter=look))
+    data.reset()
     return reached
 
 
