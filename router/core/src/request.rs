@@ -29,8 +29,19 @@ pub struct PrefixMark {
     pub hash: u64,
 }
 
-/// Most marks of a request: 12 bytes each, of the 1 KiB that a waiting request may cost.
-pub const PREFIX_MARKS_MAX: usize = 48;
+/// Most marks of a request: 16 bytes each, of the 1 KiB that a waiting request may cost.
+pub const PREFIX_MARKS_MAX: usize = 16;
+
+/// Where a prompt of so many full pages is marked, in pages from its start: all of the first, then
+/// ever fewer, as the distance to the next mark grows with the way from the start, and the last.
+/// Between two marks the brain takes a prefix for one that ends at the first.
+pub fn marked_pages(pages: usize) -> impl Iterator<Item = usize> {
+    const ALL: usize = PREFIX_MARKS_MAX * PREFIX_MARKS_MAX;
+    let place = move |nth: usize| nth.max((pages * nth * nth).div_ceil(ALL));
+    let mut last = 0;
+    let is_new = move |place: &usize| std::mem::replace(&mut last, *place) < *place;
+    (1..=pages.min(PREFIX_MARKS_MAX)).map(place).filter(is_new)
+}
 
 /// Facts of a request, complete when it arrives.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

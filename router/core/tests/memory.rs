@@ -14,7 +14,6 @@ use std::{
 };
 
 use desk::Desk;
-use dopd_core::request::{PREFIX_MARKS_MAX, PrefixMark};
 
 /// Bytes that are allocated.
 static BYTES: AtomicUsize = AtomicUsize::new(0);
@@ -59,12 +58,10 @@ fn waiting_request_costs_a_kibibyte_at_most() {
         let plain = bytes_each(waiting, false);
         let heavy = bytes_each(waiting, true);
         println!("{waiting} wait: {plain} bytes each, {heavy} with the longest prefix");
-        assert!(plain <= BYTES_MAX, "{plain} bytes for each of {waiting}");
-        // The marks of a prefix are shared with whoever sent the request in.
-        let marks = PREFIX_MARKS_MAX * size_of::<PrefixMark>();
+        assert!(heavy <= BYTES_MAX, "{heavy} bytes for each of {waiting}");
         assert!(
-            heavy <= BYTES_MAX + marks,
-            "{heavy} bytes for each of {waiting}"
+            plain < heavy,
+            "{plain} and {heavy} bytes: nobody has a prefix"
         );
     }
 }

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use dopd_core::request::{PREFIX_MARKS_MAX, PrefixMark};
+use dopd_core::request::{PrefixMark, marked_pages};
 use sha2::{Digest, Sha256};
 
 use super::request::first_word;
@@ -20,9 +20,6 @@ const LINK_BYTES: usize = 16;
 /// Longest chain: 128 KiB of an Open, 131 thousand tokens in pages of 16. What follows is not
 /// asked for, and not marked.
 const LINKS_MAX: usize = 8_192;
-
-/// Marks before they begin to thin out.
-const DENSE_MARKS: usize = 16;
 
 /// The salt of a tenant's requests that name this cache salt; both may be empty.
 pub fn salt(tenant: &str, cache_salt: &str) -> Salt {
@@ -83,27 +80,12 @@ impl Prefix {
         }
     }
 
-    /// Where the brain looks: every page at first, then ever fewer, and the last one that a worker
-    /// may reuse, which leaves it a token to compute.
+    /// Where the brain looks, up to the last page that a worker may reuse, which leaves it a token
+    /// to compute.
     pub fn marks(&self, prompt_tokens: usize) -> Arc<[PrefixMark]> {
         let before_last = prompt_tokens.saturating_sub(1);
         let pages = before_last.checked_div(self.page_size).unwrap_or(0);
-        let pages = pages.min(self.len());
-        let dense = if pages <= PREFIX_MARKS_MAX {
-            pages
-        } else {
-            DENSE_MARKS
-        };
-        let (thin, rest) = (PREFIX_MARKS_MAX - DENSE_MARKS, pages - dense);
-        // The distance to the next grows with the way from the start.
-        let sparse = (1..=thin).map(|i| dense + (rest * i * i).div_ceil(thin * thin));
-        let sparse = sparse.take(if rest == 0 { 0 } else { thin });
-        let mut last = 0;
-        let places = (1..=dense).chain(sparse).filter(|&pages| {
-            let is_new = pages > last;
-            last = pages;
-            is_new
-        });
+        let places = marked_pages(pages.min(self.len()));
         places.filter_map(|pages| self.mark(pages)).collect()
     }
 
@@ -195,13 +177,17 @@ mod tests {
             let prefix = Prefix::new([1; 16], &prompt, 16);
             let marks = prefix.marks(tokens);
             let pages: Vec<u32> = marks.iter().map(|mark| mark.pages).collect();
-            prop_assert!(pages.len() <= PREFIX_MARKS_MAX);
+            prop_assert!(pages.len() <= 16);
             prop_assert!(pages.is_sorted_by(|a, b| a < b));
             let last = u32::try_from((tokens - 1) / 16).unwrap();
             prop_assert_eq!(pages.last().copied().unwrap_or(0), last);
-            // The first sixteen pages are all there.
+            // The first pages are all there, and no gap is wider than an eighth and a page.
             let first: Vec<u32> = (1..=last.min(16)).collect();
-            prop_assert_eq!(&pages[..first.len()], &first[..]);
+            if last <= 16 {
+                prop_assert_eq!(&pages, &first);
+            }
+            let widest = pages.windows(2).map(|two| two[1] - two[0]).max();
+            prop_assert!(widest.unwrap_or(0) <= last / 8 + 1);
         }
 
         /// What two prompts have in common, their chains have in common, and no more.

@@ -100,20 +100,21 @@ impl Desk {
     }
 
     /// So many times: a request comes, and workers say things until one was placed. `clock` counts
-    /// nanoseconds; `record` hears what each decision took.
+    /// nanoseconds; `record` hears what each event took, and how many seats it opened.
     pub(crate) fn run(
         &mut self,
         times: usize,
         clock: fn() -> u64,
-        record: &mut impl FnMut(Kind, u64),
+        record: &mut impl FnMut(Kind, u64, u64),
     ) {
         for _ in 0..times {
             let event = self.arrival();
-            let (_, took) = self.tell(event, clock);
-            record(Kind::Arrival, took);
+            let (_, took, opens) = self.tell(event, clock);
+            record(Kind::Arrival, took, opens);
             while let Some(report) = self.reports.pop_front() {
-                let (kind, took) = self.tell(Event::StepReported(Box::new(report)), clock);
-                record(kind, took);
+                let report = Event::StepReported(Box::new(report));
+                let (kind, took, opens) = self.tell(report, clock);
+                record(kind, took, opens);
                 if kind == Kind::Place {
                     break;
                 }
@@ -145,23 +146,23 @@ impl Desk {
         })
     }
 
-    /// One decision, and what it took.
-    fn tell(&mut self, event: Event, clock: fn() -> u64) -> (Kind, u64) {
+    /// One event, what it took, and how many seats it opened: at an arrival one for each prompt that
+    /// got its place.
+    fn tell(&mut self, event: Event, clock: fn() -> u64) -> (Kind, u64, u64) {
         let begun = clock();
         let actions = self.brain.handle(self.now, event);
         let took = clock().saturating_sub(begun);
-        let mut kind = Kind::Report;
+        let (mut kind, mut opens) = (Kind::Report, 0);
         for action in actions {
-            if let Action::Open {
-                kind: OpenKind::Import,
-                ..
-            } = action
-            {
-                kind = Kind::Place;
+            if let Action::Open { kind: opened, .. } = action {
+                opens += 1;
+                if opened == OpenKind::Import {
+                    kind = Kind::Place;
+                }
             }
             self.answer(&action);
         }
-        (kind, took)
+        (kind, took, opens)
     }
 
     /// What a worker says next of what it was told.

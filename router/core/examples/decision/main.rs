@@ -5,7 +5,9 @@
 //! cargo run --release -p dopd-core --example decision -- WORKERS WAITING TIMES
 //! ```
 //!
-//! Prints one JSON document. With WAITING = 0 requests are served as they come.
+//! Prints one JSON document. With WAITING = 0 requests are served as they come. An arrival is an event
+//! like any other: what else is due at that time happens as well, so in a large fleet a dozen workers
+//! get their prompts at some of them. `decision` is the same by prompt that got its place.
 #![expect(clippy::print_stdout, reason = "a program for people")]
 
 mod desk;
@@ -26,19 +28,26 @@ fn main() -> Result<(), Box<dyn Error>> {
     // The first ones are not to pay for what the fill left behind.
     desk.counted(100);
     let mut taken: [Vec<u64>; 3] = Default::default();
-    desk.run(times, thread_ns, &mut |kind, ns| {
+    let mut decisions = Vec::new();
+    desk.run(times, thread_ns, &mut |kind, ns, opens| {
         if let Some(of_kind) = taken.get_mut(kind as usize) {
             of_kind.push(ns);
         }
+        if kind == Kind::Arrival {
+            decisions.push(ns / opens.max(1));
+        }
     });
-    let parts: Vec<String> = [
+    let mut parts = vec![summary("decision", &mut decisions)];
+    let kinds = [
         ("arrival", Kind::Arrival),
         ("place", Kind::Place),
         ("report", Kind::Report),
-    ]
-    .into_iter()
-    .filter_map(|(name, kind)| Some(summary(name, taken.get_mut(kind as usize)?)))
-    .collect();
+    ];
+    parts.extend(
+        kinds
+            .into_iter()
+            .filter_map(|(name, kind)| Some(summary(name, taken.get_mut(kind as usize)?))),
+    );
     println!(
         "{{\"workers\": {workers}, \"waiting\": {waiting}, \"clock_ns\": {}, {}}}",
         clock_ns(),

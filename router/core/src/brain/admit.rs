@@ -47,6 +47,16 @@ impl Brain {
     /// could. One that goes before others is never judged by them: how many it goes before is not
     /// counted.
     fn would_wait_too_long(&self, facts: &RequestFacts) -> bool {
+        let Some(service) = self.pace.service(facts.prompt_tokens, facts.max_tokens) else {
+            return false;
+        };
+        let alone = self.now.plus(service);
+        let spare = facts.deadline.since(alone);
+        // All that wait are before it at most.
+        let longest = self.pace.wait(self.queue.len()).unwrap_or_default();
+        if alone > facts.deadline || longest <= spare {
+            return false;
+        }
         let targets = self.targets(facts);
         let is_long = self.fair.is_long(facts.prompt_tokens);
         let rank = facts
@@ -55,12 +65,7 @@ impl Brain {
         let account = self.queue.share.find(facts.tenant);
         let ahead = account.and_then(|account| self.queue.ahead(account, facts.priority, rank));
         let wait = ahead.and_then(|ahead| self.pace.wait(ahead));
-        let service = self.pace.service(facts.prompt_tokens, facts.max_tokens);
-        let (Some(wait), Some(service)) = (wait, service) else {
-            return false;
-        };
-        let alone = self.now.plus(service);
-        alone <= facts.deadline && alone.plus(wait) > facts.deadline
+        wait.is_some_and(|wait| wait > spare)
     }
 
     /// The queue is full: the tenant that has most waiting for its share makes room, as long as it

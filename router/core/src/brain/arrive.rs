@@ -55,6 +55,7 @@ impl Brain {
                 id: id(choice),
                 prompt: facts.prompt_tokens,
                 max_tokens: facts.max_tokens,
+                is_of_many: choices > 1,
                 answer: Tokens(0),
                 queue_key: QueueKey {
                     lane: Lane::Fresh,

@@ -3,15 +3,15 @@
 use super::{
     Brain,
     explain::Chosen,
-    place::{Choice, Need, Place},
+    place::{Choice, Need, Place, left_at},
     queue::Lane,
     sequences::{Phase, Risk, Sequence},
     table::Input,
-    workers::Task,
+    workers::{Task, Worker},
 };
 use crate::{
     fleet::Role,
-    request::RejectReason,
+    request::{PrefixMark, RejectReason},
     units::{Micros, Tokens},
 };
 
@@ -155,7 +155,8 @@ impl Brain {
     }
 
     pub(super) fn choice<'a>(&'a self, key: usize, need: &'a Need<'a>) -> Choice<'a> {
-        let marks = self.sequences.get(key).map(|sequence| &*sequence.prefix);
+        let sequence = self.sequences.get(key);
+        let marks = sequence.map(|sequence| self.marks(sequence));
         Choice {
             workers: &self.workers,
             pairs: &self.pairs,
@@ -165,6 +166,20 @@ impl Brain {
             need,
             marks: marks.unwrap_or_default(),
             sibling: self.siblings(key).next(),
+        }
+    }
+
+    /// Prompt tokens that a worker would have to compute.
+    pub(super) fn left_at(&self, worker: &Worker, sequence: &Sequence) -> Tokens {
+        let marks = self.marks(sequence);
+        left_at(&self.prefixes, worker, marks, sequence.to_prefill())
+    }
+
+    fn marks<'a>(&self, sequence: &'a Sequence) -> &'a [PrefixMark] {
+        if self.config.policy.use_prefixes {
+            &sequence.prefix
+        } else {
+            &[]
         }
     }
 }

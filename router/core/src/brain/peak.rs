@@ -81,8 +81,10 @@ pub(super) struct Curve {
     page_size: u32,
     /// Pages of now.
     pages: Pages,
-    /// Predicted at each point of the grid, in parts of a token.
+    /// Predicted at each point of the grid, in parts of a token; 0: it is gone by then.
     means: [u32; GRID],
+    /// If it goes on. Kept, as a sum is changed oftener than a curve is drawn.
+    mosts: [u32; GRID],
 }
 
 impl Curve {
@@ -95,24 +97,42 @@ impl Curve {
             page_size,
             pages: shape.held().pages(page_size).max(pages_min),
             means: [0; GRID],
+            mosts: [0; GRID],
         };
+        curve.reach();
         let mut before = 0;
         for (index, &part) in parts.iter().enumerate() {
             // At its limit before the point before: it is gone.
             if index == 0 || before < left {
-                curve.means[index] = share(curve.most(index), part);
+                curve.means[index] = share(curve.mosts[index], part);
             }
             before = HORIZONS[index];
         }
         curve
     }
 
-    /// Parts of tokens at a point of the grid, if it goes on.
-    fn most(&self, index: usize) -> u64 {
+    /// The same in a pool of that page size, with so many pages now.
+    fn in_pool(&self, page_size: u32, pages: Pages) -> Self {
+        let mut curve = Self {
+            page_size,
+            pages,
+            ..*self
+        };
+        if (page_size, pages) != (self.page_size, self.pages) {
+            curve.reach();
+        }
+        curve
+    }
+
+    /// Works out what it needs at each point if it goes on.
+    fn reach(&mut self) {
         let left = self.shape.max.minus(self.shape.made).0;
-        let held = self.shape.held().plus(Tokens(HORIZONS[index].min(left)));
-        let pages = held.pages(self.page_size).max(self.pages);
-        u64::from(pages.0) * u64::from(self.page_size) * PARTS
+        for (most, horizon) in self.mosts.iter_mut().zip(HORIZONS) {
+            let held = self.shape.held().plus(Tokens(horizon.min(left)));
+            let pages = held.pages(self.page_size).max(self.pages);
+            let parts = u64::from(pages.0) * u64::from(self.page_size) * PARTS;
+            *most = u32::try_from(parts).unwrap_or(u32::MAX);
+        }
     }
 
     /// Mean, variance and most at a point; all zero if it is gone by then.
@@ -121,19 +141,18 @@ impl Curve {
         if mean == 0 {
             return [0; 3];
         }
-        let most = self.most(index).max(mean);
-        [mean, mean.saturating_mul(most - mean), most]
+        let most = u64::from(self.mosts[index]).max(mean);
+        [mean, mean * (most - mean), most]
     }
 }
 
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
-    clippy::cast_precision_loss,
-    reason = "a float cast stops at the ends of u32; tokens of a pool are exact in f64"
+    reason = "a float cast stops at the ends of u32"
 )]
-fn share(most: u64, part: f64) -> u32 {
-    let exact = most as f64 * part;
+fn share(most: u32, part: f64) -> u32 {
+    let exact = f64::from(most) * part;
     let whole = exact as u32;
     whole.saturating_add(u32::from(f64::from(whole) < exact))
 }
@@ -207,11 +226,7 @@ impl<'a> Ask<'a> {
             let parts = self.parts.get_or_init(|| self.shape.parts(lengths));
             Curve::new(self.shape, pages, self.page_size, parts)
         });
-        Claim::Grows(Curve {
-            page_size,
-            pages: opened,
-            ..*curve
-        })
+        Claim::Grows(curve.in_pool(page_size, opened))
     }
 }
 
@@ -239,6 +254,13 @@ impl Claim {
         let parts = shape.parts(lengths);
         Some(Self::Grows(Curve::new(shape, held, page_size, &parts)))
     }
+}
+
+/// How many times its longest self one more sequence can add to the peak at most, at z deviations:
+/// roots of sums are no more than the sums of roots, and `p + z sqrt(p (1 - p))` is this at its
+/// greatest.
+pub(super) fn reach(z: f64) -> f64 {
+    f64::midpoint(1.0, (1.0 + z * z).sqrt())
 }
 
 /// The sums over the residents of a pool.

@@ -76,6 +76,7 @@ pub(super) struct Choice<'a> {
     pub(super) rules: &'a PolicyConfig,
     pub(super) keep_pool_percent: u32,
     pub(super) need: &'a Need<'a>,
+    /// None where prefixes decide nothing.
     pub(super) marks: &'a [PrefixMark],
     /// Where another choice of the request computes the same prompt. It goes there if there is
     /// room, however much that worker has before it: only what follows the shared pages is added.
@@ -113,7 +114,7 @@ impl Choice<'_> {
             return Some(place);
         }
         let group = self.group()?;
-        let found = if self.marks.is_empty() || !self.rules.use_prefixes {
+        let found = if self.marks.is_empty() {
             let mut ready = self.workers.ready_for_prompts(group).take(LOOKED);
             ready.find_map(|(key, _)| look(key, considered))
         } else {
@@ -163,22 +164,12 @@ impl Choice<'_> {
         let compared = keys.len().min(COMPARED);
         keys[..compared].sort_by_cached_key(|&key| {
             let worker = self.workers.get(key);
-            worker.map(|worker| worker.finish_us(self.left_at(worker)))
+            worker.map(|worker| {
+                let left = left_at(self.prefixes, worker, self.marks, self.need.prefill);
+                worker.finish_us(left)
+            })
         });
         keys
-    }
-
-    /// Prompt tokens that a worker would have to compute.
-    pub(super) fn left_at(&self, worker: &Worker) -> Tokens {
-        if !self.rules.use_prefixes || self.marks.is_empty() {
-            return self.need.prefill;
-        }
-        let size = worker.facts.page_size;
-        let cached = self
-            .prefixes
-            .cached_tokens(worker.session, size, self.marks);
-        // Its last token is computed in any case.
-        Tokens(self.need.prefill.minus(cached).0.max(1))
     }
 
     /// A prompt below the fixed threshold is computed where it decodes.
@@ -353,6 +344,22 @@ impl Choice<'_> {
                 other.session != worker.session && other.finish_us(Tokens(1)) <= soon
             })
     }
+}
+
+/// Prompt tokens of so many that a worker would have to compute.
+pub(super) fn left_at(
+    prefixes: &Prefixes,
+    worker: &Worker,
+    marks: &[PrefixMark],
+    prefill: Tokens,
+) -> Tokens {
+    if marks.is_empty() {
+        return prefill;
+    }
+    let size = worker.facts.page_size;
+    let cached = prefixes.cached_tokens(worker.session, size, marks);
+    // Its last token is computed in any case.
+    Tokens(prefill.minus(cached).0.max(1))
 }
 
 /// Who may bring a worker down is computed alone among those under whom one died already, so that

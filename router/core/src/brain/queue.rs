@@ -254,7 +254,7 @@ impl WaitQueue {
                 is_late,
                 priority,
             };
-            let head = self.next(class).filter(|head| head.class == class)?;
+            let (head, _) = self.next(class).filter(|(head, _)| head.class == class)?;
             Some(self.share.service(head.account))
         })
     }
@@ -311,14 +311,15 @@ impl WaitQueue {
     }
 
     /// The same, of those that are in time where the class is for those.
-    fn next(&mut self, from: Class) -> Option<Head> {
+    fn next(&mut self, from: Class) -> Option<(Head, Item)> {
         loop {
             let head = self.head(from)?;
-            let (spot, item) = self.items.get_key_value(&head.spot())?;
-            if !self.is_to_demote(spot, item) {
-                return Some(head);
+            let spot = head.spot();
+            let item = *self.items.get(&spot)?;
+            if !self.is_to_demote(&spot, &item) {
+                return Some((head, item));
             }
-            self.demote(head.spot());
+            self.demote(spot);
         }
     }
 
@@ -379,8 +380,7 @@ impl WaitQueue {
                 is_late,
                 priority: i32::MIN,
             };
-            let head = self.next(class);
-            if let Some(item) = head.and_then(|head| self.items.get(&head.spot())) {
+            if let Some((_, item)) = self.next(class) {
                 return Some(item.sequence);
             }
         }

@@ -157,7 +157,7 @@ impl Brain {
         if sequence.queue_key.lane != Lane::Fresh {
             self.count_trial(trial, true);
             if let Some(sequence) = self.sequences.get_mut(key) {
-                sequence.trial = Some(trial);
+                sequence.trial = Some(Box::new(trial));
             }
         }
     }
@@ -166,7 +166,7 @@ impl Brain {
     pub(super) fn trial_over(&mut self, key: usize) {
         let sequence = self.sequences.get_mut(key);
         if let Some(trial) = sequence.and_then(|sequence| sequence.trial.take()) {
-            self.count_trial(trial, false);
+            self.count_trial(*trial, false);
         }
     }
 

@@ -22,7 +22,7 @@ impl Brain {
         let is_shared = stay != Stay::Import && self.siblings(key).any(|at| at == worker);
         let need = self.need(sequence);
         let at = self.workers.get(worker)?;
-        let left = self.choice(key, &need).left_at(at);
+        let left = self.left_at(at, sequence);
         let claim = need.ask.claim(stay, at.facts.page_size);
         let (tpot, now) = (sequence.tpot, self.now);
         let slot = self.workers.update(worker, |worker| {

@@ -109,6 +109,8 @@ pub(super) struct Sequence {
     pub(super) id: SequenceId,
     pub(super) prompt: Tokens,
     pub(super) max_tokens: Tokens,
+    /// Its request has other choices, or had.
+    pub(super) is_of_many: bool,
     /// Answer tokens made, as far as the client has them or gets them.
     pub(super) answer: Tokens,
     pub(super) queue_key: QueueKey,
@@ -123,8 +125,8 @@ pub(super) struct Sequence {
     pub(super) replay_tokens: u64,
     /// `answer` when it was last placed.
     pub(super) placed_at: Tokens,
-    /// What it is watched for since it was placed again, until its next token.
-    pub(super) trial: Option<Trial>,
+    /// What it is watched for since it was placed again, until its next token. Few are.
+    pub(super) trial: Option<Box<Trial>>,
     pub(super) moves: u32,
     pub(super) deadline: Micros,
     pub(super) arrived: Micros,
@@ -317,7 +319,10 @@ impl Sequences {
 
     /// Keys of the other living sequences of the same request, by choice.
     pub(super) fn siblings(&self, key: usize) -> impl Iterator<Item = usize> {
-        let id = self.by_key.get(key).map(|sequence| sequence.id);
+        let sequence = self.by_key.get(key);
+        let id = sequence
+            .filter(|sequence| sequence.is_of_many)
+            .map(|sequence| sequence.id);
         let request = id.filter(|id| {
             let request = self.requests.get(&id.request);
             request.is_some_and(|request| request.alive > 1)

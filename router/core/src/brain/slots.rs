@@ -6,7 +6,7 @@
 
 use super::{
     lengths::Lengths,
-    peak::{Claim, Peak},
+    peak::{Claim, Peak, reach},
 };
 use crate::{
     action::Violation,
@@ -103,6 +103,8 @@ pub(super) struct Slots {
     page_size: u32,
     /// Deviations above the mean that growing seats are promised.
     peak_z: f64,
+    /// See [`reach`].
+    peak_reach: f64,
     /// Pages promised to seats that do not grow.
     fixed: u64,
     /// What growing seats need, now and later, and at the worst time.
@@ -122,6 +124,7 @@ impl Slots {
             free: Vec::new(),
             page_size,
             peak_z,
+            peak_reach: reach(peak_z),
             fixed: 0,
             peak: Peak::default(),
             peak_pages: 0,
@@ -301,6 +304,22 @@ impl Slots {
             }
             Claim::Grows(curve) => self.fixed + self.peak.pages_with(curve, self.peak_z),
         }
+    }
+
+    /// No less than [`Slots::pages_with`] of any claim of a sequence whose longest answer fills so
+    /// many pages, without drawing its curve.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a float cast stops at the ends of u64"
+    )]
+    pub(super) fn pages_with_longest(&self, longest: Pages) -> u64 {
+        /// What is rounded up on the way.
+        const ROUNDED: u64 = 2;
+        let more = (f64::from(longest.0) * self.peak_reach) as u64;
+        self.pages_used()
+            .saturating_add(more)
+            .saturating_add(ROUNDED)
     }
 
     fn state(&self, id: SlotId) -> SlotState {

@@ -5,14 +5,16 @@
 //! has nothing to do; one at a time; while prefill workers are behind, and always where there are
 //! none. It takes the first of the next few that it finishes in time beside those that it decodes:
 //! the prompt's own cost times what it is slowed down, not a share of a rate. What is late already
-//! goes to workers with nothing to do, or where no other would ever come. Where one that ran
-//! before, or is owed its turn, finds no room, nothing behind it is taken, until it fits.
+//! goes to workers with nothing to do, or where no other would ever come. Where one that ran before,
+//! or is owed its turn, finds no room, nothing behind it is taken, until it fits. What waits is
+//! looked at once for all who ask in one event, and again only after something was taken.
 //! Source: policy study, section 4, STEAL. Called by `assign` after the prompts that go their way.
 
 use super::{
     Brain,
     explain::{Chosen, Considered, Task, Verdict},
-    place::{Need, Place, may_meet},
+    place::{Place, may_meet},
+    sequences::Sequence,
     table::Input,
     workers::{Group, Worker},
 };
@@ -22,6 +24,9 @@ use crate::{fleet::Role, policy::Steal, units::Micros};
 /// either, as faster ones are asked first.
 const IDLE_MISSES_MAX: usize = 4;
 
+/// Prompts that may be taken, as long as none is; empty while nobody needs help.
+type Next = Option<Vec<usize>>;
+
 impl Brain {
     /// Whose report it is, then those with nothing to do. True: something was taken, so that
     /// another prompt may be first now.
@@ -30,8 +35,9 @@ impl Brain {
             return false;
         }
         let before = self.stolen_total;
+        let mut next = None;
         if let Some(key) = reporter {
-            self.help(key);
+            self.help(key, &mut next);
         }
         let mut missed = Vec::new();
         while missed.len() < IDLE_MISSES_MAX {
@@ -41,7 +47,7 @@ impl Brain {
                 break;
             };
             drop(idle);
-            if !self.help(key) {
+            if !self.help(key, &mut next) {
                 missed.push(key);
             }
         }
@@ -49,19 +55,13 @@ impl Brain {
     }
 
     /// One worker takes one prompt, if it may and there is one for it.
-    fn help(&mut self, key: usize) -> bool {
-        let slow = self
-            .workers
-            .get(key)
-            .and_then(|worker| self.slow_if(worker));
-        let (Some(slow), true) = (slow, self.is_behind()) else {
+    fn help(&mut self, key: usize, next: &mut Next) -> bool {
+        let worker = self.workers.get(key);
+        let Some(slow) = worker.and_then(|worker| self.slow_if(worker)) else {
             return false;
         };
-        let lanes = self.open_lanes();
-        let count = self.config.policy.steal_scan as usize;
-        let scan = self.queue.scan(|lane| lanes.has(lane), count);
-        let first = scan.first().copied();
-        for sequence in scan {
+        let scan = next.get_or_insert_with(|| self.next_few());
+        for (place, &sequence) in scan.iter().enumerate() {
             let mut considered = self.considered();
             let verdict = self.is_for(key, sequence, slow, &mut considered);
             if verdict.is_ok() {
@@ -70,10 +70,11 @@ impl Brain {
                 self.apply(sequence, Input::Place(place));
                 self.places += 1;
                 self.stolen_total += 1;
+                *next = None;
                 return true;
             }
             // People ask why the first one waits; the others wait for it.
-            if first == Some(sequence) {
+            if place == 0 {
                 self.note(sequence, Chosen::Wait, &considered);
             }
             if matches!(verdict, Err(Verdict::Kv | Verdict::Step)) && self.keeps_room_for(sequence)
@@ -88,6 +89,16 @@ impl Brain {
     fn keeps_room_for(&self, waits: usize) -> bool {
         let sequence = self.sequences.get(waits);
         sequence.is_some_and(|one| self.queue.keeps_room_for(one.queue_key, waits))
+    }
+
+    /// The next that wait, if prefill workers are behind.
+    fn next_few(&mut self) -> Vec<usize> {
+        if !self.is_behind() {
+            return Vec::new();
+        }
+        let lanes = self.open_lanes();
+        let count = self.config.policy.steal_scan as usize;
+        self.queue.scan(|lane| lanes.has(lane), count)
     }
 
     /// How much slower prompts are there, if it may take one.
@@ -127,31 +138,48 @@ impl Brain {
         else {
             return Err(Verdict::NotNeeded);
         };
-        let need = self.need(sequence);
-        let left = self.choice(waits, &need).left_at(worker);
+        let left = self.left_at(worker, sequence);
         let takes = worker.prompt_us(left).times(slow);
-        let mut verdict = worker.fits(&need);
-        if verdict.is_ok() && !may_meet(worker, need.risk) {
-            verdict = Err(Verdict::Quarantine);
-        }
-        // It shares the prompt with a choice that another worker computes.
-        if verdict.is_ok() && self.siblings(waits).next().is_some() {
-            verdict = Err(Verdict::NotNeeded);
-        }
-        if verdict.is_ok() && !self.is_in_time(worker, &need, sequence.ttft_due, takes) {
-            verdict = Err(Verdict::InTime);
-        }
+        let is_in_time = self.is_in_time(worker, sequence, takes);
+        // Most are not in time; whether they would fit matters to few of these.
+        let verdict = if is_in_time || self.keeps_room_for(waits) {
+            self.may_take(worker, waits, sequence)
+        } else {
+            Ok(())
+        };
+        let verdict = verdict.and(if is_in_time {
+            Ok(())
+        } else {
+            Err(Verdict::InTime)
+        });
         let score = i64::try_from(takes.0).unwrap_or(i64::MAX);
         let word = verdict.err().unwrap_or(Verdict::Worse);
         considered.add(worker.session, Task::Steal, score, word);
         verdict
     }
 
+    /// It has room, and nothing is against its coming here.
+    fn may_take(&self, worker: &Worker, waits: usize, sequence: &Sequence) -> Result<(), Verdict> {
+        let need = self.need(sequence);
+        worker.fits(&need)?;
+        if !may_meet(worker, need.risk) {
+            Err(Verdict::Quarantine)
+        } else if self.siblings(waits).next().is_some() {
+            // It shares the prompt with a choice that another worker computes.
+            Err(Verdict::NotNeeded)
+        } else {
+            Ok(())
+        }
+    }
+
     /// The worker is done by then; or nobody would be, and no other has anything better to do.
-    fn is_in_time(&self, worker: &Worker, need: &Need<'_>, due: Micros, takes: Micros) -> bool {
-        let is_late = self.now.plus(worker.prompt_us(need.prefill)) > due;
+    fn is_in_time(&self, worker: &Worker, sequence: &Sequence, takes: Micros) -> bool {
+        let due = sequence.ttft_due;
+        if self.now.plus(takes) <= due {
+            return true;
+        }
         let is_free = worker.residents.running() == 0;
         let is_alone = self.workers.totals(Group::Prompts).workers == 0;
-        self.now.plus(takes) <= due || (is_late && (is_free || is_alone))
+        (is_free || is_alone) && self.now.plus(worker.prompt_us(sequence.to_prefill())) > due
     }
 }

@@ -16,13 +16,13 @@ use std::{collections::BTreeMap, sync::Arc};
 use slab::Slab;
 
 pub(super) use self::{
-    groups::GroupTotals,
     orders::Task,
     residents::{Resident, Residents},
 };
 
 use self::{
     gone::Gone,
+    groups::{Counted, Tally},
     orders::{Keys, Orders},
 };
 use super::{
@@ -55,6 +55,7 @@ pub(super) struct Worker {
     pub(super) breaker: Breaker,
     /// Its breaker counts; see [`Workers::limit`].
     is_limited: bool,
+    counted: Option<Counted>,
     /// The seat that shows whether it works again.
     pub(super) probe: Option<SlotId>,
     /// The request and the number of the suspects in trial that it computes.
@@ -114,6 +115,7 @@ impl Worker {
         let mut worker = Self {
             breaker,
             is_limited: false,
+            counted: None,
             probe: None,
             suspects: None,
             bystanders: 0,
@@ -205,7 +207,11 @@ impl Worker {
 
     /// A sequence finds room now, and for the time that it stays.
     pub(super) fn has_room(&self, ask: &Ask<'_>, stay: Stay) -> bool {
-        ask.len() <= self.len_max() && self.pages_with(ask, stay) <= self.pages_ours()
+        let ours = self.pages_ours();
+        // Most find room at once: their curves need not be drawn to know it.
+        ask.len() <= self.len_max()
+            && (self.slots.pages_with_longest(self.pages_of(ask.len())) <= ours
+                || self.pages_with(ask, stay) <= ours)
     }
 
     /// Pages that would be promised here with one more sequence.
@@ -250,13 +256,16 @@ pub(super) struct Workers {
     stale: Vec<usize>,
     /// Time of the event at hand.
     now: Micros,
-    totals: [GroupTotals; 2],
-    /// Fastest of each group, by their timings.
-    fastest: [Option<usize>; 2],
+    /// Over the usable workers of each group.
+    tallies: [Tally; 2],
+    /// Over those that do not drain, ejected ones included.
+    staying: Tally,
+    /// Workers of each group that would take work and whose breaker is not closed.
+    broken: [usize; 2],
     /// Workers that went, by name.
     gone: BTreeMap<String, Gone>,
-    /// Over those that do not drain, ejected ones included.
-    staying: GroupTotals,
+    /// Of the worker that attached first.
+    page_size: u32,
 }
 
 impl Workers {
@@ -264,14 +273,19 @@ impl Workers {
     pub(super) fn new(policy: &PolicyConfig) -> Self {
         Self {
             rules: Arc::new(policy.clone()),
+            page_size: 1,
             ..Self::default()
         }
     }
 
     /// Tokens per page of any of them: they serve one model.
-    pub(super) fn page_size(&self) -> u32 {
-        let any = self.iter().next();
-        any.map_or(1, |worker| worker.facts.page_size)
+    pub(super) const fn page_size(&self) -> u32 {
+        self.page_size
+    }
+
+    fn first_page_size(&self) -> u32 {
+        let first = self.iter().next();
+        first.map_or(1, |worker| worker.facts.page_size)
     }
 
     /// A seat has so many answer tokens. The orders learn of it with the next change of the worker,
@@ -292,8 +306,9 @@ impl Workers {
             Arc::clone(&self.rules),
         ));
         self.by_session.insert(session, key);
+        self.page_size = self.first_page_size();
+        self.count(key);
         self.refresh(key);
-        self.count();
         (key, incident)
     }
 
@@ -302,7 +317,8 @@ impl Workers {
         self.by_session.remove(&worker.session);
         self.orders.change(key, worker.keys, Keys::default());
         self.stale.retain(|&other| other != key);
-        self.count();
+        self.page_size = self.first_page_size();
+        self.uncount(worker.counted);
         Some(worker)
     }
 
@@ -328,7 +344,7 @@ impl Workers {
             self.stale.push(key);
         }
         if before != after {
-            self.count();
+            self.count(key);
         }
         Some(result)
     }
@@ -353,42 +369,5 @@ impl Workers {
     /// Time of the event at hand.
     pub(super) const fn now(&self) -> Micros {
         self.now
-    }
-
-    /// The usable workers of a group.
-    pub(super) const fn totals(&self, group: Group) -> GroupTotals {
-        self.totals[group as usize]
-    }
-
-    /// Workers that get new work or will get it again.
-    pub(super) const fn staying(&self) -> GroupTotals {
-        self.staying
-    }
-
-    /// Whether any worker may get new work.
-    pub(super) const fn is_any_usable(&self) -> bool {
-        self.totals[0].workers + self.totals[1].workers > 0
-    }
-
-    /// Prompt tokens per second of all usable workers that prompts go to.
-    pub(super) const fn prefill_tokens_per_s(&self) -> f64 {
-        let [prompts, decode] = self.totals;
-        if prompts.workers > 0 {
-            prompts.prefill_tokens_per_s
-        } else {
-            decode.prefill_tokens_per_s
-        }
-    }
-
-    /// Predicted time of a prompt of so many tokens on a usable worker that prompts go to, a fast
-    /// one; zero without any.
-    pub(super) fn prefill_us(&self, tokens: Tokens) -> Micros {
-        let [prompts, decode] = self.fastest;
-        let worker = prompts.or(decode).and_then(|key| self.get(key));
-        worker.map_or(Micros(0), |worker| match &worker.facts.timings {
-            // Nobody told: what it was seen to take.
-            timings if timings.is_instant() => worker.prompt_us(tokens),
-            timings => timings.prefill_us(tokens),
-        })
     }
 }

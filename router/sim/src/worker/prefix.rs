@@ -9,7 +9,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
 };
 
-use dopd_core::request::{PREFIX_MARKS_MAX, PrefixMark};
+use dopd_core::request::{PrefixMark, marked_pages};
 
 use crate::scenario::{Trace, TraceRequest};
 
@@ -132,18 +132,15 @@ pub(super) const fn pages_of(trace: &Trace, page_tokens: u32, blocks: u32) -> u3
     blocks.saturating_mul(trace.block_tokens) / page_tokens
 }
 
-/// What the brain is told of a request's prefixes: at most [`PREFIX_MARKS_MAX`], spread evenly, the
-/// longest among them.
+/// What the brain is told of a request's prefixes, marked as the router marks pages.
 pub(crate) fn marks(trace: &Trace, request: &TraceRequest, page_tokens: u32) -> Vec<PrefixMark> {
     let chain = chain(trace, request);
-    let count = chain.len().min(PREFIX_MARKS_MAX);
-    let mark = |nth: usize| {
-        let blocks = (nth * chain.len()).div_ceil(count);
+    let mark = |blocks: usize| {
         let hash = *chain.get(blocks.checked_sub(1)?)?;
         let pages = pages_of(trace, page_tokens, u32::try_from(blocks).ok()?);
         Some(PrefixMark { pages, hash })
     };
-    (1..=count).filter_map(mark).collect()
+    marked_pages(chain.len()).filter_map(mark).collect()
 }
 
 /// A bijection that spreads numbers (splitmix64).

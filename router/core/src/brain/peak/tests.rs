@@ -290,3 +290,26 @@ fn future_peak_on_sharegpt_meets_the_bars_of_the_study() {
     assert!(held >= 4.5 * whole, "{held} {whole}");
     assert!(preempted <= 2.0, "{preempted}");
 }
+
+/// What lets a worker take a sequence without its curve being drawn.
+#[test]
+fn longest_answer_bounds_what_any_claim_adds() {
+    let mut random = Random::new(11);
+    let lengths = taught(&mut random);
+    for z in [0.0, 0.5, 2.33, 20.0] {
+        let mut slots = Slots::new(PAGE, z);
+        for number in 0..200 {
+            let (prompt, max) = (1 + up_to(&mut random, 4_000), 1 + up_to(&mut random, 3_000));
+            let shape = shape(prompt, up_to(&mut random, max), max);
+            let ask = Ask::new(shape, below(&mut random, 8) == 0, PAGE, &lengths);
+            let longest = slots.pages_with_longest(shape.len().pages(PAGE));
+            for stay in [Stay::Here, Stay::Passing, Stay::Import] {
+                let claim = ask.claim(stay, PAGE);
+                let with = slots.pages_with(&claim);
+                assert!(with <= longest, "{with} pages, bound {longest}, z {z}");
+            }
+            let stay = [Stay::Here, Stay::Passing, Stay::Import][below(&mut random, 3)];
+            slots.plan(number, ask.claim(stay, PAGE), None);
+        }
+    }
+}

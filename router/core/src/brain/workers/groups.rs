@@ -1,25 +1,164 @@
-//! What the workers of a group can do together, and whose breakers count. Worked out anew when a
-//! worker comes, goes, or changes what it takes: O(workers), on no event of a request.
+//! What the workers of a group can do together, and whose breakers count. Every worker stands in the
+//! sums as it was when it was last counted; [`Workers::count`] takes that out and puts in what it is
+//! now, when it comes, goes or changes what it takes: O(log n), so that n workers can attach one
+//! after the other. While a breaker of its group is open, O(workers).
 
-use std::cmp::Reverse;
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+};
 
 use super::{Group, Worker, Workers};
 use crate::{
     brain::{breaker::Breaker, status::BreakerState},
-    units::Tokens,
+    ids::SessionId,
+    units::{Micros, Tokens},
 };
 
-/// What the usable workers of one group could hold.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+/// Long enough that computing outweighs what a step costs in any case.
+const PROMPT: Tokens = Tokens(4_096);
+
+/// What some workers could hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(in crate::brain) struct GroupTotals {
     pub(in crate::brain) workers: usize,
     /// Longest sequence that one of them holds when empty.
     pub(in crate::brain) len_max: Tokens,
+}
+
+/// What a worker was counted as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Counted {
+    group: Group,
+    is_usable: bool,
+    is_staying: bool,
+    /// It would take work, and its breaker is not closed.
+    is_broken: bool,
+    len_max: Tokens,
+    /// Prompt tokens that it computes, in thousandths: whole numbers, so that what was added can be
+    /// taken off again.
+    tokens_per_ks: u64,
+    /// Time of [`PROMPT`], and of equals the one that attached first.
+    speed: Speed,
+}
+
+type Speed = (Micros, SessionId, usize);
+
+/// Sums over some workers.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    totals: GroupTotals,
+    tokens_per_ks: u64,
+    /// How many are of each length.
+    lens: BTreeMap<Tokens, usize>,
+    speeds: BTreeSet<Speed>,
+}
+
+impl Tally {
+    fn add(&mut self, one: &Counted) {
+        self.totals.workers += 1;
+        self.tokens_per_ks += one.tokens_per_ks;
+        *self.lens.entry(one.len_max).or_default() += 1;
+        self.speeds.insert(one.speed);
+        self.measure();
+    }
+
+    fn remove(&mut self, one: &Counted) {
+        self.totals.workers -= 1;
+        self.tokens_per_ks -= one.tokens_per_ks;
+        if let Some(count) = self.lens.get_mut(&one.len_max) {
+            *count -= 1;
+            if *count == 0 {
+                self.lens.remove(&one.len_max);
+            }
+        }
+        self.speeds.remove(&one.speed);
+        self.measure();
+    }
+
+    fn measure(&mut self) {
+        let longest = self.lens.last_key_value();
+        self.totals.len_max = longest.map_or(Tokens(0), |(&len, _)| len);
+    }
+
+    const fn totals(&self) -> GroupTotals {
+        self.totals
+    }
+
     /// Prompt tokens that they compute together.
-    pub(in crate::brain) prefill_tokens_per_s: f64,
+    const fn tokens_per_s(&self) -> f64 {
+        self.tokens_per_ks as f64 / 1e3
+    }
+
+    fn fastest(&self) -> Option<usize> {
+        self.speeds.first().map(|&(_, _, key)| key)
+    }
+}
+
+impl Worker {
+    fn counted(&self, key: usize) -> Counted {
+        let batch = self.facts.batch_tokens_max;
+        let batch_us = self.facts.timings.prefill_us(batch).0.max(1);
+        let is_closed = self.breaker.state() == BreakerState::Closed;
+        Counted {
+            group: Group::of(self.role),
+            is_usable: self.is_usable(),
+            is_staying: !self.is_draining,
+            is_broken: self.is_standing() && !is_closed,
+            len_max: self.len_max(),
+            tokens_per_ks: u64::from(batch.0) * 1_000_000_000 / batch_us,
+            speed: (self.facts.timings.prefill_us(PROMPT), self.session, key),
+        }
+    }
 }
 
 impl Workers {
+    /// Counts a worker anew that came, went or changed what it takes.
+    pub(super) fn count(&mut self, key: usize) {
+        let before = self.broken;
+        self.tally(key);
+        for group in [Group::Prompts, Group::Decode] {
+            if before[group as usize] > 0 || self.broken[group as usize] > 0 {
+                self.limit(group);
+            }
+        }
+    }
+
+    /// A worker stands in the sums as it is now.
+    fn tally(&mut self, key: usize) {
+        if let Some(worker) = self.by_key.get_mut(key) {
+            let new = worker.counted(key);
+            let old = worker.counted.replace(new);
+            self.put(old, Tally::remove);
+            self.put(Some(new), Tally::add);
+            self.broken[new.group as usize] += usize::from(new.is_broken);
+            if let Some(old) = old {
+                self.broken[old.group as usize] -= usize::from(old.is_broken);
+            }
+        }
+    }
+
+    /// A worker that went stands in no sum.
+    pub(super) fn uncount(&mut self, old: Option<Counted>) {
+        self.put(old, Tally::remove);
+        let Some(old) = old else { return };
+        let before = self.broken[old.group as usize];
+        self.broken[old.group as usize] -= usize::from(old.is_broken);
+        if before > 0 {
+            self.limit(old.group);
+        }
+    }
+
+    fn put(&mut self, one: Option<Counted>, change: impl Fn(&mut Tally, &Counted)) {
+        let Some(one) = one else { return };
+        if one.is_staying {
+            change(&mut self.staying, &one);
+        }
+        if one.is_usable {
+            change(&mut self.tallies[one.group as usize], &one);
+        }
+    }
+
     /// Which breakers count: those that are open longest, of at most half of the workers of a group
     /// that would take work, and of none that could hold what no other could.
     fn limit(&mut self, group: Group) {
@@ -46,54 +185,58 @@ impl Workers {
             .map(|(place, &key)| (key, place < places && len_max(key) <= free_len))
             .collect();
         for (key, is_limited) in limited {
-            if let Some(worker) = self.by_key.get_mut(key) {
-                worker.is_limited = is_limited;
+            let worker = self.by_key.get_mut(key);
+            let was_limited =
+                worker.map(|worker| std::mem::replace(&mut worker.is_limited, is_limited));
+            if was_limited != Some(is_limited) {
+                self.tally(key);
+                self.refresh(key);
             }
-            self.refresh(key);
+        }
+    }
+
+    /// The usable workers of a group.
+    pub(in crate::brain) const fn totals(&self, group: Group) -> GroupTotals {
+        self.tallies[group as usize].totals()
+    }
+
+    /// Workers that get new work or will get it again.
+    pub(in crate::brain) const fn staying(&self) -> GroupTotals {
+        self.staying.totals()
+    }
+
+    /// Whether any worker may get new work.
+    pub(in crate::brain) const fn is_any_usable(&self) -> bool {
+        self.usable() > 0
+    }
+
+    pub(super) const fn usable(&self) -> usize {
+        self.totals(Group::Prompts).workers + self.totals(Group::Decode).workers
+    }
+
+    /// Prompt tokens per second of all usable workers that prompts go to.
+    pub(in crate::brain) const fn prefill_tokens_per_s(&self) -> f64 {
+        let [prompts, decode] = &self.tallies;
+        if prompts.totals().workers > 0 {
+            prompts.tokens_per_s()
+        } else {
+            decode.tokens_per_s()
         }
     }
 
-    /// Counts anew. Only when a worker comes, goes or changes what it takes.
-    pub(super) fn count(&mut self) {
-        self.limit(Group::Prompts);
-        self.limit(Group::Decode);
-        self.totals = [GroupTotals::default(); 2];
-        self.staying = GroupTotals::default();
-        for (_, worker) in &self.by_key {
-            if !worker.is_draining {
-                self.staying.add(worker);
-            }
-            if worker.is_usable() {
-                self.totals[Group::of(worker.role) as usize].add(worker);
-            }
-        }
-        self.fastest = [Group::Prompts, Group::Decode].map(|group| self.fastest(group));
+    /// Predicted time of a prompt of so many tokens on a usable worker that prompts go to, a fast
+    /// one; zero without any.
+    pub(in crate::brain) fn prefill_us(&self, tokens: Tokens) -> Micros {
+        let [prompts, decode] = &self.tallies;
+        let fastest = prompts.fastest().or_else(|| decode.fastest());
+        let worker = fastest.and_then(|key| self.get(key));
+        worker.map_or(Micros(0), |worker| match &worker.facts.timings {
+            // Nobody told: what it was seen to take.
+            timings if timings.is_instant() => worker.prompt_us(tokens),
+            timings => timings.prefill_us(tokens),
+        })
     }
 }
 
-impl Workers {
-    /// The fastest usable worker of a group, of equals the one that attached first.
-    fn fastest(&self, group: Group) -> Option<usize> {
-        /// Long enough that computing outweighs what a step costs in any case.
-        const PROMPT: Tokens = Tokens(4_096);
-        let of_group = |worker: &Worker| worker.is_usable() && Group::of(worker.role) == group;
-        let keys = self.by_session.values().copied();
-        let timed = keys.filter_map(|key| {
-            let worker = self.by_key.get(key).filter(|&worker| of_group(worker))?;
-            Some((worker.facts.timings.prefill_us(PROMPT), key))
-        });
-        timed
-            .min_by_key(|&(prefill, _)| prefill)
-            .map(|(_, key)| key)
-    }
-}
-
-impl GroupTotals {
-    pub(super) fn add(&mut self, worker: &Worker) {
-        let batch = worker.facts.batch_tokens_max;
-        let batch_us = worker.facts.timings.prefill_us(batch).0.max(1) as f64;
-        self.workers += 1;
-        self.len_max = self.len_max.max(worker.len_max());
-        self.prefill_tokens_per_s += f64::from(batch.0) * 1e6 / batch_us;
-    }
-}
+#[cfg(test)]
+mod tests;

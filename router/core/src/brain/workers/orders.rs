@@ -227,7 +227,7 @@ impl Workers {
     /// How long it is, at least, until a worker is about to be free: as far as that is known of
     /// every one of them.
     pub(in crate::brain) fn free_in(&self) -> Micros {
-        let usable: usize = self.totals.iter().map(|group| group.workers).sum();
+        let usable = self.usable();
         let is_known = usable > 0 && self.orders.due.len() >= usable;
         let next = self.next_due().filter(|_| is_known);
         next.map_or(Micros(0), |at| at.since(self.now))
