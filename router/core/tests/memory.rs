@@ -66,10 +66,14 @@ fn waiting_request_costs_a_kibibyte_at_most() {
     }
 }
 
+/// Of 100 arrivals in a debug build: what they take today, and 15 % more.
+const ARRIVALS_MAX: u64 = 10_700_000;
+
 /// What this allocates itself is a few bytes of thousands for the test of bytes.
 #[test]
 fn arrival_grows_by_log_n() {
-    let (Some(few), Some(many)) = (instructions(64), instructions(1_024)) else {
+    let counted = [64, 1_024].map(|waiting| instructions("arrivals_for_callgrind", waiting));
+    let [Some(few), Some(many)] = counted else {
         println!("valgrind is not installed: instructions are not counted");
         return;
     };
@@ -79,29 +83,56 @@ fn arrival_grows_by_log_n() {
         many < few * 3 / 2,
         "{few} instructions with 64 waiting, {many} with 1,024"
     );
+    assert!(few.max(many) < ARRIVALS_MAX, "{few}, {many} instructions");
 }
 
-/// The arrivals whose instructions are counted, if this process was started for that.
+/// A fleet of n workers attaches one after the other: that is not to cost n times n.
+#[test]
+fn join_grows_by_log_n() {
+    let counted = [32, 512].map(|workers| instructions("joins_for_callgrind", workers));
+    let [Some(few), Some(many)] = counted else {
+        println!("valgrind is not installed: instructions are not counted");
+        return;
+    };
+    println!("instructions of 32 joins: {few} with 32 workers, {many} with 512");
+    // log2 grows from 5 to 9; anything that looks at all workers grows sixteenfold.
+    assert!(
+        many < few * 5 / 2,
+        "{few} instructions with 32 workers, {many} with 512"
+    );
+}
+
+/// How many there are before something is counted, if this process was started for that.
+fn before_it_counts() -> Option<usize> {
+    env::var("DOPD_DECISION_BEFORE").ok()?.parse().ok()
+}
+
 #[test]
 fn arrivals_for_callgrind() {
-    let waiting = env::var("DOPD_DECISION_WAITING").unwrap_or_default();
-    if let Ok(waiting) = waiting.parse() {
+    if let Some(waiting) = before_it_counts() {
         let mut desk = Desk::new(8, false);
         desk.fill(waiting);
-        desk.counted(100);
+        desk.counted_arrivals(100);
     }
 }
 
-/// Instructions of these arrivals under callgrind; `None` without it.
-fn instructions(waiting: usize) -> Option<u64> {
-    let out = env::temp_dir().join(format!("dopd-decision-{}-{waiting}", std::process::id()));
+#[test]
+fn joins_for_callgrind() {
+    if let Some(workers) = before_it_counts() {
+        Desk::new(workers as u64, false).counted_joins(32);
+    }
+}
+
+/// Instructions of what one of these counts under callgrind; `None` without it.
+fn instructions(what: &str, before: usize) -> Option<u64> {
+    let out = env::temp_dir().join(format!("dopd-{what}-{}-{before}", std::process::id()));
     let run = Command::new("valgrind")
         .arg("--tool=callgrind")
         .arg("--toggle-collect=*Desk*counted*")
         .arg(format!("--callgrind-out-file={}", out.display()))
         .arg(env::current_exe().ok()?)
-        .args(["--exact", "arrivals_for_callgrind", "--test-threads=1"])
-        .env("DOPD_DECISION_WAITING", waiting.to_string())
+        .args(["--exact", what, "--test-threads=1"])
+        .env("DOPD_DECISION_BEFORE", before.to_string())
         .output()
         .ok()?;
     let text = String::from_utf8_lossy(&run.stderr).into_owned();

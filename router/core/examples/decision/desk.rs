@@ -62,16 +62,27 @@ impl Desk {
             roles: Vec::new(),
             is_heavy,
         };
-        for number in 0..workers {
+        desk.attach(workers);
+        desk
+    }
+
+    /// So many workers attach. A function of its own, so that its instructions can be counted.
+    #[inline(never)]
+    pub(crate) fn counted_joins(&mut self, workers: u64) {
+        self.attach(workers);
+    }
+
+    fn attach(&mut self, workers: u64) {
+        let first = self.roles.len() as u64;
+        for number in first..first + workers {
             let role = if number % PREFILL == 0 {
                 Role::Prefill
             } else {
                 Role::Decode
             };
-            desk.roles.push(role);
-            desk.brain.handle(desk.now, joined(number, role));
+            self.roles.push(role);
+            self.brain.handle(self.now, joined(number, role));
         }
-        desk
     }
 
     /// Lets requests come until so many wait, and nobody answers.
@@ -88,7 +99,7 @@ impl Desk {
     /// So many requests come, and nobody answers. A function of its own, so that its instructions
     /// can be counted.
     #[inline(never)]
-    pub(crate) fn counted(&mut self, times: usize) {
+    pub(crate) fn counted_arrivals(&mut self, times: usize) {
         self.arrive(times);
     }
 

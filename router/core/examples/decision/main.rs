@@ -10,6 +10,7 @@
 //! get their prompts at some of them. `decision` is the same by prompt that got its place.
 #![expect(clippy::print_stdout, reason = "a program for people")]
 
+#[expect(dead_code, reason = "tests use the rest")]
 mod desk;
 
 use std::{env, error::Error};
@@ -26,7 +27,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut desk = Desk::new(workers.parse()?, false);
     desk.fill(waiting);
     // The first ones are not to pay for what the fill left behind.
-    desk.counted(100);
+    desk.counted_arrivals(100);
     let mut taken: [Vec<u64>; 3] = Default::default();
     let mut decisions = Vec::new();
     desk.run(times, thread_ns, &mut |kind, ns, opens| {
