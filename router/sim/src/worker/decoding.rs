@@ -14,6 +14,8 @@ use dopd_core::{
 /// A member of the batch since it joined.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Resident {
+    /// Counts joins: a seat may leave for a hand-off, stay after all, and join anew.
+    pub(crate) join: u32,
     /// Decode steps of the worker when it joined.
     at: u64,
     /// Positions with KV when it joined.
@@ -33,7 +35,7 @@ pub(crate) enum Due {
     Grow,
 }
 
-/// A due entry: after so many decode steps, the seat and its life, what.
+/// A due entry: after so many decode steps, the slot, [`Resident::join`], what.
 pub(crate) type Entry = (u64, u32, u32, Due);
 
 /// All residents of a worker.
@@ -46,6 +48,7 @@ pub(crate) struct Decoding {
     pub(crate) context: u64,
     /// Decode steps made.
     pub(crate) steps: u64,
+    joins: u32,
     due: BinaryHeap<Reverse<Entry>>,
     /// Residents that take a page at steps of this remainder.
     growing: Vec<u32>,
@@ -61,6 +64,7 @@ impl Decoding {
             seqs: 0,
             context: 0,
             steps: 0,
+            joins: 0,
             due: BinaryHeap::new(),
             growing: vec![0; page_tokens as usize],
             residents: Residents::new(),
@@ -71,13 +75,16 @@ impl Decoding {
     pub(crate) fn join(
         &mut self,
         now: Micros,
-        (slot, life): (u32, u32),
+        slot: u32,
         computed: u32,
         left: u32,
         pages: u32,
     ) -> Resident {
         let at = self.steps;
+        self.joins = self.joins.wrapping_add(1);
+        let join = self.joins;
         let mut resident = Resident {
+            join,
             at,
             computed,
             // Where it decoded before is not known here: its slack begins at nought.
@@ -87,13 +94,13 @@ impl Decoding {
         self.seqs += 1;
         self.context += u64::from(computed);
         let last = at + u64::from(left);
-        self.due.push(Reverse((last, slot, life, Due::Last)));
+        self.due.push(Reverse((last, slot, join, Due::Last)));
         let room = u64::from(pages) * u64::from(self.page_tokens);
         let full = at + room.saturating_sub(u64::from(computed));
         if full <= at {
             self.grow(&mut resident);
         } else if full < last {
-            self.due.push(Reverse((full, slot, life, Due::Grow)));
+            self.due.push(Reverse((full, slot, join, Due::Grow)));
         }
         resident
     }
@@ -148,7 +155,7 @@ impl Decoding {
         self.due.peek().map(|Reverse(entry)| entry.0)
     }
 
-    /// What is due by now, one by one; may be of a seat that is gone.
+    /// What is due by now, one by one; may be of a resident that left.
     pub(crate) fn pop_due(&mut self) -> Option<Entry> {
         let &Reverse(entry) = self.due.peek()?;
         if entry.0 > self.steps {
@@ -188,7 +195,7 @@ mod tests {
             (31, 90, 2),
         ];
         for (slot, (computed, left, pages)) in (0..).zip(seeds) {
-            let resident = batch.join(Micros(slot), (0, 0), computed, left, pages);
+            let resident = batch.join(Micros(slot), 0, computed, left, pages);
             naive.push((computed, left, pages, resident));
         }
         batch.due.clear();

@@ -5,7 +5,7 @@
 
 use dopd_core::{cost::StepShape, step::StepChoice, units::Micros};
 
-use super::{Phase, Worker, decoding::Due, whole};
+use super::{Phase, Worker, decoding::Due, seat::Seat, whole};
 
 /// Longest leap.
 const LEAP_MAX: u32 = 4_096;
@@ -121,9 +121,10 @@ impl Worker {
                 continue;
             };
             let left = seat.output - seat.pos;
-            let id = (slot, seat.life);
             seat.phase = Phase::Decode;
-            seat.resident = self.decoding.join(now, id, seat.computed, left, seat.pages);
+            seat.resident = self
+                .decoding
+                .join(now, slot, seat.computed, left, seat.pages);
         }
     }
 
@@ -158,7 +159,7 @@ impl Worker {
     }
 
     /// Which prompts get how many of so many tokens, oldest first.
-    fn parts(&self, tokens: u32) -> impl Iterator<Item = (u32, &super::Seat, u32)> {
+    fn parts(&self, tokens: u32) -> impl Iterator<Item = (u32, &Seat, u32)> {
         let mut left = tokens;
         self.prompts.iter().map_while(move |&slot| {
             let seat = self.seats.get(slot as usize)?.as_ref()?;
@@ -284,10 +285,11 @@ impl Worker {
 
     /// Those that made their last token end; those whose pages are full begin to take more.
     fn end_due(&mut self) {
-        while let Some((_, slot, life, what)) = self.decoding.pop_due() {
+        while let Some((_, slot, join, what)) = self.decoding.pop_due() {
             let seat = self.seats.get_mut(slot as usize).and_then(Option::as_mut);
-            let Some(seat) = seat.filter(|seat| (seat.life, seat.phase) == (life, Phase::Decode))
-            else {
+            let decodes =
+                |seat: &&mut Seat| (seat.phase, seat.resident.join) == (Phase::Decode, join);
+            let Some(seat) = seat.filter(decodes) else {
                 continue;
             };
             match what {

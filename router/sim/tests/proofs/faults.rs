@@ -3,7 +3,7 @@
 use dopd_core::units::Micros;
 use dopd_sim::{
     outcome::Ending,
-    scenario::{Fault, FaultKind},
+    scenario::{Fault, FaultKind, Scenario},
 };
 use proptest::prelude::*;
 
@@ -32,16 +32,37 @@ proptest! {
         pages in prop::sample::select(vec![25_000_u32, 1_200]),
     ) {
         faults.sort_by_key(|fault| fault.at);
-        let mut scenario = scenario(name, 4, poisson(80, 25.0, seed, |random| {
-            let (prompt, output) = chat(random);
-            (prompt.min(6_000), output)
-        }));
-        for worker in &mut scenario.fleet {
-            worker.pages_total = pages;
-        }
-        scenario.faults = faults;
-        ends_clean(&run(&scenario));
+        ends_clean(&run(&troubled(name, seed, pages, faults)));
     }
+}
+
+/// Some chats for four workers.
+fn troubled(name: &str, seed: u64, pages: u32, faults: Vec<Fault>) -> Scenario {
+    let requests = poisson(80, 25.0, seed, |random| {
+        let (prompt, output) = chat(random);
+        (prompt.min(6_000), output)
+    });
+    let mut scenario = scenario(name, 4, requests);
+    for worker in &mut scenario.fleet {
+        worker.pages_total = pages;
+    }
+    scenario.faults = faults;
+    scenario
+}
+
+/// Where nobody takes it over it decodes on at its source. What was due of its first stay there,
+/// its last token and its next page, was due of the second as well: 15 pages were left over.
+#[test]
+fn what_is_not_moved_after_all_grows_and_ends_once() {
+    let dies = |at, worker, back_after_ms| Fault {
+        at: Micros(at),
+        worker,
+        kind: FaultKind::Dies {
+            back_after: Some(Micros::from_millis(back_after_ms)),
+        },
+    };
+    let faults = vec![dies(1_081_692, 0, 2_530), dies(1_500_838, 3, 2_187)];
+    ends_clean(&run(&troubled("hybrid-2", 507, 1_200, faults)));
 }
 
 /// One death at each of many moments of one request's life: it is answered all the same.
