@@ -32,15 +32,19 @@ impl Brain {
         has_place && (tokens <= self.config.queue_tokens_max || self.queue.is_empty())
     }
 
-    /// Even if it went first, to the next worker that is free and as fast as the fastest, its first
-    /// token would come after the target that was asked for.
+    /// Even if it went first, to the worker that is through with it soonest if nobody decoded, its
+    /// first token would come after the target that was asked for. O(workers).
     fn is_unmeetable(&self, facts: &RequestFacts) -> bool {
         let policy = &self.config.policy;
         let Some(ttft) = facts.slo.ttft.filter(|_| policy.refuse == Refuse::Early) else {
             return false;
         };
-        let first = self.workers.free_in().plus(self.expected_prefill(facts));
-        first > ttft
+        let cached = self.cached_anywhere(facts);
+        let staying = self.workers.iter().filter(|worker| !worker.is_draining);
+        let first = staying
+            .map(|worker| worker.least_us(facts.prompt_tokens, cached, self.now))
+            .min();
+        first.is_some_and(|first| first > ttft)
     }
 
     /// Behind all of its tenant that wait it could not be answered in its time, but on its own it

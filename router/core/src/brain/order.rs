@@ -43,18 +43,27 @@ impl Brain {
     /// Time that its prompt takes the fastest worker, less what some worker has cached of it.
     pub(super) fn expected_prefill(&self, facts: &RequestFacts) -> Micros {
         let prefill = self.workers.prefill_us(facts.prompt_tokens);
-        if !self.config.policy.use_prefixes || facts.prefix.is_empty() {
+        let cached = self.cached_anywhere(facts);
+        if cached == Tokens(0) {
             return prefill;
+        }
+        // What is left attends to what is cached, and costs a step of its own.
+        let left = prefill.since(self.workers.prefill_us(cached));
+        left.plus(self.workers.prefill_us(Tokens(1))).min(prefill)
+    }
+
+    /// Most of its prompt that one worker has cached.
+    pub(super) fn cached_anywhere(&self, facts: &RequestFacts) -> Tokens {
+        if !self.config.policy.use_prefixes || facts.prefix.is_empty() {
+            return Tokens(0);
         }
         let (pages, sessions) = self.prefixes.best(&facts.prefix);
         let page_size = sessions.first().and_then(|&session| {
             let worker = self.workers.get(self.workers.key_of(session)?)?;
             Some(worker.facts.page_size)
         });
-        let cached = Tokens(page_size.map_or(0, |size| pages.0.saturating_mul(size)));
-        // What is left attends to what is cached, and costs a step of its own.
-        let left = prefill.since(self.workers.prefill_us(cached.min(facts.prompt_tokens)));
-        left.plus(self.workers.prefill_us(Tokens(1))).min(prefill)
+        let cached = page_size.map_or(0, |size| pages.0.saturating_mul(size));
+        Tokens(cached).min(facts.prompt_tokens)
     }
 
     /// Who stepped behind at this event: it missed its target, whenever it is served.

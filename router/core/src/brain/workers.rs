@@ -78,6 +78,8 @@ pub(super) struct Worker {
     step_alone_us: Micros,
     /// When its prompts are computed, as predicted.
     busy_until: Micros,
+    /// The same if nobody else decoded there: not before that, whatever comes.
+    busy_least: Micros,
     /// Prompt tokens that it was given in the event at hand.
     pull: Option<u64>,
     rules: Arc<PolicyConfig>,
@@ -135,6 +137,7 @@ impl Worker {
             prompt_us: Micros(0),
             step_alone_us: Micros(0),
             busy_until: Micros(0),
+            busy_least: Micros(0),
             pull: None,
             rules,
             keys: Keys::default(),

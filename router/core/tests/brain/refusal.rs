@@ -23,7 +23,7 @@ use proptest::prelude::*;
 
 use crate::support::{
     cases, closed, joined,
-    policy::{fleet, gpu, policy},
+    policy::{arrive, computes, fleet, gpu, policy},
     report, request, said, worker,
 };
 
@@ -244,10 +244,36 @@ fn what_anybody_has_cached_is_not_in_the_way() {
         let (pages, hash) = (240, 77);
         facts.prefix = [PrefixMark { pages, hash }].into();
         let actions = brain.handle(Micros(0), Event::RequestArrived(facts));
-        let why = RejectReason::Unmeetable;
-        let told = actions
-            .iter()
-            .any(|action| matches!(action, Action::Reject { why: of, .. } if *of == why));
+        let told = actions.iter().any(is_unmeetable);
         assert_eq!(told, is_refused, "{ttft} us: {actions:?}");
     }
+}
+
+/// Prompts take longer beside one that decodes; it may end at its next token.
+#[test]
+fn who_decodes_need_not_be_in_the_way() {
+    let early = PolicyConfig {
+        refuse: Refuse::Early,
+        ..policy()
+    };
+    let time = |tokens| Timings::h100_8b().prefill_us(Tokens(tokens)).0;
+    let both = time(8_000) + time(1_000);
+    for (ttft, is_refused) in [(both, false), (both - 1, true)] {
+        let mut brain = fleet(early.clone(), &[gpu(Role::Mixed, 400_000)]);
+        arrive(&mut brain, 0, 1, 100);
+        let mut began = report(1, Role::Mixed);
+        began.tokens = vec![(SlotId(0), Tokens(1))];
+        brain.handle(Micros(0), said(began));
+        assert_eq!(computes(&arrive(&mut brain, 0, 2, 8_000)), [(2, 1)]);
+        let mut facts = request(3, 1_000, 100);
+        facts.slo.ttft = Some(Micros(ttft));
+        let actions = brain.handle(Micros(0), Event::RequestArrived(facts));
+        let told = actions.iter().any(is_unmeetable);
+        assert_eq!(told, is_refused, "{ttft} us: {actions:?}");
+    }
+}
+
+fn is_unmeetable(action: &Action) -> bool {
+    let unmeetable = RejectReason::Unmeetable;
+    matches!(action, Action::Reject { why, .. } if *why == unmeetable)
 }

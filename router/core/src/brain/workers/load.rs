@@ -40,6 +40,7 @@ impl Worker {
         if resident.work_us > 0 {
             let slow_us = Micros(resident.work_us).times(self.slow_or_max());
             self.busy_until = self.busy_until.max(now).plus(slow_us);
+            self.busy_least = self.busy_least.max(now).plus(Micros(resident.work_us));
         }
     }
 
@@ -140,6 +141,7 @@ impl Worker {
     /// After a report was read: a step has ended just now, so what is left begins now.
     pub(in crate::brain) fn correct(&mut self, now: Micros) {
         self.busy_until = now.plus(self.work_us().times(self.slow_or_max()));
+        self.busy_least = now.plus(self.work_us());
     }
 
     /// Predicted time from now to the end of such a prompt, if it is bound now.
@@ -150,6 +152,16 @@ impl Worker {
     /// The same of a prompt that takes so long alone.
     pub(in crate::brain) fn finish_us_of(&self, alone: Micros) -> Micros {
         self.work_us().plus(alone).times(self.slow_or_max())
+    }
+
+    /// Predicted time from now to the end of a prompt that goes next, if nobody decodes: it is not
+    /// sooner in any order of work. `cached` of its tokens need not be computed.
+    pub(in crate::brain) fn least_us(&self, tokens: Tokens, cached: Tokens, now: Micros) -> Micros {
+        let all = self.prompt_us(tokens);
+        // What is left attends to what is cached, and costs a step of its own.
+        let left = all.since(self.prompt_us(cached));
+        let left = left.plus(self.prompt_us(Tokens(1))).min(all);
+        self.busy_least.since(now).plus(left)
     }
 
     /// Whether a sequence can decode here, and if not, why.

@@ -224,15 +224,6 @@ impl Workers {
         self.orders.due.first().map(|&(at, _)| at)
     }
 
-    /// How long it is, at least, until a worker is about to be free: as far as that is known of
-    /// every one of them.
-    pub(in crate::brain) fn free_in(&self) -> Micros {
-        let usable = self.usable();
-        let is_known = usable > 0 && self.orders.due.len() >= usable;
-        let next = self.next_due().filter(|_| is_known);
-        next.map_or(Micros(0), |at| at.since(self.now))
-    }
-
     fn of(&self, keys: impl Iterator<Item = usize>) -> impl Iterator<Item = (usize, &Worker)> {
         keys.filter_map(|key| Some((key, self.by_key.get(key)?)))
     }
