@@ -218,6 +218,9 @@ settings! {
         steal_tokens: u32 = 512, within 0..=16_777_216;
         /// Workers labelled prefill keep answers for which no decode worker has a place.
         keep: bool = true;
+        /// They make the first token themselves where the gap of a hand-off would be longer than a
+        /// token may take; short answers end before anything is sent.
+        linger: bool = true;
         /// Which decode worker gets an answer.
         place: String = "least_tokens".to_owned(),
             one_of &["least_tokens", "fewest_sequences", "most_pages", "round_robin"];

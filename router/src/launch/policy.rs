@@ -32,6 +32,7 @@ pub(super) fn policy(config: &Config) -> Result<PolicyConfig, PolicyError> {
         prefill_tokens_max: Tokens(set.prefill_tokens_max),
         steal: steal(set),
         keep: set.keep,
+        linger_ratio: if set.linger { own.linger_ratio } else { 0.0 },
         place: named(&set.place),
         reserve: named(&set.reserve),
         step: StepPolicy {
@@ -102,6 +103,7 @@ mod tests {
             steal: "shorter".to_owned(),
             steal_tokens: 511,
             keep: false,
+            linger: false,
             place: "round_robin".to_owned(),
             reserve: "max_tokens".to_owned(),
             step: "chunk".to_owned(),
@@ -122,6 +124,7 @@ mod tests {
             prefill_tokens_max: Tokens(9),
             steal: Steal::Shorter(Tokens(511)),
             keep: false,
+            linger_ratio: 0.0,
             place: PlaceBy::RoundRobin,
             reserve: Reserve::MaxTokens,
             step: StepPolicy {

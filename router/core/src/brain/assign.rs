@@ -83,13 +83,13 @@ impl Brain {
         } else {
             Tokens(1)
         };
-        if let (Place::Begin(_), Some(sequence)) = (place, self.sequences.get_mut(key)) {
+        if let (Place::Begin(..), Some(sequence)) = (place, self.sequences.get_mut(key)) {
             sequence.leaves = Some(sequence.answer.plus(leaves));
         }
         self.apply(key, Input::Place(place));
         self.places += 1;
         let (worker, to) = match place {
-            Place::Keep(worker) | Place::Begin(worker) => (worker, None),
+            Place::Keep(worker) | Place::Begin(worker, _) => (worker, None),
             Place::Pair { prefill, decode } => (prefill, Some(decode)),
         };
         self.workers.taken(worker, Task::Prompts);

@@ -323,14 +323,19 @@ impl Brain {
         if self.explain.is_on() {
             let session = |key| self.workers.get(key).map(|worker| worker.session);
             let (chose, ends) = match place {
-                Place::Keep(at) | Place::Begin(at) => {
-                    let role = self.workers.get(at).map(|worker| worker.role);
-                    let why = match role {
-                        _ if place == Place::Begin(at) => Kept::Linger,
-                        Some(Role::Prefill) => Kept::NoPlace,
-                        Some(Role::Decode) => Kept::Stolen,
-                        Some(Role::Mixed) | None => Kept::Label,
+                Place::Keep(at) => {
+                    let Some(worker) = self.workers.get(at) else {
+                        return;
                     };
+                    let why = match worker.role {
+                        Role::Prefill => Kept::NoPlace,
+                        Role::Decode => Kept::Stolen,
+                        Role::Mixed => Kept::Label,
+                    };
+                    let worker = worker.session;
+                    (Chosen::Keep { worker, why }, [Some(worker), None])
+                }
+                Place::Begin(at, why) => {
                     let Some(worker) = session(at) else { return };
                     (Chosen::Keep { worker, why }, [Some(worker), None])
                 }

@@ -15,7 +15,7 @@
 use std::cell::OnceCell;
 
 use super::{
-    explain::{Considered, Task as Asked, Verdict},
+    explain::{Considered, Kept, Task as Asked, Verdict},
     pairs::Pairs,
     peak::{Ask, Stay},
     prefixes::Prefixes,
@@ -40,8 +40,8 @@ const COMPARED: usize = 8;
 pub(super) enum Place {
     /// Computes and keeps it.
     Keep(usize),
-    /// Computes it and makes tokens; moves it on when there is a place.
-    Begin(usize),
+    /// Computes it and makes tokens; moves it on when there is a place. Why.
+    Begin(usize, Kept),
     /// Computes it; the other takes it over.
     Pair { prefill: usize, decode: usize },
 }
@@ -221,7 +221,7 @@ impl Choice<'_> {
             };
         }
         if !self.rules.gate {
-            return Look::Taken(Place::Begin(key));
+            return Look::Taken(Place::Begin(key, Kept::Ungated));
         }
         looked(Verdict::Gate);
         self.pair(key, worker, anywhere, considered)
@@ -242,12 +242,14 @@ impl Choice<'_> {
             *anywhere.get_or_init(|| self.decode_place(None, considered))
         };
         if let Some(decode) = decode {
-            let is_long = self.lingers(worker, decode);
-            let pair = Place::Pair {
-                prefill: key,
-                decode,
-            };
-            return Look::Taken(if is_long { Place::Begin(key) } else { pair });
+            return Look::Taken(if self.lingers(worker, decode) {
+                Place::Begin(key, Kept::Linger)
+            } else {
+                Place::Pair {
+                    prefill: key,
+                    decode,
+                }
+            });
         }
         let is_cut_off = shut > 0 && shut >= self.workers.totals(Group::Decode).workers;
         let verdict = self.may_keep(worker);
@@ -260,7 +262,7 @@ impl Choice<'_> {
         }
         if shut == 0 {
             // A place may be free by the time that its prompt is computed, or later.
-            return Look::Taken(Place::Begin(key));
+            return Look::Taken(Place::Begin(key, Kept::NoPlace));
         }
         // The way to who has room is cut from here. From another it may be open.
         Look::CutOff

@@ -157,7 +157,9 @@ pub(super) const fn cell(input: Input, phase: PhaseKind) -> Cell {
         PhaseKind::{Moving, Placing, Run, Shipping, Wait},
     };
     match (input, phase) {
-        (Input::Place(Place::Keep(worker) | Place::Begin(worker)), Wait) => C::OpenCurrent(worker),
+        (Input::Place(Place::Keep(worker) | Place::Begin(worker, _)), Wait) => {
+            C::OpenCurrent(worker)
+        }
         (Input::Place(Place::Pair { prefill, decode }), Wait) => {
             C::OpenNextPlanCurrent { decode, prefill }
         }

@@ -5,7 +5,7 @@ use dopd_core::{
     event::CloseReason,
     fleet::Role::{Decode, Mixed, Prefill},
     ids::{RequestId, SessionId},
-    policy::PolicyConfig,
+    policy::{Bind, PolicyConfig, Steal},
     request::RejectReason,
     units::Tokens,
 };
@@ -115,4 +115,39 @@ fn the_newest_decisions_are_told_and_whether_there_were_others() {
     let two = line.brain.decisions(2);
     assert!(two.is_cut);
     assert_eq!(two.decisions, all.decisions[all.decisions.len() - 2..]);
+}
+
+#[test]
+fn why_a_prefill_worker_begins_with_the_answer_is_told() {
+    let why = |policy: PolicyConfig, filler: Option<u32>| {
+        let mut slow = gpu(Prefill, 400_000);
+        slow.timings.handoff_bytes_per_s = 13.4e9;
+        let mut brain = fleet(policy, &[slow, gpu(Decode, 40_000)]);
+        if let Some(prompt) = filler {
+            arrive(&mut brain, 0, 1, prompt);
+        }
+        arrive(&mut brain, 1, 2, 9_000);
+        let told = brain.explain(RequestId(2)).decisions;
+        match told.last().map(|last| last.chose) {
+            Some(Chosen::Keep {
+                worker: SessionId(1),
+                why,
+            }) => why,
+            other => panic!("{other:?}"),
+        }
+    };
+    let early = PolicyConfig {
+        bind: Bind::Early,
+        steal: Steal::Never,
+        ..policy()
+    };
+    // 8,192 tokens of the last chunk take 80 ms on this link: more than a token may.
+    assert_eq!(why(early.clone(), None), Kept::Linger);
+    let at_once = PolicyConfig {
+        linger_ratio: 0.0,
+        ..early.clone()
+    };
+    assert_eq!(why(at_once, Some(38_000)), Kept::NoPlace);
+    let gate = false;
+    assert_eq!(why(PolicyConfig { gate, ..early }, None), Kept::Ungated);
 }

@@ -80,8 +80,10 @@ pub enum Kept {
     Stolen,
     /// It is labelled prefill; no decode worker has a place that can be reached.
     NoPlace,
-    /// Its first tokens cost less time than the hand-off.
+    /// The gap of a hand-off would be longer than a token may take: it makes the first ones.
     Linger,
+    /// The policy reserves no place: one is sought with the first token.
+    Ungated,
 }
 
 /// What was chosen, or happened.
