@@ -51,7 +51,7 @@ KEPT = {
     "label": "and goes on with it",
     "stolen": "and goes on with it: a decode worker helps",
     "no_place": "and goes on with it: no decode worker has a place",
-    "linger": "and makes the first tokens: the gap of a hand-off would be too long for short answers",
+    "linger": "and makes the first tokens: short answers are too short for a hand-off",
     "ungated": "and makes the first tokens: no place is reserved, the gate is off",
 }
 

@@ -30,7 +30,7 @@ class Batch:
 
     choice: what led to it. has_decodes, has_prompts: somebody ran, a prompt waited.
     work: what the rows come to. plain_us: what the engine expects of it without what mixing costs
-    on top; 0: it cannot tell. expected_us: with it.
+    on top; 0: it cannot tell. expected_us: with it. joins: of residents, when it was chosen.
     """
 
     choice: StepChoice
@@ -39,6 +39,7 @@ class Batch:
     rows: list[Row] = field(default_factory=list)
     sequences: list[Sequence] = field(default_factory=list)
     num_decode: int = 0
+    joins: int = 0
     work: StepWork = StepWork()
     plain_us: int = 0
     expected_us: int = 0
@@ -123,6 +124,7 @@ class Batcher:
             batch.sequences = list(self._decoding)
             batch.rows = [sequence.decode_row() for sequence in batch.sequences]
             batch.num_decode = len(batch.rows)
+            batch.joins = self._decoding.joins
             batch.work = decode
         if choice.prompt_tokens:
             self._add_prompts(batch, choice.prompt_tokens)
@@ -147,7 +149,7 @@ class Batcher:
 
     def _joined_since(self, batch: Batch) -> list[Sequence]:
         """Those whose KV arrived while the step was computed: they have no token of it."""
-        if len(self._decoding) == batch.num_decode:
+        if self._decoding.joins == batch.joins:
             return []
         stepped = set(batch.sequences)
         return [sequence for sequence in self._decoding if sequence not in stepped]

@@ -45,6 +45,8 @@ class Residents:
         self._groups: dict[int, tuple[int, list[int]]] = {}
         self._context_sum = 0
         self._steps = 0
+        # How many have ever joined.
+        self.joins = 0
         # When they got their last token; of those alone, when the first of them joined.
         self._last_us = 0
 
@@ -78,6 +80,7 @@ class Residents:
         arrived (None: now); tokens: how many it has since, that one included."""
         if not self._stays:
             self._last_us = now_us
+        self.joins += 1
         tpot_us = sequence.tpot_us or self.policy.tpot_us
         pace_us = self._pace_us(tpot_us)
         due_us = (now_us if first_us is None else first_us) + pace_us * (tokens - 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -165,18 +166,23 @@ def test_every_token_is_computed_once_in_order_within_the_budget(
         assert len(computed[slot]) >= len(known) - 1
 
 
-def test_one_that_arrives_during_a_step_has_no_token_of_it() -> None:
+@pytest.mark.parametrize("has_leaver", [False, True])
+def test_one_that_arrives_during_a_step_has_no_token_of_it(has_leaver: bool) -> None:
     """Its slack is that of its own tokens: else it is paused by a whole pace too long."""
     policy = StepPolicy(tpot_us=30_000)
     batcher = Batcher(100, 10)
     batcher.begin_session(policy)
     pace_us = round(policy.pace_ratio * policy.tpot_us)
-    one, late = (sequence(slot, [1] * 8, [7]) for slot in (1, 2))
-    one.computed = late.computed = 8
+    one, late, gone = (sequence(slot, [1] * 8, [7]) for slot in (1, 2, 3))
+    one.computed = late.computed = gone.computed = 8
     batcher.add(one, 0)
+    if has_leaver:
+        batcher.add(gone, 0)
     batch = batcher.plan(0)
     # A link thread: the step is under way.
     batcher.add(late, 4_000)
+    if has_leaver:
+        batcher.remove(gone)
     one.computed += 1
     one.append(7)
     batcher.advance(batch, 10_000, 10_000)
