@@ -1,9 +1,9 @@
 """Where the threads of a worker meet: one lock over seats, batch, outbox and links.
 
-The step loop takes commands, plans and publishes here; link threads bring their events by `links`,
-and a Begin is answered without waiting for a step. Engine compute runs outside of the lock: pages
-of seats that take part in a step are freed by the step loop only, between steps. Nothing under the
-lock blocks; what a link sends, it queues.
+The step loop takes commands, plans and publishes here; link threads bring their events by `links`.
+A Begin and the Open of an import are answered without waiting for a step. Engine compute runs
+outside of the lock: pages of seats that take part in a step are freed by the step loop only,
+between steps. Nothing under the lock blocks; what a link sends, it queues.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from dopd.types import (
     CloseReason,
     Command,
     Commands,
+    Import,
     Open,
     ReportColumns,
     ReportHead,
@@ -93,6 +94,8 @@ class Desk:
         self._clock = clock
         self._outbox = Outbox()
         self._inbox: deque[Started | Lost | Commands | ev.Dropped] = deque()
+        # The engine computes.
+        self._is_stepping = False
         self._facts = StepFacts()
         # The newest that was made for a report; read by the sender thread without the lock.
         self._last_head: ReportHead | None = None
@@ -105,6 +108,10 @@ class Desk:
         with self.changed:
             while len(self._inbox) >= INBOX_MAX and not self.is_stopped:
                 self.changed.wait()
+            if self._is_stepping and not self._inbox and isinstance(item, Commands):
+                item = self._open_imports(item)
+                if not item.commands:
+                    return
             self._inbox.append(item)
             self.changed.notify_all()
 
@@ -180,6 +187,7 @@ class Desk:
             # watchdog does not wait for one.
             self._facts.next_step_us = 0 if batch is None else max(1, batch.expected_us)
             self._report()
+            self._is_stepping = batch is not None
         if is_dirty:
             self.memory.scrub(self.changed)
         return batch
@@ -191,6 +199,10 @@ class Desk:
 
     def publish(self, batch: Batch | None, results: list[Result], step_us: int) -> None:
         """Enter a step's results, and report it with all that happened since the last report."""
+        with self.changed:
+            self._is_stepping = False
+        # Pages that were granted meanwhile, before the grants are told.
+        self.memory.scrub(self.changed)
         with self.changed:
             if batch is not None:
                 self._enter(batch, results, step_us)
@@ -239,6 +251,25 @@ class Desk:
             case Commands(session_id, commands):
                 if self.session is not None and session_id == self.session.id:
                     self._carry_out(self.session, commands)
+
+    def _open_imports(self, item: Commands) -> Commands:
+        """Leading Opens of imports are carried out during a step: prompts elsewhere wait for their
+        grants. Those of pages to be zeroed are told with the step. Returns the rest."""
+        session, done = self.session, 0
+        if session is None or session.id != item.session or not session.check_lease():
+            return item
+        for command in item.commands:
+            if not (isinstance(command, Open) and isinstance(command.kind, Import)):
+                break
+            try:
+                self._command(command)
+            except ProtocolError:
+                # Again from the step loop, which may end the session.
+                break
+            done += 1
+        if done and not self.memory.is_dirty:
+            self._report()
+        return Commands(item.session, item.commands[done:])
 
     def _carry_out(self, session: Session, commands: list[Command]) -> None:
         try:

@@ -42,6 +42,11 @@ class KvMemory:
         """These pages changed hands. Under the lock."""
         self._dirty += effect.pages
 
+    @property
+    def is_dirty(self) -> bool:
+        """Something waits to be zeroed. Under the lock."""
+        return bool(self._dirty)
+
     def scrub(self, lock: threading.Condition) -> None:
         """Zero what changed hands. By the step loop, without the lock, which is taken to look."""
         with lock:

@@ -150,7 +150,8 @@ fn a_dropped_answer_cancels_its_request_once() {
 fn a_client_that_leaves_while_its_request_is_prepared_is_counted() {
     let fake = Fake::new(vec![]);
     run(&fake, LimitsConfig::default(), |service| async move {
-        let long = "x".repeat(20_000);
+        // Tens of milliseconds of work: this thread may lose its core in between.
+        let long = "x".repeat(4_000_000);
         let mut submitting = Box::pin(submit(&service, text(&long)));
         let is_done = poll_fn(|cx| Poll::Ready(submitting.as_mut().poll(cx).is_ready())).await;
         assert!(!is_done, "prepared at once");

@@ -71,6 +71,70 @@ def test_a_grant_is_reported_before_the_step_that_begins_now() -> None:
     assert second.step_us > 0
 
 
+def stepping(node: Node, during: Callable[[], None]) -> None:
+    """A turn with a step of slot 1, and what happens in it."""
+    engine = Watched()
+    engine.during = during
+    node.desk.post(Commands(1, [opened(1, Compute([1, 2, 3]))]))
+    StepLoop(node.desk, engine).turn()
+
+
+def test_a_grant_does_not_wait_for_the_step_under_way() -> None:
+    node = attached()
+    told: list[list[int]] = []
+
+    def during() -> None:
+        node.desk.post(Commands(1, [opened(2, Import()), opened(3, Compute([4, 5, 6]))]))
+        node.desk.post(Commands(1, [opened(4, Import())]))
+        told.extend(list(report.opened_slots) for report in node.reports)
+
+    stepping(node, during)
+    # What is no import waits for the step, and what comes behind it does.
+    assert told == [[2]]
+    assert sorted(node.desk.seats.by_slot) == [1, 2]
+    node.loop.turn()
+    assert sorted(node.desk.seats.by_slot) == [1, 2, 3, 4]
+    assert [list(report.opened_slots) for report in node.reports if report.opened_slots] == [
+        [2],
+        [4],
+    ]
+
+
+def test_a_grant_of_pages_to_be_zeroed_waits_until_they_are() -> None:
+    node = attached()
+    told: list[list[int]] = []
+    # All pages had an owner, and were poisoned when it left.
+    node.desk.post(Commands(1, [dataclasses.replace(opened(1, Import()), pages=8)]))
+    node.loop.turn()
+    node.desk.post(Commands(1, [Close(1)]))
+    node.loop.turn()
+    node.reports.clear()
+
+    def during() -> None:
+        node.desk.post(Commands(1, [opened(2, Import())]))
+        told.extend(list(report.opened_slots) for report in node.reports)
+
+    stepping(node, during)
+    (page,) = node.desk.seats.by_slot[2].sequence.pages
+    assert not told
+    assert list(node.reports[-1].opened_slots) == [2]
+    assert not any(bytes(node.pool.page(page)))
+
+
+def test_a_session_whose_lease_is_over_gets_no_grant_during_a_step() -> None:
+    node = attached()
+    session = node.session
+    assert session is not None
+
+    def during() -> None:
+        session.is_alive = False
+        node.desk.post(Commands(1, [opened(2, Import())]))
+
+    stepping(node, during)
+    assert not any(report.opened_slots for report in node.reports)
+    assert 2 not in node.desk.seats.by_slot
+
+
 def test_debug_logs_name_the_request_and_its_trace(caplog: pytest.LogCaptureFixture) -> None:
     node = attached()
     one = dataclasses.replace(opened(1, Compute([1, 2, 3])), request_id="r9", traceparent="00-ab")
