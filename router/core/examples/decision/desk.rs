@@ -157,8 +157,8 @@ impl Desk {
         })
     }
 
-    /// One event, what it took, and how many seats it opened: at an arrival one for each prompt that
-    /// got its place.
+    /// One event, what it took, and how many seats it opened: at an arrival one for each prompt
+    /// that got its place.
     fn tell(&mut self, event: Event, clock: fn() -> u64) -> (Kind, u64, u64) {
         let begun = clock();
         let actions = self.brain.handle(self.now, event);

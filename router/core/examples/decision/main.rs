@@ -5,9 +5,9 @@
 //! cargo run --release -p dopd-core --example decision -- WORKERS WAITING TIMES
 //! ```
 //!
-//! Prints one JSON document. With WAITING = 0 requests are served as they come. An arrival is an event
-//! like any other: what else is due at that time happens as well, so in a large fleet a dozen workers
-//! get their prompts at some of them. `decision` is the same by prompt that got its place.
+//! Prints one JSON document. With WAITING = 0 requests are served as they come. An arrival is an
+//! event like any other: what else is due at that time happens as well, so in a large fleet a dozen
+//! workers get their prompts at some of them. `decision` is the same by prompt that got its place.
 #![expect(clippy::print_stdout, reason = "a program for people")]
 
 #[expect(dead_code, reason = "tests use the rest")]

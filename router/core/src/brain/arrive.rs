@@ -15,7 +15,7 @@ use super::{
 use crate::{
     action::Action,
     ids::{RequestId, SequenceId, SessionId},
-    request::RequestFacts,
+    request::{RejectReason, RequestFacts},
     units::Tokens,
 };
 
@@ -36,13 +36,7 @@ impl Brain {
                 retry_after,
             };
             self.actions.extend((0..choices).map(reject));
-            let targets = self.targets(facts);
-            let saw = Saw {
-                prefill_us: targets.prefill.0,
-                target_us: Some(targets.ttft_due.since(self.now).0),
-                ..Saw::of(facts, &self.queue)
-            };
-            self.note_refused(id(0), saw, why);
+            self.explain_refusal(facts, id(0), why);
             return;
         }
         self.sequences.add_request(facts.id, facts.deadline);
@@ -90,6 +84,16 @@ impl Brain {
             self.wait(key);
             self.note_plain(key, Chosen::Queue);
         }
+    }
+
+    fn explain_refusal(&mut self, facts: &RequestFacts, id: SequenceId, why: RejectReason) {
+        let targets = self.targets(facts);
+        let saw = Saw {
+            prefill_us: targets.prefill.0,
+            target_us: Some(targets.ttft_due.since(self.now).0),
+            ..Saw::of(facts, &self.queue)
+        };
+        self.note_refused(id, saw, why);
     }
 
     pub(super) fn cancel(&mut self, request: RequestId) {

@@ -5,9 +5,9 @@
 //! has nothing to do; one at a time; while prefill workers are behind, and always where there are
 //! none. It takes the first of the next few that it finishes in time beside those that it decodes:
 //! the prompt's own cost times what it is slowed down, not a share of a rate. What is late already
-//! goes to workers with nothing to do, or where no other would ever come. Where one that ran before,
-//! or is owed its turn, finds no room, nothing behind it is taken, until it fits. What waits is
-//! looked at once for all who ask in one event, and again only after something was taken.
+//! goes to workers with nothing to do, or where no other would ever come. Where one that ran
+//! before, or is owed its turn, finds no room, nothing behind it is taken, until it fits. What
+//! waits is looked at once for all who ask in one event, and again only after something was taken.
 //! Source: policy study, section 4, STEAL. Called by `assign` after the prompts that go their way.
 
 use super::{

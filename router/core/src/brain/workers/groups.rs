@@ -1,7 +1,7 @@
-//! What the workers of a group can do together, and whose breakers count. Every worker stands in the
-//! sums as it was when it was last counted; [`Workers::count`] takes that out and puts in what it is
-//! now, when it comes, goes or changes what it takes: O(log n), so that n workers can attach one
-//! after the other. While a breaker of its group is open, O(workers).
+//! What the workers of a group can do together, and whose breakers count. Every worker stands in
+//! the sums as it was when it was last counted; [`Workers::count`] takes that out and puts in what
+//! it is now, when it comes, goes or changes what it takes: O(log n), so that n workers can attach
+//! one after the other. While a breaker of its group is open, O(workers).
 
 use std::{
     cmp::Reverse,
