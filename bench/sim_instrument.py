@@ -142,6 +142,7 @@ def real(
 
     words = ["--mock", "--mock-timings", str(timings), "--prefill", str(prefill)]
     words += ["--decode", str(decode)]
+    words += ["--slo-ttft-ms", f"{SLO_TTFT_MS:.0f}", "--slo-tpot-ms", f"{SLO_TPOT_MS:.0f}"]
     words += [f"--worker-arg=--max-num-seqs={NUM_SEQS_MAX}"]
     words += [f"--worker-arg=--max-batch-tokens={BATCH_TOKENS_MAX}"]
     with tempfile.TemporaryDirectory(prefix="dopd-bench-") as folder:
