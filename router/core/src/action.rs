@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     ids::{SeatId, SequenceId, SessionId},
-    request::RejectReason,
+    request::{MissedTarget, RejectReason},
     units::{Micros, Pages},
 };
 
@@ -52,6 +52,9 @@ pub enum Action {
         why: RejectReason,
         /// When a retry makes sense; zero: no hint.
         retry_after: Micros,
+        /// Of `Late` and `Unmeetable`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        missed: Option<MissedTarget>,
     },
     /// The worker broke the protocol: end its stream. To the brain the session is over already.
     Break {

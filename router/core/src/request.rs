@@ -20,6 +20,15 @@ pub struct Slo {
     pub tpot: Option<Micros>,
 }
 
+/// The target for its first token that a request is refused for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MissedTarget {
+    /// As it was asked for, from the arrival on.
+    pub target: Micros,
+    /// So long it waited; if it is refused when it comes, the least that it would have waited.
+    pub wait: Micros,
+}
+
 /// A part of a prompt that a worker may have computed already, for somebody of the same tenant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PrefixMark {

@@ -19,11 +19,11 @@ use tokio::{
 };
 
 use crate::{
-    config::records::LimitsConfig,
     dispatch::{
         Dispatch, DispatchConfig, Shared, brain_config, owner,
         record::Recorder,
-        reject, status,
+        reject::Bounds,
+        status,
         tally::{Outcome, Tally},
         thread::BrainThread,
     },
@@ -57,7 +57,10 @@ pub(super) fn start(
         brain: Brain::new(brain_config),
         recorder,
         dispatch: dispatch.clone(),
-        limits: config.limits,
+        bounds: Bounds {
+            limits: config.limits,
+            late_max: config.policy.late_max,
+        },
         sessions: HashMap::new(),
         handoffs: Tally::default(),
         is_draining: false,
@@ -112,7 +115,7 @@ pub(super) struct Driver {
     pub(super) brain: Brain,
     pub(super) recorder: Option<Recorder>,
     pub(super) dispatch: Dispatch,
-    pub(super) limits: LimitsConfig,
+    pub(super) bounds: Bounds,
     pub(super) sessions: HashMap<SessionId, Session>,
     pub(super) handoffs: Tally,
     pub(super) is_draining: bool,
@@ -307,8 +310,10 @@ impl Driver {
                 sequence,
                 why,
                 retry_after,
+                missed,
             } => {
-                let error = reject::error(why, retry_after, &self.limits);
+                let missed = missed.unwrap_or_default();
+                let error = self.bounds.error(why, missed, retry_after);
                 let fail = FrontMessage::Fail { sequence, error };
                 self.send(self.owner(sequence), fail).await;
             }

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     config::records::LimitsConfig,
-    dispatch::{Dispatch, Shared, driver::Driver, pulse::Pulse, tally::Tally},
+    dispatch::{Dispatch, Shared, driver::Driver, pulse::Pulse, reject::Bounds, tally::Tally},
     streams::{
         messages::{BrainInput, FrontMessage},
         outbox::{BRAIN_QUEUE, FRONT_QUEUE, Queues},
@@ -66,12 +66,16 @@ impl Sim {
                 receivers: Mutex::new(Vec::new()),
             }),
         };
+        let bounds = Bounds {
+            limits,
+            late_max: config.policy.late_max,
+        };
         Self {
             driver: Driver {
                 brain: Brain::new(config),
                 recorder: None,
                 dispatch,
-                limits,
+                bounds,
                 sessions: HashMap::new(),
                 handoffs: Tally::default(),
                 is_draining: false,

@@ -3,6 +3,7 @@
 
 use super::{
     Brain,
+    admit::Refusal,
     breaker::Outcome,
     explain::Chosen,
     pace::Run,
@@ -13,7 +14,6 @@ use super::{
 };
 use crate::{
     action::{Action, OpenKind, Violation},
-    request::RejectReason,
     units::{Micros, Tokens},
 };
 
@@ -55,7 +55,7 @@ impl Brain {
                     self.note_plain(key, Chosen::Cancel);
                 }
                 self.observe(key, false);
-                self.end(key, why.map(|why| (why, Micros(0))))
+                self.end(key, why.map(Refusal::of))
             }
             Cell::Replay(fault) => self.replay(key, fault),
             Cell::GiveUpPlace => {
@@ -205,11 +205,7 @@ impl Brain {
     }
 
     /// END: closes what is open, says why, forgets the sequence.
-    pub(super) fn end(
-        &mut self,
-        key: usize,
-        why: Option<(RejectReason, Micros)>,
-    ) -> Option<Violation> {
+    pub(super) fn end(&mut self, key: usize, refusal: Option<Refusal>) -> Option<Violation> {
         if self.sequences.get(key)?.phase.kind() == PhaseKind::Wait {
             self.leave_wait(key);
         } else {
@@ -217,14 +213,11 @@ impl Brain {
         }
         self.trial_over(key);
         let sequence = self.sequences.get(key)?.id;
-        if let Some((why, retry_after)) = why {
+        if let Some(refusal) = refusal {
+            let why = refusal.why;
             self.note_plain(key, Chosen::Reject { why });
             self.is_refused(key, why);
-            self.actions.push(Action::Reject {
-                sequence,
-                why,
-                retry_after,
-            });
+            self.actions.push(refusal.of_sequence(sequence));
         }
         self.leaves(key);
         self.leaving.remove(&key);

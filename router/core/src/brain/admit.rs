@@ -4,26 +4,70 @@ use std::collections::BTreeSet;
 
 use super::{Brain, queue::Lane, sequences::Sequence, table::PhaseKind};
 use crate::{
-    ids::RequestId,
+    action::Action,
+    ids::{RequestId, SequenceId},
     policy::Refuse,
-    request::{RejectReason, RequestFacts},
+    request::{MissedTarget, RejectReason, RequestFacts},
     units::Micros,
 };
 
+/// Why a sequence ends without its answer, and what its client is told besides.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Refusal {
+    pub(super) why: RejectReason,
+    /// Zero: no hint.
+    retry_after: Micros,
+    missed: Option<MissedTarget>,
+}
+
+impl Refusal {
+    /// Without a hint when to try again.
+    pub(super) const fn of(why: RejectReason) -> Self {
+        Self::later(why, Micros(0))
+    }
+
+    pub(super) const fn later(why: RejectReason, retry_after: Micros) -> Self {
+        Self {
+            why,
+            retry_after,
+            missed: None,
+        }
+    }
+
+    pub(super) const fn for_target(self, target: Micros, wait: Micros) -> Self {
+        Self {
+            missed: Some(MissedTarget { target, wait }),
+            ..self
+        }
+    }
+
+    /// Ends that one.
+    pub(super) const fn of_sequence(self, sequence: SequenceId) -> Action {
+        Action::Reject {
+            sequence,
+            why: self.why,
+            retry_after: self.retry_after,
+            missed: self.missed,
+        }
+    }
+}
+
 impl Brain {
     /// Why a request is not even queued. If the queue is full others may end for it.
-    pub(super) fn refusal(&mut self, facts: &RequestFacts) -> Option<(RejectReason, Micros)> {
+    pub(super) fn refusal(&mut self, facts: &RequestFacts) -> Option<Refusal> {
         self.workers.settle();
         if self.is_draining {
-            return Some((RejectReason::Draining, self.config.retry_after_min));
+            let retry_after = self.config.retry_after_min;
+            return Some(Refusal::later(RejectReason::Draining, retry_after));
         }
-        if self.is_unmeetable(facts) {
-            return Some((RejectReason::Unmeetable, self.retry_after()));
+        if let Some((target, least)) = self.unmeetable(facts) {
+            let refusal = Refusal::later(RejectReason::Unmeetable, self.retry_after());
+            return Some(refusal.for_target(target, least));
         }
         if !self.would_wait_too_long(facts) && (self.has_room(facts) || self.make_room(facts)) {
             return None;
         }
-        Some((RejectReason::QueueFull, self.retry_after()))
+        Some(Refusal::later(RejectReason::QueueFull, self.retry_after()))
     }
 
     fn has_room(&self, facts: &RequestFacts) -> bool {
@@ -33,18 +77,17 @@ impl Brain {
     }
 
     /// Even if it went first, to the worker that is through with it soonest if nobody decoded, its
-    /// first token would come after the target that was asked for. O(workers).
-    fn is_unmeetable(&self, facts: &RequestFacts) -> bool {
+    /// first token would come after the target that was asked for: that target, and the least time.
+    /// O(workers).
+    fn unmeetable(&self, facts: &RequestFacts) -> Option<(Micros, Micros)> {
         let policy = &self.config.policy;
-        let Some(ttft) = facts.slo.ttft.filter(|_| policy.refuse == Refuse::Early) else {
-            return false;
-        };
+        let ttft = (facts.slo.ttft).filter(|_| policy.refuse == Refuse::Early)?;
         let cached = self.cached_anywhere(facts);
         let staying = self.workers.iter().filter(|worker| !worker.is_draining);
         let first = staying
             .map(|worker| worker.least_us(facts.prompt_tokens, cached, self.now))
-            .min();
-        first.is_some_and(|first| first > ttft)
+            .min()?;
+        (first > ttft).then_some((ttft, first))
     }
 
     /// Behind all of its tenant that wait it could not be answered in its time, but on its own it
@@ -116,14 +159,14 @@ impl Brain {
         if freed < too_many || chosen.len() < usize::from(is_full) {
             return false;
         }
-        let retry_after = self.retry_after();
+        let refusal = Refusal::later(RejectReason::QueueFull, self.retry_after());
         for key in chosen
             .into_iter()
             .flat_map(|one| self.sequences.of_request(one))
             .collect::<Vec<_>>()
         {
             self.evicted_total += 1;
-            self.end(key, Some((RejectReason::QueueFull, retry_after)));
+            self.end(key, Some(refusal));
         }
         true
     }

@@ -13,7 +13,6 @@ use super::{
     timers::Timer,
 };
 use crate::{
-    action::Action,
     ids::{RequestId, SequenceId, SessionId},
     request::{RejectReason, RequestFacts},
     units::Tokens,
@@ -29,14 +28,10 @@ impl Brain {
             request: facts.id,
             choice,
         };
-        if let Some((why, retry_after)) = self.refusal(facts) {
-            let reject = |choice| Action::Reject {
-                sequence: id(choice),
-                why,
-                retry_after,
-            };
+        if let Some(refusal) = self.refusal(facts) {
+            let reject = |choice| refusal.of_sequence(id(choice));
             self.actions.extend((0..choices).map(reject));
-            self.explain_refusal(facts, id(0), why);
+            self.explain_refusal(facts, id(0), refusal.why);
             return;
         }
         self.sequences.add_request(facts.id, facts.deadline);

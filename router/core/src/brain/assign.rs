@@ -2,6 +2,7 @@
 
 use super::{
     Brain,
+    admit::Refusal,
     explain::Chosen,
     place::{Choice, Need, Place, left_at},
     queue::Lane,
@@ -12,7 +13,7 @@ use super::{
 use crate::{
     fleet::Role,
     request::{PrefixMark, RejectReason},
-    units::{Micros, Tokens},
+    units::Tokens,
 };
 
 /// Sequences on their way to a decode worker that are looked at in one event.
@@ -53,7 +54,7 @@ impl Brain {
             if let Some(why) = self.is_in_vain(sequence) {
                 let is_late = why == RejectReason::DeadlineExceeded && sequence.deadline > self.now;
                 self.hopeless_total += u64::from(is_late);
-                self.end(key, Some((why, Micros(0))));
+                self.end(key, Some(Refusal::of(why)));
                 continue;
             }
             let mut need = self.need(sequence);

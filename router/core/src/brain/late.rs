@@ -23,6 +23,7 @@ use std::collections::BTreeMap;
 
 use super::{
     Brain,
+    admit::Refusal,
     queue::{Lane, QueueKey},
     sequences::Sequence,
     table::PhaseKind,
@@ -141,14 +142,15 @@ impl Brain {
 
     /// A sequence still waits so long after its target that it is refused.
     pub(super) fn late(&mut self, key: usize) {
-        let phase = self
-            .sequences
-            .get(key)
-            .map(|sequence| sequence.phase.kind());
-        if phase == Some(PhaseKind::Wait) {
-            let retry_after = self.retry_after();
+        let Some(sequence) = self.sequences.get(key) else {
+            return;
+        };
+        if sequence.phase.kind() == PhaseKind::Wait {
+            let target = sequence.ttft_due.since(sequence.arrived);
+            let waited = self.now.since(sequence.arrived);
+            let refusal = Refusal::later(RejectReason::Late, self.retry_after());
             self.late_total += 1;
-            self.end(key, Some((RejectReason::Late, retry_after)));
+            self.end(key, Some(refusal.for_target(target, waited)));
         }
     }
 }

@@ -37,6 +37,7 @@
 
 use super::{
     Brain,
+    admit::Refusal,
     queue::Lane,
     sequences::{Risk, Trial},
     table::{Fault, Loss},
@@ -105,7 +106,7 @@ impl Brain {
             return None;
         }
         if let Some(why) = self.refuse_replay(key, fault, is_failure) {
-            return self.end(key, Some((why, Micros(0))));
+            return self.end(key, Some(Refusal::of(why)));
         }
         if fault != Fault::Closed(CloseReason::Refused) {
             self.replays_total += 1;
@@ -125,7 +126,7 @@ impl Brain {
     fn condemn(&mut self, request: RequestId) {
         self.poison_total += 1;
         for key in self.sequences.of_request(request) {
-            self.end(key, Some((RejectReason::PoisonSuspect, Micros(0))));
+            self.end(key, Some(Refusal::of(RejectReason::PoisonSuspect)));
         }
     }
 

@@ -7,7 +7,7 @@ use dopd_core::{
     fleet::Role,
     ids::RequestId,
     policy::{Order, PolicyConfig, Refuse},
-    request::{RejectReason, RequestFacts, Slo},
+    request::{MissedTarget, RejectReason, RequestFacts, Slo},
     units::{Micros, Tokens},
 };
 
@@ -167,6 +167,11 @@ fn who_asked_for_a_target_is_refused_late_max_after_it() {
         panic!("{:?}", line.refused)
     };
     assert!(hint >= BrainConfig::default().retry_after_min, "{hint:?}");
+    let missed = MissedTarget {
+        target: millis(1_500),
+        wait: millis(11_500),
+    };
+    assert_eq!(line.missed, [missed]);
     line.wait(millis(600_000));
     assert_eq!(line.refused.len(), 1, "nobody asked for the other's target");
     assert_eq!(line.brain.status().late_total, 1);
@@ -202,6 +207,11 @@ fn targets_that_no_order_could_meet_are_refused_at_once_only_if_asked_for_and_ea
     let [(2, RejectReason::Unmeetable, _)] = line.refused[..] else {
         panic!("{:?}", line.refused)
     };
+    let missed = MissedTarget {
+        target: millis(50),
+        wait: millis(101),
+    };
+    assert_eq!(line.missed, [missed]);
     // Whoever asks why is told both times.
     let told = line.brain.explain(RequestId(2)).decisions;
     let saw = told

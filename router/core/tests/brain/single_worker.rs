@@ -69,6 +69,7 @@ fn request_that_fits_nowhere_is_too_large_only_once_a_worker_is_there() {
         sequence: support::sequence(1, 0),
         why: RejectReason::TooLarge,
         retry_after: Micros(0),
+        missed: None,
     };
     assert_eq!(brain.handle(Micros(1), joined()), [reject]);
     assert_eq!(brain.next_wake(), None);

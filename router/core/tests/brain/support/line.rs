@@ -10,7 +10,7 @@ use dopd_core::{
     event::{CloseReason, Event},
     fleet::{Role, WorkerFacts},
     ids::{RequestId, SeatId, SessionId},
-    request::{RejectReason, RequestFacts},
+    request::{MissedTarget, RejectReason, RequestFacts},
     units::{Micros, Tokens},
 };
 
@@ -25,6 +25,8 @@ pub(crate) struct Line {
     /// Requests in the order in which they were placed; a choice each.
     pub(crate) placed: Vec<u64>,
     pub(crate) refused: Vec<(u64, RejectReason, Micros)>,
+    /// What their clients are told of targets.
+    pub(crate) missed: Vec<MissedTarget>,
     pub(crate) actions: Vec<Action>,
 }
 
@@ -40,6 +42,7 @@ impl Line {
             running: VecDeque::new(),
             placed: Vec::new(),
             refused: Vec::new(),
+            missed: Vec::new(),
             actions: Vec::new(),
         };
         line.tell(joined(
@@ -71,7 +74,11 @@ impl Line {
                     sequence,
                     why,
                     retry_after,
-                } => self.refused.push((sequence.request.0, why, retry_after)),
+                    missed,
+                } => {
+                    self.refused.push((sequence.request.0, why, retry_after));
+                    self.missed.extend(missed);
+                }
                 _ => {}
             }
         }
