@@ -16,6 +16,7 @@ from dopd.types.link import (
     LinkPulled,
     LinkWelcome,
     LinkWrite,
+    PoolHandle,
 )
 from dopd.types.request import (
     CloseReason,
@@ -74,6 +75,7 @@ __all__ = [
     "Logprobs",
     "Open",
     "Peer",
+    "PoolHandle",
     "Refusal",
     "ReportColumns",
     "ReportHead",

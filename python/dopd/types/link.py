@@ -6,24 +6,36 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
+class PoolHandle:
+    """KV memory on a GPU, for other processes; see link.proto. Who opens it checks its shape."""
+
+    device_uuid: bytes
+    handle: bytes = field(repr=False)
+    offset: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class LinkHello:
-    """First frame of the dialling side of a data link."""
+    """First frame of the dialling side of a data link. pool_handle: cuda_ipc only."""
 
     protocol: int
     worker: str
     incarnation: int
     layout_hash: int
     join_token: str = field(repr=False)
+    pool_handle: PoolHandle | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class LinkWelcome:
-    """Answer of the listening side; `error` is empty if the link is up."""
+    """Answer of the listening side; `error` is empty if the link is up. nccl_id: nccl only."""
 
     worker: str
     incarnation: int
     generation: int
     error: str = ""
+    nccl_id: bytes = field(repr=False, default=b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +59,7 @@ class LinkGo:
 class LinkWrite:
     """Source to destination: `count` whole pages, from the shipment's page `first`.
 
-    source_pages: shm only: where they lie in the source's pool; else they follow as bytes.
+    source_pages: shm, cuda_ipc: where they lie in the source's pool.
     """
 
     nonce: int
@@ -58,7 +70,7 @@ class LinkWrite:
 
 @dataclass(frozen=True, slots=True)
 class LinkPulled:
-    """Destination to source (shm): `count` more pages of the shipment were copied."""
+    """Destination to source (not tcp): `count` more pages of the shipment were copied."""
 
     nonce: int
     count: int

@@ -18,6 +18,7 @@ from dopd.types import (
     LinkPulled,
     LinkWelcome,
     LinkWrite,
+    PoolHandle,
 )
 
 
@@ -54,7 +55,7 @@ def encode_link(message: LinkMessage) -> bytes:
                     checksum=checksum,
                 )
             )
-        case LinkHello(protocol, worker, incarnation, layout, token):
+        case LinkHello(protocol, worker, incarnation, layout, token, pool):
             frame = pb.LinkFrame(
                 hello=pb.LinkHello(
                     protocol=protocol,
@@ -62,15 +63,31 @@ def encode_link(message: LinkMessage) -> bytes:
                     incarnation=incarnation,
                     layout_hash=layout,
                     join_token=token,
+                    pool_handle=_pool_handle(pool),
                 )
             )
-        case LinkWelcome(worker, incarnation, generation, error):
+        case LinkWelcome(worker, incarnation, generation, error, nccl_id):
             frame = pb.LinkFrame(
                 welcome=pb.LinkWelcome(
-                    worker=worker, incarnation=incarnation, generation=generation, error=error
+                    worker=worker,
+                    incarnation=incarnation,
+                    generation=generation,
+                    error=error,
+                    nccl_id=nccl_id,
                 )
             )
     return frame.SerializeToString()
+
+
+def _pool_handle(pool: PoolHandle | None) -> pb.PoolHandle | None:
+    if pool is None:
+        return None
+    return pb.PoolHandle(
+        device_uuid=pool.device_uuid,
+        handle=pool.handle,
+        offset=pool.offset,
+        num_bytes=pool.num_bytes,
+    )
 
 
 def decode_link(data: bytes | bytearray | memoryview) -> LinkMessage:
@@ -95,11 +112,16 @@ def decode_link(data: bytes | bytearray | memoryview) -> LinkMessage:
             tokens = list(end.tokens)
             return LinkEnd(end.nonce, end.ok, end.pages, end.pos, tokens, end.tokens_hash, checksum)
         case "hello":
-            it = frame.hello
-            return LinkHello(it.protocol, it.worker, it.incarnation, it.layout_hash, it.join_token)
+            return _hello(frame.hello)
         case "welcome":
-            welcome = frame.welcome
-            return LinkWelcome(
-                welcome.worker, welcome.incarnation, welcome.generation, welcome.error
-            )
+            it = frame.welcome
+            return LinkWelcome(it.worker, it.incarnation, it.generation, it.error, it.nccl_id)
     raise LinkError("frame without a message")
+
+
+def _hello(it: pb.LinkHello) -> LinkHello:
+    pool = None
+    if it.HasField("pool_handle"):
+        own = it.pool_handle
+        pool = PoolHandle(own.device_uuid, own.handle, own.offset, own.num_bytes)
+    return LinkHello(it.protocol, it.worker, it.incarnation, it.layout_hash, it.join_token, pool)

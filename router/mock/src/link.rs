@@ -142,6 +142,7 @@ async fn hello(peer: &PeerKey, identity: &Identity) -> io::Result<BufReader<TcpS
         incarnation: identity.incarnation,
         layout_hash: identity.layout_hash,
         join_token: identity.join_token.clone(),
+        pool_handle: None,
     });
     send_one(&mut stream, hello).await?;
     match read_frame(&mut stream).await?.kind {
@@ -174,6 +175,7 @@ async fn welcome(
         incarnation: identity.incarnation,
         generation,
         error: error.clone().unwrap_or_default(),
+        nccl_id: Vec::new(),
     });
     send_one(stream, welcome).await?;
     error.map_or(Ok(()), |error| Err(refused(&error)))

@@ -31,6 +31,7 @@ from dopd.types import (
     LinkPulled,
     LinkWelcome,
     LinkWrite,
+    PoolHandle,
 )
 from tests.support.links import LAYOUT, TOKEN, Pair, Recorder, stranger
 
@@ -41,6 +42,7 @@ EXPOSED = {1: [5, 2, 7], 2: [0]}
 u32 = st.integers(0, 2**32 - 1)
 u64 = st.integers(0, 2**64 - 1)
 text = st.text(max_size=20)
+pool_handles = st.builds(PoolHandle, st.binary(max_size=20), st.binary(max_size=80), u64, u64)
 # Near what is right, so that much of it is.
 near_nonce = st.sampled_from([1, 1, 1, 2, 3, 2**64 - 1])
 near = st.one_of(st.integers(0, 3), st.integers(0, 9), u32)
@@ -51,8 +53,8 @@ messages = st.one_of(
     st.builds(LinkPulled, near_nonce, near),
     st.builds(LinkEnd, near_nonce, st.booleans(), u32, u32, st.lists(u32, max_size=5), u64,
               st.none() | u64),
-    st.builds(LinkHello, u32, text, u64, u64, text),
-    st.builds(LinkWelcome, text, u64, u64, text),
+    st.builds(LinkHello, u32, text, u64, u64, text, st.none() | pool_handles),
+    st.builds(LinkWelcome, text, u64, u64, text, st.binary(max_size=200)),
 )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x64opd/worker/v1/link.proto\x12\x0e\x64opd.worker.v1\"\xaf\x02\n\tLinkFrame\x12*\n\x05hello\x18\x01 \x01(\x0b\x32\x19.dopd.worker.v1.LinkHelloH\x00\x12.\n\x07welcome\x18\x02 \x01(\x0b\x32\x1b.dopd.worker.v1.LinkWelcomeH\x00\x12&\n\x05\x62\x65gin\x18\x03 \x01(\x0b\x32\x15.dopd.worker.v1.BeginH\x00\x12 \n\x02go\x18\x04 \x01(\x0b\x32\x12.dopd.worker.v1.GoH\x00\x12&\n\x05write\x18\x05 \x01(\x0b\x32\x15.dopd.worker.v1.WriteH\x00\x12\"\n\x03\x65nd\x18\x06 \x01(\x0b\x32\x13.dopd.worker.v1.EndH\x00\x12(\n\x06pulled\x18\x07 \x01(\x0b\x32\x16.dopd.worker.v1.PulledH\x00\x42\x06\n\x04kind\"k\n\tLinkHello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x06\x12\x13\n\x0blayout_hash\x18\x04 \x01(\x06\x12\x12\n\njoin_token\x18\x05 \x01(\t\"U\n\x0bLinkWelcome\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x12\n\ngeneration\x18\x03 \x01(\x04\x12\r\n\x05\x65rror\x18\x04 \x01(\t\"\x16\n\x05\x42\x65gin\x12\r\n\x05nonce\x18\x01 \x01(\x06\"1\n\x02Go\x12\r\n\x05nonce\x18\x01 \x01(\x06\x12\r\n\x05pages\x18\x02 \x03(\r\x12\r\n\x05\x66irst\x18\x03 \x01(\r\"J\n\x05Write\x12\r\n\x05nonce\x18\x01 \x01(\x06\x12\r\n\x05\x66irst\x18\x02 \x01(\r\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12\x14\n\x0csource_pages\x18\x04 \x03(\r\"&\n\x06Pulled\x12\r\n\x05nonce\x18\x01 \x01(\x06\x12\r\n\x05\x63ount\x18\x02 \x01(\r\"\x85\x01\n\x03\x45nd\x12\r\n\x05nonce\x18\x01 \x01(\x06\x12\n\n\x02ok\x18\x02 \x01(\x08\x12\r\n\x05pages\x18\x03 \x01(\r\x12\x0b\n\x03pos\x18\x04 \x01(\r\x12\x0e\n\x06tokens\x18\x05 \x03(\r\x12\x13\n\x0btokens_hash\x18\x06 \x01(\x06\x12\x15\n\x08\x63hecksum\x18\x07 \x01(\x06H\x00\x88\x01\x01\x42\x0b\n\t_checksumb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x64opd/worker/v1/link.proto\x12\x0e\x64opd.worker.v1\"\xaf\x02\n\tLinkFrame\x12*\n\x05hello\x18\x01 \x01(\x0b\x32\x19.dopd.worker.v1.LinkHelloH\x00\x12.\n\x07welcome\x18\x02 \x01(\x0b\x32\x1b.dopd.worker.v1.LinkWelcomeH\x00\x12&\n\x05\x62\x65gin\x18\x03 \x01(\x0b\x32\x15.dopd.worker.v1.BeginH\x00\x12 \n\x02go\x18\x04 \x01(\x0b\x32\x12.dopd.worker.v1.GoH\x00\x12&\n\x05write\x18\x05 \x01(\x0b\x32\x15.dopd.worker.v1.WriteH\x00\x12\"\n\x03\x65nd\x18\x06 \x01(\x0b\x32\x13.dopd.worker.v1.EndH\x00\x12(\n\x06pulled\x18\x07 \x01(\x0b\x32\x16.dopd.worker.v1.PulledH\x00\x42\x06\n\x04kind\"\x9c\x01\n\tLinkHello\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0e\n\x06worker\x18\x02 \x01(\t\x12\x13\n\x0bincarnation\x18\x03 \x01(\x06\x12\x13\n\x0blayout_hash\x18\x04 \x01(\x06\x12\x12\n\njoin_token\x18\x05 \x01(\t\x12/\n\x0bpool_handle\x18\x06 \x01(\x0b\x32\x1a.dopd.worker.v1.PoolHandle\"T\n\nPoolHandle\x12\x13\n\x0b\x64\x65vice_uuid\x18\x01 \x01(\x0c\x12\x0e\n\x06handle\x18\x02 \x01(\x0c\x12\x0e\n\x06offset\x18\x03 \x01(\x04\x12\x11\n\tnum_bytes\x18\x04 \x01(\x04\"f\n\x0bLinkWelcome\x12\x0e\n\x06worker\x18\x01 \x01(\t\x12\x13\n\x0bincarnation\x18\x02 \x01(\x06\x12\x12\n\ngeneration\x18\x03 \x01(\x04\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12\x0f\n\x07nccl_id\x18\x05 \x01(\x0c\"\x16\n\x05\x42\x65gin\x12\r\n\x05nonce\x18\x01 \x01(\x06\"1\n\x02Go\x12\r\n\x05nonce\x18\x01 \x01(\x06\x12\r\n\x05pages\x18\x02 \x03(\r\x12\r\n\x05\x66irst\x18\x03 \x01(\r\"J\n\x05Write\x12\r\n\x05nonce\x18\x01 \x01(\x06\x12\r\n\x05\x66irst\x18\x02 \x01(\r\x12\r\n\x05\x63ount\x18\x03 \x01(\r\x12\x14\n\x0csource_pages\x18\x04 \x03(\r\"&\n\x06Pulled\x12\r\n\x05nonce\x18\x01 \x01(\x06\x12\r\n\x05\x63ount\x18\x02 \x01(\r\"\x85\x01\n\x03\x45nd\x12\r\n\x05nonce\x18\x01 \x01(\x06\x12\n\n\x02ok\x18\x02 \x01(\x08\x12\r\n\x05pages\x18\x03 \x01(\r\x12\x0b\n\x03pos\x18\x04 \x01(\r\x12\x0e\n\x06tokens\x18\x05 \x03(\r\x12\x13\n\x0btokens_hash\x18\x06 \x01(\x06\x12\x15\n\x08\x63hecksum\x18\x07 \x01(\x06H\x00\x88\x01\x01\x42\x0b\n\t_checksumb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,18 +33,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_LINKFRAME']._serialized_start=46
   _globals['_LINKFRAME']._serialized_end=349
-  _globals['_LINKHELLO']._serialized_start=351
-  _globals['_LINKHELLO']._serialized_end=458
-  _globals['_LINKWELCOME']._serialized_start=460
-  _globals['_LINKWELCOME']._serialized_end=545
-  _globals['_BEGIN']._serialized_start=547
-  _globals['_BEGIN']._serialized_end=569
-  _globals['_GO']._serialized_start=571
-  _globals['_GO']._serialized_end=620
-  _globals['_WRITE']._serialized_start=622
-  _globals['_WRITE']._serialized_end=696
-  _globals['_PULLED']._serialized_start=698
-  _globals['_PULLED']._serialized_end=736
-  _globals['_END']._serialized_start=739
-  _globals['_END']._serialized_end=872
+  _globals['_LINKHELLO']._serialized_start=352
+  _globals['_LINKHELLO']._serialized_end=508
+  _globals['_POOLHANDLE']._serialized_start=510
+  _globals['_POOLHANDLE']._serialized_end=594
+  _globals['_LINKWELCOME']._serialized_start=596
+  _globals['_LINKWELCOME']._serialized_end=698
+  _globals['_BEGIN']._serialized_start=700
+  _globals['_BEGIN']._serialized_end=722
+  _globals['_GO']._serialized_start=724
+  _globals['_GO']._serialized_end=773
+  _globals['_WRITE']._serialized_start=775
+  _globals['_WRITE']._serialized_end=849
+  _globals['_PULLED']._serialized_start=851
+  _globals['_PULLED']._serialized_end=889
+  _globals['_END']._serialized_start=892
+  _globals['_END']._serialized_end=1025
 # @@protoc_insertion_point(module_scope)

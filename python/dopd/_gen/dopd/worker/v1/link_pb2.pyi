@@ -22,8 +22,9 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class LinkFrame(_message.Message):
-    """One frame of a data link between two workers. On TCP and on the Unix socket of shm: u32 little-endian length of this message (at most 1 MiB), u32
-    little-endian length of the payload (at most 64 MiB), this message, the payload (page bytes of `write`, else empty).
+    """One frame of a data link between two workers. On TCP (tcp, nccl) and on Unix sockets (shm, cuda_ipc): u32 little-endian
+    length of this message (at most 1 MiB), u32 little-endian length of the payload (at most 64 MiB), this message, the
+    payload (tcp: page bytes of `write`, else empty).
     The receiving worker listens, the sending worker dials. Frames of one connection arrive in order, which is what makes
     `end` the last word of a shipment (contract T1 of handoff.md).
     """
@@ -83,6 +84,7 @@ class LinkHello(_message.Message):
     INCARNATION_FIELD_NUMBER: _builtins.int
     LAYOUT_HASH_FIELD_NUMBER: _builtins.int
     JOIN_TOKEN_FIELD_NUMBER: _builtins.int
+    POOL_HANDLE_FIELD_NUMBER: _builtins.int
     protocol: _builtins.int
     worker: _builtins.str
     incarnation: _builtins.int
@@ -91,6 +93,10 @@ class LinkHello(_message.Message):
     head_dim|layout|tensor_parallel|page_bytes".
     """
     join_token: _builtins.str
+    @_builtins.property
+    def pool_handle(self) -> Global___PoolHandle:
+        """cuda_ipc: the pool of the dialling side, which the listening side reads. Absent on other transports."""
+
     def __init__(
         self,
         *,
@@ -99,14 +105,48 @@ class LinkHello(_message.Message):
         incarnation: _builtins.int = ...,
         layout_hash: _builtins.int = ...,
         join_token: _builtins.str = ...,
+        pool_handle: Global___PoolHandle | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["pool_handle", b"pool_handle"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "join_token", b"join_token", "layout_hash", b"layout_hash", "protocol", b"protocol", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["incarnation", b"incarnation", "join_token", b"join_token", "layout_hash", b"layout_hash", "pool_handle", b"pool_handle", "protocol", b"protocol", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LinkHello: _TypeAlias = LinkHello  # noqa: Y015
+
+@_typing.final
+class PoolHandle(_message.Message):
+    """KV memory on a GPU, for other processes of its user on its machine."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_UUID_FIELD_NUMBER: _builtins.int
+    HANDLE_FIELD_NUMBER: _builtins.int
+    OFFSET_FIELD_NUMBER: _builtins.int
+    NUM_BYTES_FIELD_NUMBER: _builtins.int
+    device_uuid: _builtins.bytes
+    """16 bytes: which GPU it is on."""
+    handle: _builtins.bytes
+    """64 bytes: CUipcMemHandle of the allocation that holds the pool."""
+    offset: _builtins.int
+    """Where in the allocation the first page begins, and how many bytes of pages follow."""
+    num_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        device_uuid: _builtins.bytes = ...,
+        handle: _builtins.bytes = ...,
+        offset: _builtins.int = ...,
+        num_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device_uuid", b"device_uuid", "handle", b"handle", "num_bytes", b"num_bytes", "offset", b"offset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PoolHandle: _TypeAlias = PoolHandle  # noqa: Y015
 
 @_typing.final
 class LinkWelcome(_message.Message):
@@ -118,11 +158,14 @@ class LinkWelcome(_message.Message):
     INCARNATION_FIELD_NUMBER: _builtins.int
     GENERATION_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    NCCL_ID_FIELD_NUMBER: _builtins.int
     worker: _builtins.str
     incarnation: _builtins.int
     generation: _builtins.int
     """Counts connections accepted by this process."""
     error: _builtins.str
+    nccl_id: _builtins.bytes
+    """nccl: 128 bytes, the ncclUniqueId of this pair's communicator, in which the listening side is rank 0."""
     def __init__(
         self,
         *,
@@ -130,10 +173,11 @@ class LinkWelcome(_message.Message):
         incarnation: _builtins.int = ...,
         generation: _builtins.int = ...,
         error: _builtins.str = ...,
+        nccl_id: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "generation", b"generation", "incarnation", b"incarnation", "worker", b"worker"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "generation", b"generation", "incarnation", b"incarnation", "nccl_id", b"nccl_id", "worker", b"worker"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -208,8 +252,9 @@ class Write(_message.Message):
     count: _builtins.int
     @_builtins.property
     def source_pages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """shm: no payload; where the pages lie in the source's pool, whose sealed memory file came with its hello. The
-        destination copies them and says `pulled`; the source holds them until then, or until it has said that it aborted.
+        """shm, cuda_ipc: no payload; where the pages lie in the source's pool, whose sealed memory file or handle came with its
+        hello. The destination copies them and says `pulled`; the source holds them until then, or until it has said that it
+        aborted. nccl: no payload and no places; each page is one ncclSend of ours, and `pulled` says that all were received.
         """
 
     def __init__(
@@ -230,7 +275,7 @@ Global___Write: _TypeAlias = Write  # noqa: Y015
 
 @_typing.final
 class Pulled(_message.Message):
-    """Destination to source (shm): so many pages were copied, in the order of the writes."""
+    """Destination to source (not tcp): so many pages were copied, in the order of the writes."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -316,7 +316,7 @@ class Hello(_message.Message):
     def geometry(self) -> Global___KvGeometry: ...
     @_builtins.property
     def transports(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Transports it can receive by, best first: "shm", "tcp"."""
+        """Transports it can receive by, best first: "cuda_ipc", "nccl", "shm", "tcp"."""
 
     def __init__(
         self,
@@ -879,11 +879,11 @@ class Endpoint(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     HOST_FIELD_NUMBER: _builtins.int
     transport: _builtins.str
-    """"tcp" or "shm"."""
+    """"cuda_ipc", "nccl", "shm" or "tcp"."""
     address: _builtins.str
-    """tcp: "host:port". shm: name of an abstract Unix socket."""
+    """tcp, nccl: "host:port". shm, cuda_ipc: name of an abstract Unix socket."""
     host: _builtins.str
-    """shm: what processes that may share memory have in common (machine, network namespace, user); reachable only for a
+    """shm, cuda_ipc: what processes that may share memory have in common (machine, network namespace, user); reachable only for a
     source with the same. Empty: reachable by address.
     """
     def __init__(
@@ -997,6 +997,8 @@ class Report(_message.Message):
     STEPS_MIXED_FIELD_NUMBER: _builtins.int
     STEPS_PAUSED_FIELD_NUMBER: _builtins.int
     PREEMPTED_FIELD_NUMBER: _builtins.int
+    LINKS_FIELD_NUMBER: _builtins.int
+    LINKS_CHANGED_FIELD_NUMBER: _builtins.int
     session: _builtins.int
     step: _builtins.int
     """Counts engine steps of this incarnation."""
@@ -1032,6 +1034,7 @@ class Report(_message.Message):
     steps_paused: _builtins.int
     preempted: _builtins.int
     """Seats of this incarnation that were preempted."""
+    links_changed: _builtins.bool
     @_builtins.property
     def opened_slots(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
@@ -1086,6 +1089,12 @@ class Report(_message.Message):
 
     @_builtins.property
     def evicted_hashes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def links(self) -> _containers.RepeatedCompositeFieldContainer[Global___LinkState]:
+        """The data links that are up, at most 256. Only where they changed since the last report of this session that told them,
+        and then all of them; `links_changed` tells none from nothing new.
+        """
+
     def __init__(
         self,
         *,
@@ -1130,11 +1139,47 @@ class Report(_message.Message):
         steps_mixed: _builtins.int = ...,
         steps_paused: _builtins.int = ...,
         preempted: _builtins.int = ...,
+        links: _abc.Iterable[Global___LinkState] | None = ...,
+        links_changed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrived_pos", b"arrived_pos", "arrived_slots", b"arrived_slots", "arrived_tail_lens", b"arrived_tail_lens", "arrived_tails", b"arrived_tails", "closed_messages", b"closed_messages", "closed_reasons", b"closed_reasons", "closed_retry_ms", b"closed_retry_ms", "closed_slots", b"closed_slots", "decode_step_us", b"decode_step_us", "draining", b"draining", "evicted_hashes", b"evicted_hashes", "heard_ms", b"heard_ms", "logprobs", b"logprobs", "mixed_penalty_permille", b"mixed_penalty_permille", "next_step_us", b"next_step_us", "opened_grants", b"opened_grants", "opened_slots", b"opened_slots", "pages_cached", b"pages_cached", "pages_fenced", b"pages_fenced", "pages_free", b"pages_free", "pages_owned", b"pages_owned", "preempted", b"preempted", "prefill_tokens_queued", b"prefill_tokens_queued", "prompt_logprobs", b"prompt_logprobs", "reused_slots", b"reused_slots", "reused_tokens", b"reused_tokens", "role", b"role", "role_epoch", b"role_epoch", "running", b"running", "session", b"session", "step", b"step", "step_decode_seqs", b"step_decode_seqs", "step_expected_us", b"step_expected_us", "step_prefill_tokens", b"step_prefill_tokens", "step_us", b"step_us", "steps_mixed", b"steps_mixed", "steps_paused", b"steps_paused", "stored_hashes", b"stored_hashes", "token_counts", b"token_counts", "token_slots", b"token_slots", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arrived_pos", b"arrived_pos", "arrived_slots", b"arrived_slots", "arrived_tail_lens", b"arrived_tail_lens", "arrived_tails", b"arrived_tails", "closed_messages", b"closed_messages", "closed_reasons", b"closed_reasons", "closed_retry_ms", b"closed_retry_ms", "closed_slots", b"closed_slots", "decode_step_us", b"decode_step_us", "draining", b"draining", "evicted_hashes", b"evicted_hashes", "heard_ms", b"heard_ms", "links", b"links", "links_changed", b"links_changed", "logprobs", b"logprobs", "mixed_penalty_permille", b"mixed_penalty_permille", "next_step_us", b"next_step_us", "opened_grants", b"opened_grants", "opened_slots", b"opened_slots", "pages_cached", b"pages_cached", "pages_fenced", b"pages_fenced", "pages_free", b"pages_free", "pages_owned", b"pages_owned", "preempted", b"preempted", "prefill_tokens_queued", b"prefill_tokens_queued", "prompt_logprobs", b"prompt_logprobs", "reused_slots", b"reused_slots", "reused_tokens", b"reused_tokens", "role", b"role", "role_epoch", b"role_epoch", "running", b"running", "session", b"session", "step", b"step", "step_decode_seqs", b"step_decode_seqs", "step_expected_us", b"step_expected_us", "step_prefill_tokens", b"step_prefill_tokens", "step_us", b"step_us", "steps_mixed", b"steps_mixed", "steps_paused", b"steps_paused", "stored_hashes", b"stored_hashes", "token_counts", b"token_counts", "token_slots", b"token_slots", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Report: _TypeAlias = Report  # noqa: Y015
+
+@_typing.final
+class LinkState(_message.Message):
+    """A data link, as one of its ends sees it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PEER_FIELD_NUMBER: _builtins.int
+    TRANSPORT_FIELD_NUMBER: _builtins.int
+    BYTES_PER_S_FIELD_NUMBER: _builtins.int
+    IS_SOURCE_FIELD_NUMBER: _builtins.int
+    peer: _builtins.str
+    """Name of the worker at the other end."""
+    transport: _builtins.str
+    """"cuda_ipc", "nccl", "shm" or "tcp"."""
+    bytes_per_s: _builtins.int
+    """Measured rate of writes; 0: not measured yet, or we are its destination."""
+    is_source: _builtins.bool
+    """We write, the peer is written to."""
+    def __init__(
+        self,
+        *,
+        peer: _builtins.str = ...,
+        transport: _builtins.str = ...,
+        bytes_per_s: _builtins.int = ...,
+        is_source: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_s", b"bytes_per_s", "is_source", b"is_source", "peer", b"peer", "transport", b"transport"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LinkState: _TypeAlias = LinkState  # noqa: Y015
