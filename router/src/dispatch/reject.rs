@@ -45,8 +45,8 @@ impl Bounds {
             ),
             RejectReason::TooLarge => Error::new(
                 Reason::ContextLengthExceeded,
-                "prompt and answer fit no attached worker, even an empty one: shorten the prompt or \
-             lower max_tokens",
+                "prompt and answer fit no attached worker, even an empty one: shorten the prompt \
+                 or lower max_tokens",
             ),
             RejectReason::DeadlineExceeded => Error::new(
                 Reason::DeadlineExceeded,
@@ -55,9 +55,9 @@ impl Bounds {
             RejectReason::Late => Error::new(
                 Reason::SloLate,
                 format!(
-                    "no worker was free for {} ms, the target for the first token is {} ms, and what is \
-                 late waits {} ms longer at most (policy.late_max_ms): try again, or ask for a \
-                 longer target",
+                    "no worker was free for {} ms, the target for the first token is {} ms, and \
+                     what is late waits {} ms longer at most (policy.late_max_ms): try again, or \
+                     ask for a longer target",
                     millis(missed.wait),
                     millis(missed.target),
                     millis(self.late_max)
@@ -66,9 +66,9 @@ impl Bounds {
             RejectReason::Unmeetable => Error::new(
                 Reason::SloUnmeetable,
                 format!(
-                    "even if it went first it would wait {} ms for its first token, and the target is \
-                 {} ms (refused at once, as policy.refuse is early): try again, or ask for a longer \
-                 target",
+                    "even if it went first it would wait {} ms for its first token, and the \
+                     target is {} ms (refused at once, as policy.refuse is early): try again, or \
+                     ask for a longer target",
                     millis(missed.wait),
                     millis(missed.target)
                 ),
