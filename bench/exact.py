@@ -21,7 +21,8 @@ import torch
 import transformers
 
 from bench.common import finish, skip
-from dopd.engine.torch import TorchEngine, load
+from dopd.engine.load import load
+from dopd.engine.torch import TorchEngine
 from tests.support import reference, smollm2, stepping
 
 TOLERANCE = 1e-3

@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.common import finish, skip
-from dopd.engine.torch import TorchEngine, load
+from dopd.engine.load import load
+from dopd.engine.torch import TorchEngine
 from dopd.types import Row, SamplingParams, StepWork
 
 BATCHES = (1, 8, 32)

@@ -30,7 +30,7 @@ WORDS = {
     "log_level": list(LOG_LEVELS),
     "dtype": ["auto", "float32", "bfloat16", "float16"],
 }
-JSON_TYPES = {"int": "integer", "bool": "boolean"}
+JSON_TYPES = {"int": "integer", "float": "number", "bool": "boolean"}
 
 
 def answer(table: str) -> str:
@@ -99,8 +99,9 @@ def _problem(values: dict[str, Any]) -> str | None:
 
 def _fits(key: str, value: Any) -> bool:
     kind = _types().get(key, "string")
-    python = {"integer": int, "boolean": bool}.get(kind, str)
-    return type(value) is python
+    # Settings are JSON by now, which writes 1 for 1.0.
+    python = {"integer": (int,), "number": (float, int), "boolean": (bool,)}.get(kind, (str,))
+    return type(value) in python
 
 
 def schema() -> dict[str, Any]:

@@ -7,116 +7,31 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from dopd.attention.torch import TorchAttention
+from dopd.attention.base import Attention
 from dopd.engine.sampler import Draw, sample, score
 from dopd.engine.torch_batch import RowLimits, build_batch, row_fault
 from dopd.engine.torch_cost import StepCost, work_of
-from dopd.engine.torch_device import (
-    DTYPES,
-    choose_device,
-    choose_dtype,
-    describe,
-    is_sticky,
-    set_threads,
-)
-from dopd.errors import ConfigError, DopdError
-from dopd.kv.layout import LAYOUT, page_bytes
-from dopd.kv.pool import KvPool, memory_for, pages_in
+from dopd.engine.torch_device import describe, is_sticky
+from dopd.errors import DopdError
+from dopd.kv.pool import KvPool
 from dopd.models.llama import Llama
 from dopd.types import KvGeometry, Logprobs, Result, Row, Sampled, SamplingParams, Scored, StepWork
-from dopd.weights.checkpoint import open_checkpoint
-from dopd.weights.config import ModelConfig
-from dopd.weights.hash import model_hash, weight_files
 
 log = logging.getLogger(__name__)
 
-MAX_PAGE_SIZE = 256
 WARM_UP_TOKENS = 64
 WARM_UP_CONTEXT = 1024
 # Logits of prompt positions that are looked at together: 32 MiB in float32, a few times over.
 SCORED_AT_ONCE = 8 << 20
 
-# Called with a stage, the share of it that is done (0.0 to 1.0) and the bytes that it has handled,
-# 0 if it is not about bytes. Stages: "read" headers and hash, "map" weight files, "copy" weights to
-# their device and dtype, "warm-up" with the pool.
-Progress = Callable[[str, float, int], None]
-
-
-def load(
-    model: str | Path,
-    *,
-    dtype: str = "auto",
-    device: str = "auto",
-    kv_memory: str | None = None,
-    max_model_len: int | None = None,
-    page_size: int = 16,
-    threads: int = 1,
-    name: str | None = None,
-    progress: Progress = lambda stage, share, num_bytes: None,
-) -> TorchEngine:
-    """Load a model and make it ready to step: seconds, and the model's size in memory.
-
-    model: a folder of safetensors, a folder with one GGUF file, or a .gguf file. dtype "auto" is
-    bfloat16 on a GPU, float32 on a CPU. kv_memory: "512MiB", None for a default.
-    max_model_len: None for what model and pool allow. name: what the model is called, None for the
-    name of its file or folder. Raises ConfigError (ModelError for the model's own faults) with
-    what to do.
-    """
-    path = Path(model)
-    if not 1 <= page_size <= MAX_PAGE_SIZE:
-        raise ConfigError(f"page-size is {page_size}, must be 1 to {MAX_PAGE_SIZE}")
-    set_threads(threads)
-    place = choose_device(device)
-    dtype = choose_dtype(dtype, place)
-    progress("read", 0.0, 0)
-    checkpoint = open_checkpoint(path)
-    config, digest = checkpoint.config, model_hash(path)
-    progress("read", 1.0, 0)
-    progress("map", 1.0, sum(file.stat().st_size for file in weight_files(path)))
-    longest = _longest(config, max_model_len)
-    progress("copy", 0.0, 0)
-    weights = Llama(
-        checkpoint,
-        longest,
-        DTYPES[dtype],
-        place,
-        lambda done, num_bytes: progress("copy", done, num_bytes),
-    )
-
-    progress("warm-up", 0.0, 0)
-    shape = (config.num_layers, page_size, config.num_kv_heads, config.head_dim)
-    geometry = KvGeometry(
-        model_hash=digest,
-        dtype=dtype,
-        page_size=page_size,
-        num_layers=config.num_layers,
-        num_kv_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
-        layout=LAYOUT,
-        tensor_parallel=1,
-        page_bytes=page_bytes(dtype, *shape),
-    )
-    memory = memory_for(kv_memory, place)
-    if max_model_len is None:
-        # Nobody asked for a length: what fits is better than a refusal.
-        longest = min(longest, max(1, memory // geometry.page_bytes) * page_size)
-    num_pages = pages_in(memory, geometry.page_bytes, page_size, longest)
-    pool = KvPool(shape, num_pages, DTYPES[dtype], place)
-    progress("warm-up", 0.5, 0)
-    engine = TorchEngine(weights, pool, geometry, name or path.stem, place, longest)
-    engine.warm_up()
-    progress("warm-up", 1.0, 0)
-    return engine
-
 
 class TorchEngine:
-    """`dopd.engine.base.Engine` over torch. Made by `load`; used from one thread."""
+    """`dopd.engine.base.Engine` over torch. Made by `engine/load`; used from one thread."""
 
     def __init__(
         self,
@@ -126,6 +41,7 @@ class TorchEngine:
         name: str,
         device: torch.device,
         max_model_len: int,
+        attention: Attention,
     ) -> None:
         self.geometry = geometry
         self.pool = pool
@@ -135,7 +51,7 @@ class TorchEngine:
         self.max_model_len = max_model_len
         self.eos_token_ids = weights.config.eos_token_ids
         self._weights = weights
-        self._attention = TorchAttention(pool.tensor)
+        self._attention = attention
         self._place = device
         self._limits = RowLimits(self.vocab_size, max_model_len, pool.page_size, pool.num_pages)
         self._cost = StepCost(1.0, 0.0, 0.0, 0.0)
@@ -261,11 +177,3 @@ class TorchEngine:
                 num_top,
             )
         ]
-
-
-def _longest(config: ModelConfig, asked: int | None) -> int:
-    if asked is None:
-        return config.max_positions
-    if not 1 <= asked <= config.max_positions:
-        raise ConfigError(f"max-model-len is {asked}, the model allows 1 to {config.max_positions}")
-    return asked

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from dopd.errors import ConfigError
+from dopd.kv.budget import DeviceMemory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MAX_THREADS = 1024
@@ -49,6 +50,17 @@ def describe(device: torch.device) -> str:
     if device.type == "cpu":
         return "cpu"
     return f"{device} {torch.cuda.get_device_name(device)}"
+
+
+def device_memory(device: torch.device, share: float, reserve: int = 0) -> DeviceMemory | None:
+    """What this process may have of a GPU (see `DeviceMemory`); None for a CPU."""
+    if device.type != "cuda":
+        return None
+    # Blocks that torch keeps for later would count twice, as held and as reserve.
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info(device)
+    held = torch.cuda.memory_reserved(device)
+    return DeviceMemory(describe(device), total, free, held, reserve, share)
 
 
 def set_threads(threads: int) -> None:

@@ -16,6 +16,8 @@ from dopd.types import Role
 from dopd.worker.config import LOG_FORMATS, LOG_LEVELS, WorkerConfig
 
 TOKEN_BYTES_MAX = 4096
+# TOML writes 1 for 1.0.
+_KINDS = {"int": (int,), "float": (float, int), "bool": (bool,), "str": (str,)}
 
 
 def parse(argv: Sequence[str]) -> WorkerConfig:
@@ -49,9 +51,9 @@ def _check_types(values: dict[str, Any]) -> None:
     """A TOML file may hold anything; a wrong type is found here and not in the middle of a step."""
     for spec in dataclasses.fields(WorkerConfig):
         value = values.get(spec.name)
-        for name, kind in (("int", int), ("bool", bool), ("str", str)):
+        for name, kinds in _KINDS.items():
             if value is not None and spec.type in (name, f"{name} | None"):
-                if type(value) is not kind:
+                if type(value) not in kinds:
                     raise ConfigError(f"{spec.name} is {value!r}, which is no {name}")
 
 
@@ -124,8 +126,20 @@ def parser() -> argparse.ArgumentParser:
     add("--data-host", metavar="HOST", help="address to receive KV on (default: 127.0.0.1)")
     add("--data-advertise", metavar="HOST:PORT", help="address that peers are told (default: own)")
     add("--transports", metavar="LIST", help="ways to move KV, best first (default: shm,tcp)")
+    add("--device", help="auto, cpu, cuda or cuda:N (default: auto, the first GPU if there is one)")
     add("--dtype", help="auto, float32, bfloat16 or float16 (default: auto)")
     add("--kv-memory", metavar="SIZE", help="memory for KV pages, as 512MiB (default: by device)")
+    add(
+        "--gpu-memory-utilization",
+        type=float,
+        metavar="F",
+        help="share of the GPU's memory for weights, graphs and KV together (default: 0.9)",
+    )
+    add(
+        "--cuda-graphs",
+        action=argparse.BooleanOptionalAction,
+        help="replay decode steps on a GPU as CUDA graphs (default: yes)",
+    )
     add("--max-model-len", type=int, metavar="TOKENS", help="prompt plus answer at most")
     add("--max-num-seqs", type=int, metavar="N", help="sequences in a step (default: 256)")
     add("--max-batch-tokens", type=int, metavar="N", help="tokens in a step (cpu 512, gpu 8192)")

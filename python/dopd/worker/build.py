@@ -65,16 +65,18 @@ def make_engine(config: WorkerConfig) -> Engine:
             max_model_len=min(config.max_model_len or MAX_MODEL_LEN, MAX_MODEL_LEN),
         )
     try:
-        from dopd.engine import torch as torch_engine
+        from dopd.engine.load import load
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"a real model needs the package {error.name}: pip install 'dopd[worker]'"
         ) from error
 
     assert config.model is not None
-    return torch_engine.load(
+    return load(
         config.model,
+        device=config.device,
         dtype=config.dtype,
+        gpu_memory_utilization=config.gpu_memory_utilization,
         kv_memory=config.kv_memory,
         max_model_len=config.max_model_len,
         page_size=config.page_size,

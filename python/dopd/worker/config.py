@@ -32,9 +32,12 @@ class WorkerConfig:
     data_host: str = "127.0.0.1"
     data_advertise: str | None = None
     transports: str = ",".join(TRANSPORTS)
+    device: str = "auto"
     dtype: str = "auto"
     kv_memory: str | None = None
     max_model_len: int | None = None
+    gpu_memory_utilization: float = 0.9
+    cuda_graphs: bool = True
     max_num_seqs: int = 256
     max_batch_tokens: int | None = None
     page_size: int = 16
@@ -89,6 +92,11 @@ class WorkerConfig:
         for setting in ("max_num_seqs", "page_size", "threads"):
             if getattr(self, setting) < 1:
                 raise ConfigError(f"{setting} is {getattr(self, setting)}, at least 1 is needed")
+        if not 0 < self.gpu_memory_utilization <= 1:
+            raise ConfigError(
+                f"gpu_memory_utilization is {self.gpu_memory_utilization}, must be above 0 and at "
+                "most 1: a share of the device's memory"
+            )
         if self.drain_timeout < 0:
             raise ConfigError(f"drain_timeout is {self.drain_timeout}, at least 0 s are needed")
         if self.max_model_len is not None and self.max_model_len < 2:

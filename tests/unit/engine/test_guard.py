@@ -13,8 +13,9 @@ import torch
 import dopd.engine.sampler
 import dopd.engine.torch
 from dopd.engine import adjust
+from dopd.engine.load import load
 from dopd.engine.mock import MockEngine
-from dopd.engine.torch import TorchEngine, load
+from dopd.engine.torch import TorchEngine
 from dopd.engine.torch_device import is_sticky
 from dopd.models.llama import Llama
 from dopd.types import History, LogitAdjustments, Result, Row, Sampled, SamplingParams, Scored

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import pytest
 
-from dopd.engine.torch import TorchEngine, load
+from dopd.engine.load import load
+from dopd.engine.torch import TorchEngine
 from dopd.types import LogitAdjustments, SamplingParams
 from tests.support import smollm2, stepping
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dopd.engine.torch import TorchEngine, load
+from dopd.engine.load import load
+from dopd.engine.torch import TorchEngine
 from dopd.errors import ConfigError, DopdError
 from dopd.types import Row, Sampled, SamplingParams, StepWork
 from tests.support import reference, stepping

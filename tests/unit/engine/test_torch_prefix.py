@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dopd.engine.torch import TorchEngine, load
+from dopd.engine.load import load
+from dopd.engine.torch import TorchEngine
 from dopd.types import Commands, Compute, Endpoint, Grant, Limits, Open, Role, SamplingParams
 from dopd.worker.build import make_desk
 from dopd.worker.loop import StepLoop

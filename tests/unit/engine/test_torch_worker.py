@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from dopd._gen.dopd.worker.v1 import worker_pb2 as pb
-from dopd.engine.torch import TorchEngine, load
+from dopd.engine.load import load
+from dopd.engine.torch import TorchEngine
 from dopd.types import (
     Commands,
     Compute,

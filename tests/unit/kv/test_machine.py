@@ -3,14 +3,11 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 from dopd.errors import ConfigError
 from dopd.kv import machine
+from dopd.kv.budget import memory_for
 from dopd.kv.machine import cgroup_limit
-from dopd.kv.pool import memory_for
-
-CPU = torch.device("cpu")
 
 
 def groups(tmp_path: Path, own: str, files: dict[str, str]) -> int | None:
@@ -54,10 +51,10 @@ def test_no_groups_no_limit(tmp_path: Path) -> None:
 
 def test_a_pool_is_bounded_by_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "cgroup_limit", lambda: 200 << 20)
-    assert memory_for(None, CPU) == int(0.9 * (200 << 20))
-    assert memory_for("100MiB", CPU) == 100 << 20
+    assert memory_for(None) == int(0.9 * (200 << 20))
+    assert memory_for("100MiB") == 100 << 20
     with pytest.raises(ConfigError, match="kv-memory 199MiB is more than the 180 MiB"):
-        memory_for("199MiB", CPU)
+        memory_for("199MiB")
 
 
 def test_this_machine_has_memory() -> None:

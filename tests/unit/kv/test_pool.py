@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from dopd.errors import ConfigError
+from dopd.kv.budget import memory_for, pages_in
 from dopd.kv.layout import page_bytes
-from dopd.kv.pool import KvPool, memory_for, pages_in
+from dopd.kv.pool import KvPool
 from dopd.kv.size import parse_memory
 
 SHAPE = (3, 4, 2, 8)
@@ -74,11 +75,11 @@ def test_what_is_no_memory_is_refused(text: str) -> None:
 
 def test_more_memory_than_the_machine_has_is_refused() -> None:
     with pytest.raises(ConfigError, match="is more than the"):
-        memory_for("999999GiB", CPU)
+        memory_for("999999GiB")
 
 
 def test_default_memory_is_modest() -> None:
-    assert memory_for(None, CPU) <= 512 << 20
+    assert memory_for(None) <= 512 << 20
 
 
 def test_pool_must_hold_the_longest_sequence() -> None:
@@ -87,3 +88,12 @@ def test_pool_must_hold_the_longest_sequence() -> None:
         ConfigError, match=r"holds 16384 tokens.*max-model-len 16385.*at least 2 MiB"
     ):
         pages_in(1 << 20, 1 << 10, 16, 16385)
+
+
+def test_nobody_is_told_of_dummy_pages() -> None:
+    pool = KvPool(SHAPE, 5, torch.float32, CPU, num_dummies=1)
+    assert (pool.num_pages, len(pool.tensor)) == (5, 6)
+    with pytest.raises(IndexError, match="page 5 is outside the pool of 5"):
+        pool.page(5)
+    pool.fill([4], 0xFF)
+    assert pool.tensor[4].isnan().all() and not pool.tensor[5].any()

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from dopd.engine.torch import TorchEngine, load
+from dopd.engine.load import load
+from dopd.engine.torch import TorchEngine
 from tests.support import reference, smollm2, stepping
 
 NUM_TOKENS = 24

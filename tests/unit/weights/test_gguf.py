@@ -12,7 +12,7 @@ import torch
 from gguf.quants import dequantize, quantize
 from torch import Tensor
 
-from dopd.engine.torch import load
+from dopd.engine.load import load
 from dopd.errors import ModelError
 from dopd.weights.checkpoint import open_checkpoint
 from dopd.weights.config import RopeScaling

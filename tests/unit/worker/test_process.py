@@ -189,8 +189,9 @@ def test_a_real_model_without_torch_is_exit_2_with_what_to_install(
 ) -> None:
     monkeypatch.setenv("DOPD_JOIN_TOKEN", TOKEN)
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.delitem(sys.modules, "dopd.engine.torch", raising=False)
-    monkeypatch.delattr("dopd.engine.torch", raising=False)
+    for name in ("dopd.engine.load", "dopd.engine.torch"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+        monkeypatch.delattr(name, raising=False)
     monkeypatch.setattr(lifecycle, "ignore_interrupts", lambda: None)
     assert main(["--model", "x", "--role", "mixed", "--join", "127.0.0.1:1"]) == 2
     assert "needs the package torch: pip install 'dopd[worker]'" in capsys.readouterr().err

@@ -1,0 +1,123 @@
+"""From a model's files to an engine that is ready to step.
+
+Called by `worker/build`, tests and benches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from dopd.attention.torch import TorchAttention
+from dopd.engine.torch import TorchEngine
+from dopd.engine.torch_device import DTYPES, choose_device, choose_dtype, device_memory, set_threads
+from dopd.errors import ConfigError
+from dopd.kv.budget import memory_for, pages_in
+from dopd.kv.layout import LAYOUT, page_bytes
+from dopd.kv.pool import KvPool
+from dopd.models.llama import Llama
+from dopd.types import KvGeometry
+from dopd.weights.checkpoint import open_checkpoint
+from dopd.weights.config import ModelConfig
+from dopd.weights.hash import model_hash, weight_files
+
+MAX_PAGE_SIZE = 256
+# Share of a GPU's memory that one process takes for everything; vLLM's word and default.
+GPU_MEMORY_UTILIZATION = 0.9
+
+# Called with a stage, the share of it that is done (0.0 to 1.0) and the bytes that it has handled,
+# 0 if it is not about bytes. Stages: "read" headers and hash, "map" weight files, "copy" weights to
+# their device and dtype, "warm-up" with the pool.
+Progress = Callable[[str, float, int], None]
+
+
+def load(
+    model: str | Path,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    kv_memory: str | None = None,
+    max_model_len: int | None = None,
+    page_size: int = 16,
+    threads: int = 1,
+    name: str | None = None,
+    gpu_memory_utilization: float = GPU_MEMORY_UTILIZATION,
+    progress: Progress = lambda stage, share, num_bytes: None,
+) -> TorchEngine:
+    """Load a model and make it ready to step: seconds, and the model's size in memory.
+
+    model: a folder of safetensors, a folder with one GGUF file, or a .gguf file. dtype "auto" is
+    bfloat16 on a GPU, float32 on a CPU. kv_memory: "512MiB", None for a default: on a GPU what
+    gpu_memory_utilization leaves. max_model_len: None for what model and pool allow. name: what the
+    model is called, None for the name of its file or folder. Raises ConfigError (ModelError for the
+    model's own faults) with what to do.
+    """
+    path = Path(model)
+    if not 1 <= page_size <= MAX_PAGE_SIZE:
+        raise ConfigError(f"page-size is {page_size}, must be 1 to {MAX_PAGE_SIZE}")
+    set_threads(threads)
+    place = choose_device(device)
+    dtype = choose_dtype(dtype, place)
+    weights, digest = _weights(path, max_model_len, dtype, place, progress)
+
+    progress("warm-up", 0.0, 0)
+    config, longest = weights.config, _longest(weights.config, max_model_len)
+    geometry = _geometry(config, digest, dtype, page_size)
+    memory = memory_for(kv_memory, device_memory(place, gpu_memory_utilization))
+    if max_model_len is None:
+        # Nobody asked for a length: what fits is better than a refusal.
+        longest = min(longest, max(1, memory // geometry.page_bytes) * page_size)
+    num_pages = pages_in(memory, geometry.page_bytes, page_size, longest)
+    shape = (config.num_layers, page_size, config.num_kv_heads, config.head_dim)
+    pool = KvPool(shape, num_pages, DTYPES[dtype], place)
+    progress("warm-up", 0.5, 0)
+    attention = TorchAttention(pool.tensor)
+    engine = TorchEngine(weights, pool, geometry, name or path.stem, place, longest, attention)
+    engine.warm_up()
+    progress("warm-up", 1.0, 0)
+    return engine
+
+
+def _weights(
+    path: Path, max_model_len: int | None, dtype: str, place: torch.device, progress: Progress
+) -> tuple[Llama, bytes]:
+    """The model on its device, and its hash."""
+    progress("read", 0.0, 0)
+    checkpoint, digest = open_checkpoint(path), model_hash(path)
+    progress("read", 1.0, 0)
+    progress("map", 1.0, sum(file.stat().st_size for file in weight_files(path)))
+    longest = _longest(checkpoint.config, max_model_len)
+    progress("copy", 0.0, 0)
+    weights = Llama(
+        checkpoint,
+        longest,
+        DTYPES[dtype],
+        place,
+        lambda done, num_bytes: progress("copy", done, num_bytes),
+    )
+    return weights, digest
+
+
+def _geometry(config: ModelConfig, digest: bytes, dtype: str, page_size: int) -> KvGeometry:
+    shape = (config.num_layers, page_size, config.num_kv_heads, config.head_dim)
+    return KvGeometry(
+        model_hash=digest,
+        dtype=dtype,
+        page_size=page_size,
+        num_layers=config.num_layers,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        layout=LAYOUT,
+        tensor_parallel=1,
+        page_bytes=page_bytes(dtype, *shape),
+    )
+
+
+def _longest(config: ModelConfig, asked: int | None) -> int:
+    if asked is None:
+        return config.max_positions
+    if not 1 <= asked <= config.max_positions:
+        raise ConfigError(f"max-model-len is {asked}, the model allows 1 to {config.max_positions}")
+    return asked
