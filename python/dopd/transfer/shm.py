@@ -18,8 +18,6 @@ import os
 import secrets
 import socket
 import struct
-import time
-from collections import deque
 from collections.abc import Callable, Sequence
 
 from dopd.errors import LinkError, LinkRefusedError
@@ -28,9 +26,10 @@ from dopd.kv.memory import SEALS
 from dopd.transfer import frames
 from dopd.transfer.base import LinkEvents, LinkIdentity
 from dopd.transfer.host import host_id
-from dopd.transfer.stream import HANDSHAKES_MAX, StreamTransport
-from dopd.transfer.stream_link import QUEUE_MAX, StreamLink
-from dopd.types import Endpoint, LinkPulled, LinkWrite
+from dopd.transfer.pulled_link import PulledLink
+from dopd.transfer.stream import HANDSHAKES_MAX, Shaken, StreamTransport
+from dopd.transfer.stream_link import StreamLink
+from dopd.types import Endpoint, LinkHello, LinkPulled, LinkWrite
 
 # struct ucred: pid, uid, gid.
 CREDENTIALS = struct.Struct("iII")
@@ -62,8 +61,8 @@ class PeerPages:
         frames.receive_views(read, views, "memory file")
 
 
-class ShmLink(StreamLink):
-    """See `StreamLink`. Its descriptor is the peer's pool, if we are the destination."""
+class ShmLink(PulledLink):
+    """See `PulledLink`. Its descriptor is the peer's pool, if we are the destination."""
 
     def __init__(
         self,
@@ -76,31 +75,12 @@ class ShmLink(StreamLink):
     ) -> None:
         super().__init__(sock, pool, events, on_down, label, descriptors)
         self._source = PeerPages(descriptors[0], pool.page_bytes) if descriptors else None
-        # Writes that the peer has not pulled, oldest first: nonce, pages, when. Bounded by
-        # QUEUE_MAX. Appended by the writer before it sends, taken away by the reader.
-        self._sent: deque[tuple[int, int, float]] = deque()
-        self._pulled_at = 0.0
 
     # Source
 
     def _write_pages(self, nonce: int, first: int, pages: list[int]) -> None:
-        if len(self._sent) >= QUEUE_MAX:
-            raise LinkError(f"{QUEUE_MAX} writes are sent, the peer does not pull")
-        self._sent.append((nonce, len(pages), time.monotonic()))
+        self._note_sent(nonce, len(pages))
         frames.send_frame(self._sock, LinkWrite(nonce, first, len(pages), pages), [])
-
-    def _pulled(self, message: LinkPulled) -> None:
-        if not self._sent or self._sent[0][:2] != (message.nonce, message.count):
-            raise LinkError(
-                f"{message.count} pages of shipment {message.nonce:#x} pulled, which is not what "
-                "was written next"
-            )
-        _, count, sent_at = self._sent.popleft()
-        now = time.monotonic()
-        # Behind others it had to wait until these were pulled.
-        self._measure(count * self._pool.page_bytes, now - max(sent_at, self._pulled_at))
-        self._pulled_at = now
-        self._events.written(self, message.nonce, count)
 
     # Destination
 
@@ -179,12 +159,13 @@ class ShmTransport(StreamTransport):
     def _own_descriptors(self) -> list[int]:
         return [self._descriptor]
 
-    def _refusal_of(self, descriptors: list[int]) -> str:
+    def _refusal_of(self, hello: LinkHello, descriptors: list[int]) -> str:
         if len(descriptors) != 1:
             return "hello without a memory file"
         return memory_error(descriptors[0], self._pool.page_bytes)
 
-    def _make_link(self, sock: socket.socket, label: str, descriptors: list[int]) -> ShmLink:
+    def _make_link(self, sock: socket.socket, shaken: Shaken) -> StreamLink:
+        label, descriptors = shaken.label, shaken.descriptors
         return ShmLink(sock, self._pool, self._events, self._forget, label, descriptors)
 
 

@@ -14,6 +14,8 @@ import logging
 import os
 import socket
 import threading
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 
 from dopd.errors import LinkError, LinkRefusedError
 from dopd.kv.base import PagePool
@@ -32,6 +34,20 @@ HANDSHAKES_MAX = 64
 # After a failed accept: long enough not to spin while descriptors are out.
 ACCEPT_RETRY_S = 0.1
 CLOSE_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Shaken:
+    """A handshake in which both ends took each other, for the link that comes of it.
+
+    descriptors: came with the hello, and are the link's from then on.
+    """
+
+    label: str
+    hello: LinkHello
+    welcome: LinkWelcome
+    is_listener: bool
+    descriptors: list[int] = field(default_factory=list)
 
 
 class StreamTransport(abc.ABC):
@@ -70,20 +86,31 @@ class StreamTransport(abc.ABC):
         """Connect. Raises OSError if it may work later, LinkRefusedError if it will not."""
 
     @abc.abstractmethod
-    def _make_link(self, sock: socket.socket, label: str, descriptors: list[int]) -> StreamLink:
-        """A link over a connection that was shaken hands on; it owns the descriptors."""
+    def _make_link(self, sock: socket.socket, shaken: Shaken) -> StreamLink:
+        """A link over a connection that was shaken hands on. Its `join` may wait, this must not."""
 
     def _refusal_of_user(self, sock: socket.socket) -> str:
         """Why nothing is read from, or said to, the other end; empty if it may be trusted."""
         return ""
 
+    def _own_hello(self, hello: LinkHello) -> LinkHello:
+        """Our hello, with what this transport says in it."""
+        return hello
+
     def _own_descriptors(self) -> list[int]:
         """What goes with our hello."""
         return []
 
-    def _refusal_of(self, descriptors: list[int]) -> str:
+    def _refusal_of(self, hello: LinkHello, descriptors: list[int]) -> str:
         """Why what came with a hello is not taken; empty if it is."""
         return ""
+
+    def _own_welcome(self, welcome: LinkWelcome, left: ExitStack) -> LinkWelcome:
+        """Our welcome of a peer that is taken, with what this transport says in it, or its error.
+
+        left: undoes what must not be left behind if no link comes of it.
+        """
+        return welcome
 
     # Both sides
 
@@ -106,13 +133,21 @@ class StreamTransport(abc.ABC):
         for link in links:
             link.synchronise(CLOSE_S)
 
-    def _link(self, sock: socket.socket, label: str, descriptors: list[int]) -> StreamLink:
+    def _link(self, sock: socket.socket, shaken: Shaken) -> StreamLink:
         sock.settimeout(None)
-        link = self._make_link(sock, f"{label} over {self.name}", descriptors)
+        link = self._make_link(sock, shaken)
         with self._lock:
             if self._closed.is_set():
                 raise LinkError("worker ends")
             self._links.add(link)
+        return link
+
+    def _join(self, link: StreamLink) -> StreamLink:
+        try:
+            link.join()
+        except BaseException as error:
+            link.abandon(str(error))
+            raise
         return link
 
     def _forget(self, link: StreamLink) -> None:
@@ -162,24 +197,25 @@ class StreamTransport(abc.ABC):
     def _shake(self, sock: socket.socket) -> StreamLink:
         if error := self._refusal_of_user(sock):
             raise LinkError(error)
-        descriptors: list[int] = []
-        try:
+        with ExitStack() as left:
+            descriptors: list[int] = []
+            left.callback(_close_all, descriptors)
             hello = frames.receive_handshake(sock, HANDSHAKE_S, descriptors)
-            error = self._refusal(hello) or self._refusal_of(descriptors)
-            own = self._identity
-            generation = next(self._generations)
+            error = self._refusal(hello, descriptors)
+            own, generation = self._identity, next(self._generations)
             welcome = LinkWelcome(own.worker, own.incarnation, generation, error)
+            if not error:
+                welcome = self._own_welcome(welcome, left)
             frames.send_frame(sock, welcome, [])
-            if error or not isinstance(hello, LinkHello):
-                raise LinkError(error)
-            label = f"from {hello.worker} (generation {generation})"
-            link = self._link(sock, label, descriptors)
-            descriptors = []
-        finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
+            if welcome.error or not isinstance(hello, LinkHello):
+                raise LinkError(welcome.error)
+            label = f"from {hello.worker} (generation {generation}) over {self.name}"
+            link = self._link(sock, Shaken(label, hello, welcome, True, descriptors))
+            # It is the link's from here on.
+            left.pop_all()
+        # First: what the former one still does on our device must not hold up the new one.
         self._end_former(hello, generation, link)
-        return link
+        return self._join(link)
 
     def _end_former(self, hello: LinkHello, generation: int, link: StreamLink) -> None:
         """One link a peer: its end of the older one is down, or it would not have dialled again."""
@@ -193,7 +229,7 @@ class StreamTransport(abc.ABC):
         if stale is not None:
             stale.abort("peer dialled again")
 
-    def _refusal(self, hello: LinkMessage) -> str:
+    def _refusal(self, hello: LinkMessage, descriptors: list[int]) -> str:
         """Why the peer may not write to us; empty if it may. The token is not compared in haste."""
         own = self._identity
         if not isinstance(hello, LinkHello):
@@ -207,7 +243,7 @@ class StreamTransport(abc.ABC):
         with self._lock:
             if len(self._links) >= LINKS_MAX:
                 return f"{LINKS_MAX} links are up already"
-        return ""
+        return self._refusal_of(hello, descriptors)
 
     # Dialling side
 
@@ -226,13 +262,20 @@ class StreamTransport(abc.ABC):
             hello = LinkHello(
                 PROTOCOL, own.worker, own.incarnation, own.layout_hash, own.join_token
             )
+            hello = self._own_hello(hello)
             frames.send_frame(sock, hello, [], self._own_descriptors())
             welcome = frames.receive_handshake(sock, HANDSHAKE_S)
             if not isinstance(welcome, LinkWelcome) or welcome.error:
                 raise LinkRefusedError(f"refused: {getattr(welcome, 'error', welcome)}")
             if (welcome.worker, welcome.incarnation) != (peer.worker, peer.incarnation):
                 raise LinkRefusedError(f"{welcome.worker} lives at {address} now")
-            return self._link(sock, f"to {peer.worker} (generation {welcome.generation})", [])
+            label = f"to {peer.worker} (generation {welcome.generation}) over {self.name}"
+            return self._join(self._link(sock, Shaken(label, hello, welcome, False)))
         except BaseException:
             sock.close()
             raise
+
+
+def _close_all(descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)

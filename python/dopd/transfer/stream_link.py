@@ -3,7 +3,7 @@
 The reader is the only one that lands bytes in the pool; when it is done, the link is synchronised
 (T4), and it is the reader who reports `link_down`. The writer sends a first-in-first-out queue, so
 that End is behind all writes (T1). Nobody else touches the socket, except to shut it. How pages
-travel is each transport's own: `tcp.TcpLink`, `shm.ShmLink`.
+travel is each transport's own: `tcp.TcpLink`, `pulled_link.PulledLink`.
 """
 
 from __future__ import annotations
@@ -135,6 +135,17 @@ class StreamLink(abc.ABC):
         """Reader thread: the peer has copied pages."""
         raise LinkError("pages are sent on this link, nobody pulls them")
 
+    def join(self) -> None:
+        """What is left of the handshake, in its thread. Raises LinkError: the link never comes up.
+
+        Whatever it waits for has a limit, and it ends when the link is aborted.
+        """
+        return
+
+    def _quiesce(self) -> bool:
+        """Last act, no other thread is left: nothing lands any more when this returns True (T4)."""
+        return True
+
     def _measure(self, num_bytes: int, seconds: float) -> None:
         if num_bytes >= MEASURED_BYTES_MIN and seconds > 0:
             self.bytes_per_s += RATE_WEIGHT * (num_bytes / seconds - self.bytes_per_s)
@@ -196,16 +207,33 @@ class StreamLink(abc.ABC):
 
     def _end(self, reason: str) -> None:
         """The last act of the reader, or of who could not start it."""
+        if self._come_to_rest(reason):
+            self._events.link_down(self)
+
+    def abandon(self, reason: str) -> None:
+        """End a link that was never up: nobody is told."""
+        self._come_to_rest(reason)
+
+    def _come_to_rest(self, reason: str) -> bool:
         self.abort(reason)
         if self._writer.ident is not None:
             self._writer.join()
+        # From then on nothing of this link can land: only the reader ever wrote to the pool, or
+        # had others write to it.
+        is_at_rest = self._quiesce()
         self._sock.close()
         for descriptor in self._descriptors:
             os.close(descriptor)
-        # From here on nothing of this link can land: only the reader ever wrote to the pool.
+        if not is_at_rest:
+            log.error(
+                "data link %s does not come to rest: what it may still write to stays fenced until "
+                "this worker starts anew",
+                self.label,
+            )
+            return False
         self._synchronised.set()
         self._on_down(self)
-        self._events.link_down(self)
+        return True
 
     def _receive(self, num_message: int, num_payload: int) -> None:
         message = frames.receive_message(self._read_into, num_message)

@@ -9,7 +9,7 @@ from dopd.errors import LinkError, LinkRefusedError
 from dopd.kv.base import PagePool
 from dopd.transfer import frames
 from dopd.transfer.base import LinkEvents, LinkIdentity
-from dopd.transfer.stream import HANDSHAKES_MAX, StreamTransport
+from dopd.transfer.stream import HANDSHAKES_MAX, Shaken, StreamTransport
 from dopd.transfer.stream_link import StreamLink
 from dopd.types import Endpoint, LinkWrite
 
@@ -67,10 +67,16 @@ class TcpTransport(StreamTransport):
             raise LinkRefusedError(f"address {address!r} of the grant is not host:port")
         return socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S)
 
-    def _make_link(self, sock: socket.socket, label: str, descriptors: list[int]) -> TcpLink:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKED_MS)
+    def _make_link(self, sock: socket.socket, shaken: Shaken) -> StreamLink:
+        tune(sock)
+        label, descriptors = shaken.label, shaken.descriptors
         return TcpLink(sock, self._pool, self._events, self._forget, label, descriptors)
+
+
+def tune(sock: socket.socket) -> None:
+    """No delays, large buffers, and an end to peers that are gone."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER_BYTES)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKED_MS)

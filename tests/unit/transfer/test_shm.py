@@ -21,7 +21,7 @@ import pytest
 from dopd.errors import LinkError
 from dopd.kv.bytes_pool import BytesPool
 from dopd.kv.memory import SEALS
-from dopd.transfer import frames, shm, stream, stream_link
+from dopd.transfer import frames, pulled_link, shm, stream, stream_link
 from dopd.transfer.shm import PeerPages, ShmTransport, abstract
 from dopd.types import (
     Endpoint,
@@ -325,7 +325,7 @@ def test_a_source_that_never_reads_is_shut_out(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_destination_that_never_pulls_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shm, "QUEUE_MAX", 8)
+    monkeypatch.setattr(pulled_link, "QUEUE_MAX", 8)
     with Pair("shm") as pair, listening(WELCOME) as (peer, _):
         pair.transports[0].dial(peer)
         pair.settle(lambda: pair.source.links, pair.source)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from dopd import wire
+from dopd.errors import LinkError
 from dopd.kv.bytes_pool import BytesPool
 from dopd.transfer import frames, stream
 from dopd.transfer.base import PROTOCOL
@@ -18,7 +19,17 @@ from dopd.transfer.shm import ShmLink
 from dopd.transfer.stream_link import StreamLink
 from dopd.transfer.tcp import TcpLink
 from dopd.types import LinkBegin, LinkEnd, LinkHello, LinkMessage, LinkWelcome, LinkWrite
-from tests.support.links import HELLO, LAYOUT, TOKEN, Pair, Recorder, is_closed, shake, stranger
+from tests.support.links import (
+    HELLO,
+    LAYOUT,
+    TOKEN,
+    Pair,
+    Recorder,
+    is_closed,
+    shake,
+    stranger,
+    wait_for,
+)
 
 KINDS = pytest.mark.parametrize("kind", ["tcp", "shm"])
 
@@ -149,6 +160,53 @@ def test_of_two_links_the_newer_one_stays_whichever_handshake_ends_first(kind: s
         assert is_closed(old)
         frames.send_frame(new, LinkEnd(5, ok=False), [])
         pair.settle(lambda: ("end", 5, False) in pair.destination.log, pair.destination)
+
+
+@KINDS
+@pytest.mark.parametrize("end", ["source", "destination"])
+def test_a_link_that_cannot_be_joined_is_never_up_and_leaves_nothing(kind: str, end: str) -> None:
+    """What is left of a handshake fails once, at either end; the next one joins."""
+    with Pair(kind) as pair:
+        transport = pair.streams[0 if end == "source" else 1]
+        make_link, made = transport._make_link, []
+
+        def fail() -> None:
+            raise LinkError("no communicator")
+
+        def first_fails(*arguments: Any) -> StreamLink:
+            made.append(make_link(*arguments))
+            if len(made) == 1:
+                made[0].join = fail
+            return made[-1]
+
+        transport._make_link = first_fails
+        pair.connect()
+        if end == "destination":
+            pair.settle(lambda: "down" in pair.source.names(), pair.source)
+            pair.connect()
+        pair.settle(lambda: pair.destination.links, pair.destination)
+        recorder = pair.source if end == "source" else pair.destination
+        assert made[0].synchronise(0)
+        assert made[0].id not in [event[1] for event in recorder.log if event[0] in ("up", "down")]
+        assert made[0] not in transport._links
+
+
+@KINDS
+def test_a_link_that_does_not_come_to_rest_is_never_down(
+    kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its pages stay fenced: better lost than written to behind their next owner's back."""
+    with Pair(kind) as pair:
+        pair.connect()
+        pair.settle(lambda: pair.destination.links, pair.destination)
+        end: Any = pair.destination.links[0]
+        end._quiesce = lambda: False
+        end.abort("test")
+        wait_for(lambda: "does not come to rest" in caplog.text, lambda: caplog.text)
+        end._reader.join(10)
+        assert not end.synchronise(0)
+        assert "down" not in pair.destination.names()
+        pair.settle(lambda: "down" in pair.source.names(), pair.source)
 
 
 @KINDS
