@@ -23,20 +23,19 @@ import importlib.util
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from bench.common import finish, skip
 from dopd.engine.load import load
+from dopd.engine.measure import Shape, Steps
 from dopd.engine.torch import TorchEngine
-from dopd.types import Row, SamplingParams, StepWork
+from dopd.types import StepWork
 
 BATCHES = (1, 8, 32)
 CHUNKS = (128, 256, 512, 1024, 2048)
 # Of each sequence that decodes.
 CONTEXT = 512
-GREEDY = SamplingParams(temperature=0.0)
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -57,40 +56,6 @@ def smollm2() -> Path | None:
     return next(Path(spec.origin).parent.rglob("*.gguf"), None)
 
 
-class Steps:
-    """Steps of one engine, timed."""
-
-    def __init__(self, engine: TorchEngine) -> None:
-        self._engine = engine
-        # One thread computes on a CPU, and it is this one.
-        self._clock: Callable[[], float] = time.perf_counter
-        if engine.device.startswith("cpu"):
-            self._clock = time.thread_time
-        self._pages = -(-(CONTEXT + 1) // engine.geometry.page_size)
-
-    def decode(self, batch: int) -> list[Row]:
-        """Rows of so many sequences that decode."""
-        return [Row(i, [1000 + i], CONTEXT, self._own(i), GREEDY, 1) for i in range(batch)]
-
-    def chunk(self, tokens: int) -> list[Row]:
-        """The row of a prompt, behind the pages of the largest batch."""
-        first = max(BATCHES) * self._pages
-        count = -(-tokens // self._engine.geometry.page_size)
-        pages = list(range(first, first + count))
-        return [Row(99, [1000 + i % 5000 for i in range(tokens)], 0, pages, GREEDY, 0)]
-
-    def ms(self, rows: list[Row]) -> float:
-        """Time of one step in milliseconds; results are on the CPU when it returns."""
-        begun = self._clock()
-        for result in self._engine.step(rows):
-            if isinstance(result, Exception):
-                raise result
-        return 1e3 * (self._clock() - begun)
-
-    def _own(self, index: int) -> list[int]:
-        return list(range(index * self._pages, (index + 1) * self._pages))
-
-
 def quartiles(values: list[float]) -> dict[str, float]:
     """Median and quartiles, to three digits behind the point."""
     low, middle, high = statistics.quantiles(values, n=4)
@@ -99,17 +64,18 @@ def quartiles(values: list[float]) -> dict[str, float]:
 
 def measure(steps: Steps, fixed_ms: float, batch: int, chunk: int, repeat: int) -> dict[str, Any]:
     """One cell."""
-    decode, prompt = steps.decode(batch), steps.chunk(chunk)
-    mixed = decode + prompt
-    steps.ms(mixed)
+    decode = steps.rows(Shape(batch=batch, context=CONTEXT))
+    prompt = steps.rows(Shape(chunk))
+    mixed = steps.rows(Shape(chunk, 0, batch, CONTEXT))
+    steps.us(mixed)
     runs = []
     for turn in range(repeat):
         # What comes first changes, so that a drift of the machine favours neither.
         if turn % 2:
-            mixed_ms = steps.ms(mixed)
-        before, alone, after = steps.ms(decode), steps.ms(prompt), steps.ms(decode)
+            mixed_ms = 1e-3 * steps.us(mixed)
+        before, alone, after = (1e-3 * steps.us(rows) for rows in (decode, prompt, decode))
         if not turn % 2:
-            mixed_ms = steps.ms(mixed)
+            mixed_ms = 1e-3 * steps.us(mixed)
         runs.append((before, alone, after, mixed_ms))
     decodes = [statistics.fmean((before, after)) for before, _, after, _ in runs]
     pairs = list(zip(runs, decodes, strict=True))
@@ -142,9 +108,11 @@ def main(argv: list[str]) -> int:
     memory = "2GiB"
     engine = load(model, dtype=options.dtype, device=options.device, kv_memory=memory)
     warm_up_ms = predicted(engine)
-    steps = Steps(engine)
-    one = [Row(0, [1000], 0, [0], GREEDY, 1)]
-    fixed_ms = statistics.median(steps.ms(one) for _ in range(3 * options.repeat))
+    is_cpu = engine.device.startswith("cpu")
+    # One thread computes on a CPU, and it is this one.
+    steps = Steps(engine, time.thread_time if is_cpu else time.perf_counter)
+    one = steps.rows(Shape(batch=1))
+    fixed_ms = statistics.median(1e-3 * steps.us(one) for _ in range(3 * options.repeat))
     cells = []
     for chunk in CHUNKS:
         for batch in BATCHES:
@@ -157,7 +125,7 @@ def main(argv: list[str]) -> int:
             "device": engine.device,
             "dtype": engine.geometry.dtype,
             "threads": 1,
-            "clock": "thread CPU" if engine.device.startswith("cpu") else "wall",
+            "clock": "thread CPU" if is_cpu else "wall",
             "context": CONTEXT,
             "repeat": options.repeat,
             "fixed_ms": round(fixed_ms, 2),

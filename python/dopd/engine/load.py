@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from dopd.attention.torch import TorchAttention
+from dopd.engine.timings import Timings
 from dopd.engine.torch import TorchEngine
 from dopd.engine.torch_device import DTYPES, choose_device, choose_dtype, device_memory, set_threads
 from dopd.errors import ConfigError
@@ -44,6 +45,7 @@ def load(
     threads: int = 1,
     name: str | None = None,
     gpu_memory_utilization: float = GPU_MEMORY_UTILIZATION,
+    timings: Timings | None = None,
     progress: Progress = lambda stage, share, num_bytes: None,
 ) -> TorchEngine:
     """Load a model and make it ready to step: seconds, and the model's size in memory.
@@ -51,8 +53,9 @@ def load(
     model: a folder of safetensors, a folder with one GGUF file, or a .gguf file. dtype "auto" is
     bfloat16 on a GPU, float32 on a CPU. kv_memory: "512MiB", None for a default: on a GPU what
     gpu_memory_utilization leaves. max_model_len: None for what model and pool allow. name: what the
-    model is called, None for the name of its file or folder. Raises ConfigError (ModelError for the
-    model's own faults) with what to do.
+    model is called, None for the name of its file or folder. timings: what steps take, None for
+    what the warm-up says. Raises ConfigError (ModelError for the model's own faults) with what to
+    do.
     """
     path = Path(model)
     if not 1 <= page_size <= MAX_PAGE_SIZE:
@@ -75,7 +78,7 @@ def load(
     progress("warm-up", 0.5, 0)
     attention = TorchAttention(pool.tensor)
     engine = TorchEngine(weights, pool, geometry, name or path.stem, place, longest, attention)
-    engine.warm_up()
+    engine.warm_up(timings)
     progress("warm-up", 1.0, 0)
     return engine
 

@@ -5,8 +5,14 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 
+from dopd.errors import ConfigError
 from dopd.types import StepWork
+
+# Those of router/core/src/cost/load.rs.
+JSON_BYTES_MAX = 16 << 10
+VALUE_MAX = 1e15
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +42,34 @@ class Timings:
         found = json.loads(text)
         return cls(**{one.name: found[one.name] for one in fields(cls) if one.name in found})
 
+    @classmethod
+    def read(cls, path: Path) -> Timings:
+        """A calibration file, checked as the router checks one. Raises ConfigError."""
+        try:
+            with path.open("rb") as file:
+                text = file.read(JSON_BYTES_MAX + 1)
+            if len(text) > JSON_BYTES_MAX:
+                raise ConfigError(f"timings {path} are longer than {JSON_BYTES_MAX} bytes")
+            found = json.loads(text)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"timings {path}: {error}") from error
+        names = {one.name for one in fields(cls)}
+        if not isinstance(found, dict) or set(found) != names or not isinstance(found["name"], str):
+            raise ConfigError(
+                f"timings {path} are no calibration: fields must be {', '.join(sorted(names))}, "
+                "as `dopd bench engine --out FILE` writes them"
+            )
+        for name in names - {"name"}:
+            value = found[name]
+            if type(value) not in (int, float) or not 0 <= value <= VALUE_MAX:
+                raise ConfigError(
+                    f"timings {path}: {name} is {value!r}, must be a number of 0 to {VALUE_MAX:g}"
+                )
+        return cls(**found)
+
     def to_json(self) -> str:
-        """As the hello carries it."""
-        return json.dumps(asdict(self))
+        """As the hello and a calibration file carry it."""
+        return json.dumps(asdict(self), indent=1)
 
     def plain_us(self, work: StepWork) -> int:
         """Time of one step as if mixing cost nothing on top; 0 for an empty one."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dopd.attention.base import Attention
 from dopd.engine.sampler import Draw, sample, score
+from dopd.engine.timings import Timings
 from dopd.engine.torch_batch import RowLimits, build_batch, row_fault
 from dopd.engine.torch_cost import StepCost, work_of
 from dopd.engine.torch_device import describe, is_sticky
@@ -54,7 +55,7 @@ class TorchEngine:
         self._attention = attention
         self._place = device
         self._limits = RowLimits(self.vocab_size, max_model_len, pool.page_size, pool.num_pages)
-        self._cost = StepCost(1.0, 0.0, 0.0, 0.0)
+        self._cost = StepCost(Timings(name, weights_us=1.0))
         # Until the warm-up.
         self.timings_json = ""
 
@@ -83,10 +84,10 @@ class TorchEngine:
         """See `Engine.cost_us`: from the warm-up and the steps since."""
         return self._cost.expect_us(work)
 
-    def warm_up(self) -> None:
+    def warm_up(self, timings: Timings | None = None) -> None:
         """Run each kind of step twice, first for the caches and then for the clock.
 
-        Before any page is owned.
+        Before any page is owned. timings: those of the clock do not count then.
         """
         fitting = min(self.max_model_len, self.pool.num_pages * self.pool.page_size)
         many = min(WARM_UP_TOKENS, fitting)
@@ -95,8 +96,17 @@ class TorchEngine:
             self._time_us(start, num_tokens)
             for start, num_tokens in ((0, 1), (0, many), (context, 1), (context, many))
         )
-        self._cost = StepCost.fit(one_us, many_us, many, long_us, deep_us, context)
-        self.timings_json = self._cost.timings(self.model).to_json()
+        measured = StepCost.fit(
+            self.model,
+            one=one_us,
+            many=many_us,
+            many_tokens=many,
+            long=long_us,
+            deep=deep_us,
+            context=context,
+        )
+        self._cost = StepCost(timings) if timings else measured
+        self.timings_json = self._cost.timings.to_json()
         # Pages must be handed out clean; warming up wrote only here.
         page_size = self.pool.page_size
         for start in (0, context):

@@ -1,4 +1,4 @@
-"""How long a step will take: measured at load, corrected by every step since.
+"""How long a step will take: measured at load or before, corrected by every step since.
 
 The form is that of the router's cost model (`router/core/src/cost`), which gets what was measured
 in the hello: what a prompt costs is predicted there with the same numbers.
@@ -29,45 +29,52 @@ def work_of(rows: Sequence[Row]) -> StepWork:
 
 
 class StepCost:
-    """fixed + per_token * tokens + per_pair * pairs + per_context * context.
+    """Predicts by a calibration: that of the warm-up, or one that was measured at leisure.
 
     What prompts cost and what decoding costs are corrected apart: a prefill is bound by arithmetic,
-    decoding by memory. A step of both costs the parts with one `fixed`; what it costs more is the
-    scheduler's to learn.
+    decoding by memory. A step of both costs what its prompts cost and what decoding adds; what it
+    costs more is the scheduler's to learn.
     """
 
-    def __init__(
-        self, fixed_us: float, per_token_us: float, per_pair_us: float, per_context_us: float
-    ) -> None:
-        self._fixed_us = max(fixed_us, 1.0)
-        self._per_token_us = max(per_token_us, 0.0)
-        self._per_pair_us = max(per_pair_us, 0.0)
-        self._per_context_us = max(per_context_us, 0.0)
+    def __init__(self, timings: Timings) -> None:
+        self.timings = timings
         self._prefill_ratio = self._decode_ratio = 1.0
 
     @classmethod
     def fit(
-        cls, one: float, many: float, many_tokens: int, long: float, deep: float, context: int
+        cls,
+        name: str,
+        *,
+        one: float,
+        many: float,
+        many_tokens: int,
+        long: float,
+        deep: float,
+        context: int,
     ) -> StepCost:
-        """From four measured steps in us: one token, many_tokens, and the same after `context`."""
+        """From four measured steps in us: one token, many_tokens, and the same after `context`.
+
+        Nobody measured a hand-off: it has no time, as if nothing were told.
+        """
         per_token = max(0.0, many - one) / max(1, many_tokens - 1)
         pairs = max(1, many_tokens * context)
-        per_pair = max(0.0, deep - many) / pairs
-        return cls(one - per_token, per_token, per_pair, max(0.0, long - one) / max(1, context))
+        timings = Timings(
+            name,
+            weights_us=max(one - per_token, 1.0),
+            memory_us_per_token=per_token,
+            attention_us_per_pair=max(0.0, deep - many) / pairs,
+            context_us_per_token=max(0.0, long - one) / max(1, context),
+            mixed_penalty_ratio=MIXED_PENALTY_RATIO,
+        )
+        return cls(timings)
 
     def expect_us(self, work: StepWork) -> int:
         """Microseconds that a step with this work takes, without what a mixed one costs more."""
         if not (work.prefill_tokens or work.decode_seqs):
             return 0
-        ratio = self._prefill_ratio if work.prefill_tokens else self._decode_ratio
-        prefill_us = (
-            self._per_token_us * work.prefill_tokens + self._per_pair_us * work.prefill_pairs
-        )
-        decode_us = (
-            self._per_token_us * work.decode_seqs + self._per_context_us * work.decode_context
-        )
-        parts_us = prefill_us * self._prefill_ratio + decode_us * self._decode_ratio
-        return max(1, round(self._fixed_us * ratio + parts_us))
+        prefill_us = self.timings.plain_us(StepWork(work.prefill_tokens, work.prefill_pairs))
+        decode_us = self.timings.plain_us(work) - prefill_us
+        return max(1, round(prefill_us * self._prefill_ratio + decode_us * self._decode_ratio))
 
     def learn(self, work: StepWork, took_us: float) -> None:
         """Take up what a step took that did one of the two."""
@@ -79,15 +86,3 @@ class StepCost:
             self._prefill_ratio *= correction
         else:
             self._decode_ratio *= correction
-
-    def timings(self, name: str) -> Timings:
-        """What was measured at load, in the router's form. Nobody measured a hand-off: it has no
-        time, as if nothing were told."""
-        return Timings(
-            name,
-            weights_us=self._fixed_us,
-            memory_us_per_token=self._per_token_us,
-            attention_us_per_pair=self._per_pair_us,
-            context_us_per_token=self._per_context_us,
-            mixed_penalty_ratio=MIXED_PENALTY_RATIO,
-        )

@@ -38,8 +38,9 @@ def _convert(values: dict[str, Any]) -> dict[str, Any]:
     except ValueError:
         roles = ", ".join(role.value for role in Role)
         raise ConfigError(f"role {values['role']!r} is none of {roles}") from None
-    if "model" in values:
-        values["model"] = Path(values["model"])
+    for path in ("model", "timings"):
+        if path in values:
+            values[path] = Path(values[path])
     values.setdefault("name", f"{values['role'].value}-{os.getpid()}")
     token_file = values.pop("join_token_file", None)
     values["join_token"] = _read_token(Path(token_file)) if token_file else _token_of_env()
@@ -145,6 +146,7 @@ def parser() -> argparse.ArgumentParser:
     add("--max-batch-tokens", type=int, metavar="N", help="tokens in a step (cpu 512, gpu 8192)")
     add("--page-size", type=int, metavar="TOKENS", help="tokens of one KV page (default: 16)")
     add("--mock-timings", metavar="NAME", help="instant, h100-8b, h100-70b or a file")
+    add("--timings", metavar="FILE", help="step times, by `dopd bench engine` (default: warm-up's)")
     add("--threads", type=int, metavar="N", help="compute threads on a CPU (default: 1)")
     add("--join-token-file", metavar="FILE", help="join token (default: $DOPD_JOIN_TOKEN)")
     add("--drain-timeout", type=int, metavar="S", help="leave so long after SIGTERM (default: 120)")

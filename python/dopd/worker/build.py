@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from dopd import __version__, wire
 from dopd.engine.base import Engine
+from dopd.engine.timings import Timings
 from dopd.errors import ConfigError
 from dopd.kv.size import parse_memory
 from dopd.sched.batch import Batcher
@@ -82,6 +83,7 @@ def make_engine(config: WorkerConfig) -> Engine:
         page_size=config.page_size,
         threads=config.threads,
         name=config.served_model_name,
+        timings=Timings.read(config.timings) if config.timings else None,
         progress=Progress(sys.stderr),
     )
 

@@ -42,6 +42,7 @@ class WorkerConfig:
     max_batch_tokens: int | None = None
     page_size: int = 16
     mock_timings: str = "instant"
+    timings: Path | None = None
     threads: int = 1
     drain_timeout: int = 120
     exit_on_stdin_eof: bool = False
@@ -54,10 +55,7 @@ class WorkerConfig:
     debug_checks: bool = False
 
     def __post_init__(self) -> None:
-        if self.mock == (self.model is not None):
-            raise ConfigError("give either --model PATH or --mock")
-        if self.mock_faults and not self.mock:
-            raise ConfigError("--mock-fault is for --mock: a model has none to offer")
+        self._check_mock()
         if not re.fullmatch(r"[a-zA-Z0-9._-]{1,64}", self.name):
             raise ConfigError(f"name {self.name!r} is not 1 to 64 of a-z A-Z 0-9 . _ -")
         hosts = [_host(self.join, "join address"), self.data_host]
@@ -79,6 +77,14 @@ class WorkerConfig:
         if not self.join_token:
             raise ConfigError("no join token: set DOPD_JOIN_TOKEN or give --join-token-file")
         self._check_logs()
+
+    def _check_mock(self) -> None:
+        if self.mock == (self.model is not None):
+            raise ConfigError("give either --model PATH or --mock")
+        if self.mock_faults and not self.mock:
+            raise ConfigError("--mock-fault is for --mock: a model has none to offer")
+        if self.timings is not None and self.mock:
+            raise ConfigError("--timings is of a model's steps; a mock has --mock-timings")
 
     def _check_logs(self) -> None:
         if self.log_level not in LOG_LEVELS:

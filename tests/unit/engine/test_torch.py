@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dopd.engine.load import load
+from dopd.engine.timings import Timings
 from dopd.engine.torch import TorchEngine
 from dopd.errors import ConfigError, DopdError
 from dopd.types import Row, Sampled, SamplingParams, StepWork
@@ -223,3 +224,10 @@ def test_auto_dtype_reaches_weights_and_pool(folder: Path) -> None:
     results = engine.step([Row(0, [1, 2, 3], 0, [0], GREEDY, 0)])
     assert isinstance(results[0], Sampled)
     assert torch.get_num_threads() == 1
+
+
+def test_a_calibration_takes_the_place_of_the_warm_up(folder: Path) -> None:
+    timings = Timings("measured", step_decode_us=123.0, weights_us=1000.0)
+    engine = load(folder, device="cpu", kv_memory="4MiB", timings=timings)
+    assert Timings.from_json(engine.timings_json) == timings
+    assert engine.cost_us(StepWork(0, 0, 1)) == 1123

@@ -1,4 +1,5 @@
-"""bench: load a running server with requests at their own times and measure what clients see."""
+"""bench: load a running server and measure what clients see; `bench engine` times the steps of one
+engine instead."""
 
 from __future__ import annotations
 
@@ -18,6 +19,10 @@ __all__ = ["parse", "parser", "run"]
 def run(argv: list[str]) -> int:
     """Run one load and print its report; the exit code is 1 if any request failed, 130 if Ctrl-C
     ended it."""
+    if argv[1:2] == ["engine"]:
+        from dopd.cli.bench import engine
+
+        return engine.run(argv[2:])
     args = parse(argv[1:])
     from dopd.cli.bench import arrivals, load, report
 

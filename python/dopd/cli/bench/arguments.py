@@ -18,6 +18,8 @@ exactly the asked length, unless --chat or --dataset says otherwise.
 --compare runs the same load on two servers in turns (first, second, second, first, ...), one
 server at a time, so that neither has the better machine or the better minute.
 
+`dopd bench engine` times the steps of a model on this machine instead, and calibrates dopd by them.
+
   dopd bench --rate 20 --duration 30 --prompt-tokens 512 --output-tokens 128
   dopd bench --rate inf --concurrency 64 --requests 500 --json
   dopd bench --trace trace.csv.gz --speed 2 --slo-ttft-ms 500 --slo-tpot-ms 50 --plot load.svg

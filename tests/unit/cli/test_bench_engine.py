@@ -1,0 +1,97 @@
+"""dopd bench engine: from an engine's steps to a calibration that everything else reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dopd.cli import app
+from dopd.engine.timings import Timings
+from dopd.errors import ConfigError
+from dopd.worker.handoff_probe import Place, pair
+
+pytest.importorskip("dopd._router")
+
+QUICK = ["bench", "engine", "--mock", "--quick", "--kv-memory", "64MiB", "--repeat", "2"]
+
+
+def test_a_mock_engine_gives_back_the_calibration_it_sleeps_by(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, report = tmp_path / "calibration.json", tmp_path / "report.json"
+    assert app.run([*QUICK, "--out", str(out), "--json", str(report)]) == 0
+    shown = capsys.readouterr().out
+    assert "decode 32 x 1024" in shown and "hand-off over shm" in shown
+    document = json.loads(report.read_text())
+    timings = Timings.read(out)
+    assert document["timings"]["weights_us"] == timings.weights_us
+    cells = {(cell["chunk"], cell["batch"]): cell for cell in document["cells"]}
+    # Sleeps are no shorter than asked for, however loaded the machine is.
+    assert cells[1024, 0]["us"] >= 27_400 and cells[512, 32]["penalty"] is not None
+    assert timings.handoff_bytes_per_s > 0 and timings.name == "mock"
+
+
+def test_the_router_and_the_simulator_read_the_file(tmp_path: Path) -> None:
+    from dopd import _router
+
+    out = tmp_path / "calibration.json"
+    argv = [*QUICK, "--repeat", "1", "--transport", "none", "--out", str(out), "--json", "-"]
+    assert app.run(argv) == 0
+    assert Timings.from_json(_router.timings_json(str(out))) == Timings.read(out)
+    assert _router.step_time(str(out), [(512, 0)], 0, 0) > 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "give either --model PATH or --mock"),
+        (["--mock", "--repeat", "0"], "--repeat is 0, must be 1 to 1000"),
+        (["--mock", "--step-seconds-max", "0"], "--step-seconds-max is 0"),
+        (["--mock", "--step-seconds-max", "nan"], "--step-seconds-max is nan"),
+        (["--mock", "--out", "/nowhere/at/all.json"], "its folder is not there"),
+        (["--mock", "--mock-timings", "h200"], "h200"),
+    ],
+)
+def test_bad_options(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.run(["bench", "engine", *argv]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_transport_that_is_not_there_is_named() -> None:
+    with pytest.raises(ConfigError, match="'pigeon' is no list"), pair("pigeon", Place(4096, 4)):
+        pass
+
+
+@pytest.mark.parametrize("transport", ["shm", "tcp"])
+def test_pages_of_the_probe_arrive(transport: str) -> None:
+    with pair(transport, Place(4096, 8)) as source:
+        assert source.seconds(3, 4) > 0
+
+
+VALID = json.loads(Timings("x", weights_us=1.0).to_json())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "Expecting"),
+        ("[]", "are no calibration"),
+        (json.dumps(VALID | {"more": 1}), "are no calibration"),
+        (json.dumps({"name": "x"}), "are no calibration"),
+        (json.dumps(VALID | {"weights_us": -1}), "weights_us is -1"),
+        (json.dumps(VALID | {"weights_us": True}), "weights_us is True"),
+        (json.dumps(VALID | {"weights_us": "1"}), "weights_us is '1'"),
+        (json.dumps(VALID).replace("1.0", "NaN"), "weights_us is nan"),
+        (json.dumps(VALID | {"weights_us": 1e16}), "weights_us is 1e\\+16"),
+        (" " * (17 << 10), "longer than 16384 bytes"),
+    ],
+)
+def test_bad_calibrations_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "bad.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        Timings.read(path)
+    with pytest.raises(ConfigError, match="No such file"):
+        Timings.read(tmp_path / "none.json")
