@@ -1,0 +1,1 @@
+"""Doubles of the libraries of a GPU machine, for tests on machines without one."""
