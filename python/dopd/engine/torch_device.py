@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from dopd.errors import ConfigError
+from dopd.kv.pool import KvPool
 from dopd.kv.budget import DeviceMemory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -78,3 +79,9 @@ def is_sticky(error: Exception) -> bool:
     if isinstance(error, torch.OutOfMemoryError):
         return False
     return isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)
+
+
+def scratch_pool(num_pages: int, page_bytes: int, device: str) -> KvPool:
+    """Pages of bytes on a device, of no model: to time transfers. page_bytes: even."""
+    shape = (1, 1, 1, page_bytes // 2)
+    return KvPool(shape, num_pages, torch.uint8, torch.device(device))

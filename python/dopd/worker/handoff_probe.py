@@ -49,12 +49,9 @@ class Place:
             for page in range(self.num_pages):
                 pool.page(page)[:] = bytes([page % 251 + 1]) * self.page_bytes
             return pool
-        import torch
+        from dopd.engine.torch_device import scratch_pool
 
-        from dopd.kv.pool import KvPool
-
-        shape = (1, 1, 1, self.page_bytes // 2)
-        return KvPool(shape, self.num_pages, torch.uint8, torch.device(self.device))
+        return scratch_pool(self.num_pages, self.page_bytes, self.device)
 
 
 class Events:
