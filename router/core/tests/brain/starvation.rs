@@ -6,7 +6,7 @@ use dopd_core::{
     brain::BrainConfig,
     fleet::Role,
     policy::{Order, PolicyConfig, Refuse},
-    request::{RequestFacts, Slo},
+    request::{RejectReason, RequestFacts, Slo},
     units::{Micros, Tokens},
 };
 use proptest::prelude::*;
@@ -283,4 +283,57 @@ fn a_prompt_is_judged_by_its_first_token_alone() {
     line.wait(millis(500));
     line.arrive(request(601, 10, 1));
     assert_eq!(line.drain(), [601, 600]);
+}
+
+/// A prompt that is refused because it waited has missed its target, whatever it is told.
+#[test]
+fn who_is_refused_for_waiting_missed_its_target() {
+    use RejectReason::{DeadlineExceeded, Late, QueueFull};
+    for why in [Late, DeadlineExceeded, QueueFull] {
+        let config = BrainConfig {
+            policy: PolicyConfig {
+                fair_ratio: 1.0,
+                demote: false,
+                refuse: Refuse::Late,
+                ..policy()
+            },
+            queue_requests_max: 12,
+            ..support::plain()
+        };
+        let mut line = Line::new(config, 1);
+        for id in 0..200 {
+            let tokens = if id % 10 == 7 { 100 } else { 10 };
+            line.arrive(request(id, tokens, 1));
+            line.finish(1);
+        }
+        line.arrive(request(500, 10, 50));
+        for id in 501..513 {
+            let mut facts = request(id, 100, 1);
+            match why {
+                Late => facts.slo.ttft = Some(millis(500)),
+                DeadlineExceeded => facts.deadline = line.now.plus(millis(4_000)),
+                _ => {}
+            }
+            line.arrive(facts);
+        }
+        if why == QueueFull {
+            for id in 700..712 {
+                let tenant = 1 + id % 6;
+                line.arrive(RequestFacts {
+                    tenant,
+                    ..request(id, 1, 1)
+                });
+            }
+        }
+        line.wait(millis(5_000));
+        assert!(line.refused.iter().all(|&(_, told, _)| told == why));
+        assert!(line.refused.len() >= 10, "{:?}", line.refused);
+        line.drain();
+        // Ten points owed bring the next long one forward to its arrival.
+        line.arrive(request(800, 10, 1));
+        line.arrive(request(600, 100, 1));
+        line.wait(millis(500));
+        line.arrive(request(601, 10, 1));
+        assert_eq!(line.drain(), [800, 600, 601], "{why:?}");
+    }
 }

@@ -405,3 +405,53 @@ fn who_is_to_be_computed_again_waits_until_its_time_for_helpers_too() {
     }
     assert_eq!(ids(taken), [1]);
 }
+
+/// What goes next is looked at as if each prompt were charged when it goes: after a long one its
+/// tenant has had its turn.
+#[test]
+fn those_that_go_next_are_looked_at_as_if_each_were_charged_when_it_goes() {
+    let rules = PolicyConfig {
+        order: Order::Fcfs,
+        share_quantum: Tokens(1_000),
+        ..policy()
+    };
+    let mut brain = fleet(rules, &[gpu(Prefill, 400_000), gpu(Decode, 60_000)]);
+    arrive(&mut brain, 0, 100, 1_000);
+    take_over(&mut brain, 1, 2, &[0]);
+    tell(&mut brain, 30_000, step(1, Prefill, &[0], &[]));
+    tell(&mut brain, 31_000, arrived(2, &[0]));
+    arrive(&mut brain, 40_000, 1, 9_000);
+    // The one that comes second is a quantum behind the first, so its long prompt goes next. Steps
+    // of 40 ms make that one too late for the helper, and the others not.
+    for (id, tenant, prompt) in [(2, 2, 1_000), (3, 1, 4_000), (4, 1, 1_000)] {
+        let mut facts = request(id, prompt, 100);
+        (facts.tenant, facts.slo.ttft) = (tenant, Some(Micros(200_000)));
+        brain.handle(Micros(40_000), Event::RequestArrived(facts));
+    }
+    let mut decoded = step(2, Decode, &[0], &[]);
+    (decoded.load.step, decoded.load.decode_step_us) = (9, 40_000);
+    assert_eq!(computes(&tell(&mut brain, 50_000, decoded)), [(2, 2)]);
+}
+
+/// Workers that ask in one event look at the same list; what one takes makes it anew.
+#[test]
+fn after_one_took_a_prompt_the_next_looks_at_what_is_left() {
+    let workers = [
+        gpu(Prefill, 400_000),
+        gpu(Decode, 400_000),
+        gpu(Decode, 400_000),
+    ];
+    for (last, taken) in [(4_000, vec![(2, 2)]), (9_000, vec![(2, 2), (3, 3)])] {
+        let mut brain = fleet(
+            PolicyConfig {
+                order: Order::Fcfs,
+                ..policy()
+            },
+            &workers,
+        );
+        assert_eq!(flood(&mut brain, 5), []);
+        // With it they are behind; once the first of four short ones is gone, they are not.
+        let stolen = computes(&arrive(&mut brain, 1, 6, last));
+        assert_eq!(stolen, taken, "{last} tokens");
+    }
+}

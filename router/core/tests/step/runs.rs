@@ -192,8 +192,6 @@ fn any_policy() -> impl Strategy<Value = StepPolicy> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(300))]
-
     /// No pause is longer than allowed, nobody waits longer for a token than a pause and one step,
     /// and a prompt moves after so many decode steps: with any constants, on any device.
     #[test]

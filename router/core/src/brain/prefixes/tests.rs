@@ -71,8 +71,6 @@ fn marks(hashes: &[u64]) -> Vec<PrefixMark> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
-
     #[test]
     fn index_is_the_list(ops in prop::collection::vec(op(), 1..60), pages_max in 1..40_usize) {
         let mut index = Prefixes { pages_max, ..Prefixes::default() };
