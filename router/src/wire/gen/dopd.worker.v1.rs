@@ -144,6 +144,22 @@ pub struct End {
     #[prost(fixed64, optional, tag = "7")]
     pub checksum: ::core::option::Option<u64>,
 }
+/// A data link, as one of its ends sees it; told to the router (Report.links).
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LinkState {
+    /// Name of the worker at the other end.
+    #[prost(string, tag = "1")]
+    pub peer: ::prost::alloc::string::String,
+    /// "cuda_ipc", "nccl", "shm" or "tcp".
+    #[prost(string, tag = "2")]
+    pub transport: ::prost::alloc::string::String,
+    /// Measured rate of writes; 0: not measured yet, or we are its destination.
+    #[prost(uint64, tag = "3")]
+    pub bytes_per_s: u64,
+    /// We write, the peer is written to.
+    #[prost(bool, tag = "4")]
+    pub is_source: bool,
+}
 /// Columns over runs of prompt positions, then over positions. The first token of a prompt has no log probability: runs
 /// begin at position 1 or later.
 #[derive(Clone, PartialEq, ::prost::Message)]
@@ -574,10 +590,9 @@ pub struct Report {
     /// Counts engine steps of this incarnation.
     #[prost(uint64, tag = "2")]
     pub step: u64,
-    /// Time of the step that this report closes; 0 if none.
+    /// Time of the step that this report closes, 0 if none; what is expected of the one that starts now, 0 if idle.
     #[prost(uint32, tag = "3")]
     pub step_us: u32,
-    /// What the worker expects of the step that it starts now; 0 if idle.
     #[prost(uint32, tag = "4")]
     pub next_step_us: u32,
     #[prost(uint64, tag = "5")]
@@ -664,36 +679,18 @@ pub struct Report {
     pub stored_hashes: ::prost::alloc::vec::Vec<u64>,
     #[prost(fixed64, repeated, tag = "39")]
     pub evicted_hashes: ::prost::alloc::vec::Vec<u64>,
-    /// Steps of this incarnation that computed prompts beside those that decode, and while those paused.
+    /// Of this incarnation: steps that computed prompts beside those that decode, and while those paused; seats preempted.
     #[prost(uint64, tag = "40")]
     pub steps_mixed: u64,
     #[prost(uint64, tag = "41")]
     pub steps_paused: u64,
-    /// Seats of this incarnation that were preempted.
     #[prost(uint64, tag = "42")]
     pub preempted: u64,
-    /// The data links that are up, at most 256. Only where they changed since the last report of this session that told them,
-    /// and then all of them; `links_changed` tells none from nothing new.
+    /// All data links that are up, at most 256, if `links_changed`: only where they did since this session was last told.
     #[prost(message, repeated, tag = "43")]
     pub links: ::prost::alloc::vec::Vec<LinkState>,
     #[prost(bool, tag = "44")]
     pub links_changed: bool,
-}
-/// A data link, as one of its ends sees it.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct LinkState {
-    /// Name of the worker at the other end.
-    #[prost(string, tag = "1")]
-    pub peer: ::prost::alloc::string::String,
-    /// "cuda_ipc", "nccl", "shm" or "tcp".
-    #[prost(string, tag = "2")]
-    pub transport: ::prost::alloc::string::String,
-    /// Measured rate of writes; 0: not measured yet, or we are its destination.
-    #[prost(uint64, tag = "3")]
-    pub bytes_per_s: u64,
-    /// We write, the peer is written to.
-    #[prost(bool, tag = "4")]
-    pub is_source: bool,
 }
 /// A role is a label: every worker can prefill and decode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]

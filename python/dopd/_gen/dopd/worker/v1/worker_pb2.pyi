@@ -4,6 +4,7 @@ isort:skip_file
 Between router and workers. Internal: it may change with every release; both ends are of one version."""
 
 from collections import abc as _abc
+from dopd._gen.dopd.worker.v1 import link_pb2 as _link_pb2
 from dopd._gen.dopd.worker.v1 import logprobs_pb2 as _logprobs_pb2
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -1003,9 +1004,8 @@ class Report(_message.Message):
     step: _builtins.int
     """Counts engine steps of this incarnation."""
     step_us: _builtins.int
-    """Time of the step that this report closes; 0 if none."""
+    """Time of the step that this report closes, 0 if none; what is expected of the one that starts now, 0 if idle."""
     next_step_us: _builtins.int
-    """What the worker expects of the step that it starts now; 0 if idle."""
     role_epoch: _builtins.int
     role: Global___Role.ValueType
     draining: _builtins.bool
@@ -1030,10 +1030,9 @@ class Report(_message.Message):
     mixed_penalty_permille: _builtins.int
     """How much dearer mixed steps are here, as learnt; in thousandths."""
     steps_mixed: _builtins.int
-    """Steps of this incarnation that computed prompts beside those that decode, and while those paused."""
+    """Of this incarnation: steps that computed prompts beside those that decode, and while those paused; seats preempted."""
     steps_paused: _builtins.int
     preempted: _builtins.int
-    """Seats of this incarnation that were preempted."""
     links_changed: _builtins.bool
     @_builtins.property
     def opened_slots(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
@@ -1090,10 +1089,8 @@ class Report(_message.Message):
     @_builtins.property
     def evicted_hashes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
-    def links(self) -> _containers.RepeatedCompositeFieldContainer[Global___LinkState]:
-        """The data links that are up, at most 256. Only where they changed since the last report of this session that told them,
-        and then all of them; `links_changed` tells none from nothing new.
-        """
+    def links(self) -> _containers.RepeatedCompositeFieldContainer[_link_pb2.LinkState]:
+        """All data links that are up, at most 256, if `links_changed`: only where they did since this session was last told."""
 
     def __init__(
         self,
@@ -1139,7 +1136,7 @@ class Report(_message.Message):
         steps_mixed: _builtins.int = ...,
         steps_paused: _builtins.int = ...,
         preempted: _builtins.int = ...,
-        links: _abc.Iterable[Global___LinkState] | None = ...,
+        links: _abc.Iterable[_link_pb2.LinkState] | None = ...,
         links_changed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["logprobs", b"logprobs", "prompt_logprobs", b"prompt_logprobs"]  # noqa: Y015
@@ -1149,37 +1146,3 @@ class Report(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Report: _TypeAlias = Report  # noqa: Y015
-
-@_typing.final
-class LinkState(_message.Message):
-    """A data link, as one of its ends sees it."""
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    PEER_FIELD_NUMBER: _builtins.int
-    TRANSPORT_FIELD_NUMBER: _builtins.int
-    BYTES_PER_S_FIELD_NUMBER: _builtins.int
-    IS_SOURCE_FIELD_NUMBER: _builtins.int
-    peer: _builtins.str
-    """Name of the worker at the other end."""
-    transport: _builtins.str
-    """"cuda_ipc", "nccl", "shm" or "tcp"."""
-    bytes_per_s: _builtins.int
-    """Measured rate of writes; 0: not measured yet, or we are its destination."""
-    is_source: _builtins.bool
-    """We write, the peer is written to."""
-    def __init__(
-        self,
-        *,
-        peer: _builtins.str = ...,
-        transport: _builtins.str = ...,
-        bytes_per_s: _builtins.int = ...,
-        is_source: _builtins.bool = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_s", b"bytes_per_s", "is_source", b"is_source", "peer", b"peer", "transport", b"transport"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___LinkState: _TypeAlias = LinkState  # noqa: Y015
