@@ -57,10 +57,8 @@ impl Gate {
                 key: config.name.as_str().into(),
                 tenant: config.tenant.as_str().into(),
                 weight: config.weight,
-                slo: SloTargets {
-                    ttft: config.slo_ttft_ms.map(Duration::from_millis),
-                    tpot: config.slo_tpot_ms.map(Duration::from_millis),
-                },
+                slo: targets(config.slo_ttft_ms, config.slo_tpot_ms),
+                slo_least: targets(config.slo_ttft_ms_min, config.slo_tpot_ms_min),
                 quota: Quota::of(config),
             };
             Some(Key { digest, caller })
@@ -92,6 +90,13 @@ impl Gate {
         }
         let key = self.keys.get(usize::try_from(found).ok()?)?;
         Some(key.caller.clone())
+    }
+}
+
+fn targets(ttft_ms: Option<u64>, tpot_ms: Option<u64>) -> SloTargets {
+    SloTargets {
+        ttft: ttft_ms.map(Duration::from_millis),
+        tpot: tpot_ms.map(Duration::from_millis),
     }
 }
 

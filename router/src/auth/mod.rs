@@ -29,6 +29,8 @@ pub struct Caller {
     pub weight: u32,
     /// Targets of its key.
     pub slo: SloTargets,
+    /// The least that its key may ask for; `None`: as `limits` say.
+    pub slo_least: SloTargets,
     quota: Option<Arc<Quota>>,
 }
 
@@ -40,6 +42,7 @@ impl Default for Caller {
             tenant: Arc::from("default"),
             weight: 1,
             slo: SloTargets::default(),
+            slo_least: SloTargets::default(),
             quota: None,
         }
     }

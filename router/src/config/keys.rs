@@ -37,6 +37,11 @@ settings! {
         slo_ttft_ms: Option<u64> = None, within 1..=86_400_000;
         /// Target for the time per output token in milliseconds; none: as `slo.tpot_ms`.
         slo_tpot_ms: Option<u64> = None, within 1..=86_400_000;
+        /// Least target for the first token that it may ask for, in milliseconds; none: as
+        /// `limits.slo_ttft_ms_min`.
+        slo_ttft_ms_min: Option<u64> = None, within 1..=86_400_000;
+        /// The same per output token; none: as `limits.slo_tpot_ms_min`.
+        slo_tpot_ms_min: Option<u64> = None, within 1..=86_400_000;
         /// Requests a minute; none: any number.
         requests_per_minute: Option<u32> = None, within 1..=1_000_000_000;
         /// Tokens of prompts and answers a minute; none: any number.

@@ -260,6 +260,11 @@ settings! {
         prompt_logprobs_max: usize = 524_288, within 0..=1 << 30;
         /// Alternatives per position.
         top_logprobs_max: u32 = 20, within 0..=100;
+        /// Least target for the first token that a request may ask for, in milliseconds.
+        slo_ttft_ms_min: u64 = 1, within 1..=DAY_MS;
+        /// Least target per output token that a request may ask for, in milliseconds. A tight one
+        /// holds the batch in which it decodes small, for all that share it.
+        slo_tpot_ms_min: u64 = 1, within 1..=DAY_MS;
         /// Bytes of request bodies that are received or prepared but do not run yet.
         preparing_bytes_max: usize = 256 << 20, within 1_024..=1 << 40;
         /// Requests that wait in the brain.

@@ -33,6 +33,7 @@ pub(super) fn settle(settings: &mut Settings) {
 /// Refuses contradictions.
 pub(super) fn check(settings: &Settings, scope: Scope) -> Result<(), ConfigError> {
     timers(settings)?;
+    targets(settings)?;
     loopback(
         settings,
         "workers.host",
@@ -77,6 +78,41 @@ fn timers(settings: &Settings) -> Result<(), ConfigError> {
         }
     }
     Ok(())
+}
+
+/// Nobody has a target by default that they may not ask for.
+fn targets(settings: &Settings) -> Result<(), ConfigError> {
+    let Config {
+        slo, limits, key, ..
+    } = &settings.config;
+    let ttft = ("limits.slo_ttft_ms_min", limits.slo_ttft_ms_min);
+    let tpot = ("limits.slo_tpot_ms_min", limits.slo_tpot_ms_min);
+    least(|| "slo.ttft_ms".to_owned(), slo.ttft_ms, ttft)?;
+    least(|| "slo.tpot_ms".to_owned(), slo.tpot_ms, tpot)?;
+    for key in key {
+        let own = |name, least: Option<u64>| least.map(|least| (name, least));
+        let ttft = own("its slo_ttft_ms_min", key.slo_ttft_ms_min).unwrap_or(ttft);
+        let tpot = own("its slo_tpot_ms_min", key.slo_tpot_ms_min).unwrap_or(tpot);
+        let of_key = |name| move || format!("{name} of key {:?}", key.name);
+        least(of_key("slo_ttft_ms"), key.slo_ttft_ms, ttft)?;
+        least(of_key("slo_tpot_ms"), key.slo_tpot_ms, tpot)?;
+    }
+    Ok(())
+}
+
+fn least(
+    target: impl Fn() -> String,
+    value: Option<u64>,
+    (name, least): (&str, u64),
+) -> Result<(), ConfigError> {
+    match value.filter(|value| *value < least) {
+        None => Ok(()),
+        Some(value) => refuse(format!(
+            "{} is {value} and {name} is {least}: a target must not be below the least that may \
+             be asked for",
+            target()
+        )),
+    }
 }
 
 fn loopback(

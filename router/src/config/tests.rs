@@ -252,9 +252,16 @@ fn choices_fit_the_byte_that_numbers_them() {
 
 #[test]
 fn contradictions_are_refused() {
+    let key = format!("[[key]]\nname = \"a\"\nsha256 = \"{}\"\n", "0".repeat(64));
     let texts = [
         Case::new("[workers]\nlease_ms = 800\n").refusal(),
         Case::new("[limits]\nrequest_timeout_ms = 1000\n").refusal(),
+        Case::new("slo.tpot_ms = 10\nlimits.slo_tpot_ms_min = 11\n").refusal(),
+        Case::new(&format!(
+            "limits.slo_ttft_ms_min = 20\n{key}slo_ttft_ms = 19\n"
+        ))
+        .refusal(),
+        Case::new(&format!("{key}slo_tpot_ms = 9\nslo_tpot_ms_min = 10\n")).refusal(),
         Case::new("[workers]\nhost = \"0.0.0.0\"\n").refusal(),
         Case::new("").flag("metrics-host", &["::"]).refusal(),
         Case::new("").flag("port", &["9464"]).refusal(),

@@ -49,7 +49,7 @@ async fn submit<R: Reply>(
     call: &Call,
 ) -> Result<AnswerStream<R>, Error> {
     let checked = params.and_then(|mut params| {
-        params.slo_default(call.slo);
+        params.slo_head = call.slo;
         validate::check(params, service.limits(), service.model())
     });
     let mut spec = checked.inspect_err(|error| service.refuse(&arrival, error))?;

@@ -24,9 +24,8 @@ use super::{status, timeout};
 use crate::{
     auth::Caller,
     error::{Error, Reason},
-    metrics::SloTargets,
     service::Preparing,
-    validate,
+    validate::{self, SloHead},
 };
 
 /// Header with the W3C trace context.
@@ -45,8 +44,8 @@ pub(super) struct Call {
     pub(super) timeout: Option<Duration>,
     /// W3C trace context; empty: none.
     pub(super) traceparent: String,
-    /// Targets in its metadata.
-    pub(super) slo: SloTargets,
+    /// Targets in its metadata, and the least that its caller may ask for.
+    pub(super) slo: SloHead,
     /// What its message takes, until the last clone is dropped.
     share: Share,
 }
@@ -61,12 +60,16 @@ impl Call {
             .get(TRACEPARENT)
             .and_then(|value| value.to_str().ok());
         let trace = trace.filter(|trace| trace.len() <= TRACEPARENT_BYTES_MAX);
+        let slo = SloHead {
+            asked: validate::slo_headers(headers)?,
+            least: caller.slo_least,
+        };
         Ok(Self {
             caller,
             began: Instant::now(),
             timeout: timeout::of(headers)?,
             traceparent: trace.unwrap_or_default().to_owned(),
-            slo: validate::slo_headers(headers)?,
+            slo,
             share: Arc::new(Mutex::new(share)),
         })
     }

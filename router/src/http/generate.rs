@@ -21,7 +21,7 @@ use crate::{
     error::{Error, Reason},
     service::{Answer, Arrival, Head, Next, Prepared, Refusal, Wake, Wanted},
     trace,
-    validate::{self, Endpoint},
+    validate::{self, Endpoint, SloHead},
 };
 
 /// Longest time that the head of a stream waits for the first token. Until then a failure still
@@ -78,7 +78,10 @@ async fn read(
     arrival: &Arrival,
 ) -> Result<(Prepared, Form), Error> {
     let service = &app.service;
-    let slo = validate::slo_headers(request.headers())?;
+    let slo_head = SloHead {
+        asked: validate::slo_headers(request.headers())?,
+        least: arrival.caller.slo_least,
+    };
     let body = receive::json(request, app).await?;
     let bytes = body.bytes.len();
     let (model, limits) = (service.shared_model(), service.shared_limits());
@@ -86,7 +89,7 @@ async fn read(
     let deadline = service.deadline(arrival.at, None);
     let work = move || {
         let mut asked = validate::parse(endpoint, &body.bytes, &limits, &model)?;
-        asked.params.slo_default(slo);
+        asked.params.slo_head = slo_head;
         metrics.fields_ignored(asked.params.ignored_fields);
         receive::check_known(asked.unknown.as_deref(), strict)?;
         let spec = validate::check(asked.params, &limits, &model)?;

@@ -4,7 +4,7 @@ use std::fmt::Display;
 
 use super::{
     adjust,
-    slo::slo_fields,
+    slo::slo,
     spec::{AnswerLength, Params, Prompt, Sampling, Spec, Truncate},
 };
 use crate::{
@@ -36,7 +36,7 @@ pub fn check(
     let (told, choices) = choices(&params, limits)?;
     let (top_logprobs, prompt_logprobs) = logprobs(&params, limits)?;
     let min_tokens = params.min_tokens.unwrap_or(0);
-    let slo = slo_fields(&params)?;
+    let slo = slo(&params, limits)?;
     Ok(Spec {
         prompt,
         batch: params.batch,

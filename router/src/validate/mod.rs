@@ -24,7 +24,7 @@ pub use self::{
     check::{check, check_model},
     messages::chat_role,
     parse::{AnswerForm, ChatOrText, Endpoint, parse},
-    slo::slo_headers,
+    slo::{SloHead, slo_headers},
     spec::{AnswerLength, Params, Prompt, Sampling, Spec, Truncate},
     tokenize::{Detokenize, Tokenize, parse_detokenize, parse_tokenize},
 };

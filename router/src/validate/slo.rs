@@ -8,7 +8,7 @@ use super::{
     check::{count, invalid, shorten},
     spec::Params,
 };
-use crate::{error::Error, metrics::SloTargets};
+use crate::{config::records::LimitsConfig, error::Error, metrics::SloTargets};
 
 /// Longest target in milliseconds: a day, as the longest life of a request.
 const SLO_MS_MAX: i64 = 24 * 3_600_000;
@@ -16,12 +16,73 @@ const SLO_MS_MAX: i64 = 24 * 3_600_000;
 const TTFT_HEADER: &str = "x-slo-ttft-ms";
 const TPOT_HEADER: &str = "x-slo-tpot-ms";
 
-/// The targets in the fields `slo_ttft_ms` and `slo_tpot_ms`.
-pub(super) fn slo_fields(params: &Params) -> Result<SloTargets, Error> {
-    let read = |name, value: Option<i64>| value.map(|value| millis(name, value)).transpose();
+/// What the head of a request says of its targets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SloHead {
+    /// Asked for by its headers (gRPC: metadata).
+    pub asked: SloTargets,
+    /// The least that its key may ask for; `None`: that of the limits.
+    pub least: SloTargets,
+}
+
+/// The least that a request may ask for, and the setting that says so.
+struct Least {
+    target: Duration,
+    setting: String,
+}
+
+impl Least {
+    fn new(setting: &str, key: Option<Duration>, limit_ms: u64) -> Self {
+        match key {
+            Some(target) => Self {
+                target,
+                setting: format!("{setting} of the key"),
+            },
+            None => Self {
+                target: Duration::from_millis(limit_ms),
+                setting: format!("limits.{setting}"),
+            },
+        }
+    }
+
+    /// The target that counts: the field's, else the header's.
+    fn target(
+        &self,
+        (field, own): (&'static str, Option<i64>),
+        (header, asked): (&'static str, Option<Duration>),
+    ) -> Result<Option<Duration>, Error> {
+        let own = own.map(|value| millis(field, value)).transpose()?;
+        let name = if own.is_some() { field } else { header };
+        let Some(target) = own.or(asked) else {
+            return Ok(None);
+        };
+        if target >= self.target {
+            return Ok(Some(target));
+        }
+        let message = format!(
+            "{name} is {}, the least that may be asked for is {} ({})",
+            target.as_millis(),
+            self.target.as_millis(),
+            self.setting
+        );
+        Err(invalid(name, message))
+    }
+}
+
+/// The targets that it asks for: in the fields `slo_ttft_ms` and `slo_tpot_ms`, else by its head.
+pub(super) fn slo(params: &Params, limits: &LimitsConfig) -> Result<SloTargets, Error> {
+    let SloHead { asked, least } = params.slo_head;
+    let ttft = Least::new("slo_ttft_ms_min", least.ttft, limits.slo_ttft_ms_min);
+    let tpot = Least::new("slo_tpot_ms_min", least.tpot, limits.slo_tpot_ms_min);
     Ok(SloTargets {
-        ttft: read("slo_ttft_ms", params.slo_ttft_ms)?,
-        tpot: read("slo_tpot_ms", params.slo_tpot_ms)?,
+        ttft: ttft.target(
+            ("slo_ttft_ms", params.slo_ttft_ms),
+            (TTFT_HEADER, asked.ttft),
+        )?,
+        tpot: tpot.target(
+            ("slo_tpot_ms", params.slo_tpot_ms),
+            (TPOT_HEADER, asked.tpot),
+        )?,
     })
 }
 

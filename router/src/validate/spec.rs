@@ -2,6 +2,7 @@
 
 use std::{iter, time::Duration};
 
+use super::slo::SloHead;
 use crate::{
     error::{Error, Reason},
     metrics::SloTargets,
@@ -108,20 +109,10 @@ pub struct Params {
     pub slo_ttft_ms: Option<i64>,
     /// Target: time per token after the first in milliseconds.
     pub slo_tpot_ms: Option<i64>,
+    /// The same by its head, and the least that its key may ask for.
+    pub slo_head: SloHead,
     /// Fields that were read past: unknown ones, and known ones that change nothing.
     pub ignored_fields: u64,
-}
-
-impl Params {
-    /// Targets of its head, where its fields have none.
-    pub fn slo_default(&mut self, head: SloTargets) {
-        let or = |own: &mut Option<i64>, head: Option<Duration>| {
-            let millis = |target: Duration| i64::try_from(target.as_millis()).unwrap_or(i64::MAX);
-            *own = own.or(head.map(millis));
-        };
-        or(&mut self.slo_ttft_ms, head.ttft);
-        or(&mut self.slo_tpot_ms, head.tpot);
-    }
 }
 
 /// How tokens are drawn, in the worker's terms.

@@ -64,7 +64,7 @@ pub(crate) fn serve_at<F: Future<Output = ()>>(
     at(fake, Gate::default(), config, LimitsConfig::default(), test);
 }
 
-fn at<F: Future<Output = ()>>(
+pub(crate) fn at<F: Future<Output = ()>>(
     fake: Fake,
     gate: Gate,
     config: GrpcConfig,

@@ -12,7 +12,7 @@ use dopd_router::{
     streams::sink::FinishReason,
     wire::v1::{AnswerOptions, GenerateRequest, inference_service_client::InferenceServiceClient},
 };
-use tonic::{Code, Request};
+use tonic::{Code, Request, transport::Channel};
 
 use crate::{
     client::{Reply, exchange},
@@ -88,6 +88,108 @@ fn a_header_that_is_no_target_is_refused_by_name() {
             assert_eq!(reply.status, 400, "{wrong}");
             let names = r#""param":"x-slo-tpot-ms""#;
             assert!(reply.body.contains(names), "{wrong}: {}", reply.body);
+        }
+    });
+}
+
+/// 100 and 20 ms for all, 50 ms to the first token for the key.
+fn bounded() -> (Gate, LimitsConfig) {
+    let key = KeyConfig {
+        slo_ttft_ms_min: Some(50),
+        ..KeyConfig::unlimited("team", KeyDigest::of(KEY.as_bytes()))
+    };
+    let limits = LimitsConfig {
+        slo_ttft_ms_min: 100,
+        slo_tpot_ms_min: 20,
+        ..LimitsConfig::default()
+    };
+    (Gate::new(&[key]), limits)
+}
+
+#[test]
+fn less_than_the_least_target_is_refused_whichever_way_it_comes() {
+    const HEAD: &str = "x-slo-ttft-ms: 49\r\n";
+    let rows = [
+        ("x-slo-ttft-ms: 50\r\n", "", None),
+        (
+            HEAD,
+            "",
+            Some(("x-slo-ttft-ms", "50 (slo_ttft_ms_min of the key)")),
+        ),
+        (HEAD, r#","slo_ttft_ms":50"#, None),
+        (
+            "",
+            r#","slo_ttft_ms":49"#,
+            Some(("slo_ttft_ms", "50 (slo_ttft_ms_min of the key)")),
+        ),
+        (
+            "x-slo-tpot-ms: 19\r\n",
+            "",
+            Some(("x-slo-tpot-ms", "20 (limits.slo_tpot_ms_min)")),
+        ),
+        (
+            "",
+            r#","slo_tpot_ms":19"#,
+            Some(("slo_tpot_ms", "20 (limits.slo_tpot_ms_min)")),
+        ),
+        ("", r#","slo_tpot_ms":20"#, None),
+    ];
+    let ((gate, limits), config) = (bounded(), HttpConfig::default());
+    fake::with_gate(answers(), gate, config, limits, |address| async move {
+        for (headers, fields, refused) in rows {
+            let reply = post(address, headers, fields).await;
+            let Some((name, least)) = refused else {
+                assert_eq!(reply.status, 200, "{headers}{fields}: {}", reply.body);
+                continue;
+            };
+            assert_eq!(reply.status, 400, "{headers}{fields}");
+            assert!(reply.body.contains(&below(name, least)), "{}", reply.body);
+            let param = format!(r#""param":"{name}""#);
+            assert!(reply.body.contains(&param), "{}", reply.body);
+        }
+    });
+}
+
+fn below(name: &str, least: &str) -> String {
+    let asked = if name.contains("ttft") { 49 } else { 19 };
+    format!("{name} is {asked}, the least that may be asked for is {least}")
+}
+
+#[test]
+fn less_than_the_least_target_is_refused_by_the_other_front_alike() {
+    let ((gate, limits), config) = (bounded(), GrpcConfig::default());
+    grpc::at(answers(), gate, config, limits, |address| async move {
+        let channel = Channel::from_shared(format!("http://{address}")).unwrap();
+        let channel = channel.connect().await.unwrap();
+        for (ttft, tpot, refused) in [
+            ("50", Some(20), None),
+            (
+                "49",
+                None,
+                Some(("x-slo-ttft-ms", "50 (slo_ttft_ms_min of the key)")),
+            ),
+            (
+                "50",
+                Some(19),
+                Some(("slo_tpot_ms", "20 (limits.slo_tpot_ms_min)")),
+            ),
+        ] {
+            let options = AnswerOptions {
+                slo_tpot_ms: tpot,
+                ..AnswerOptions::default()
+            };
+            let mut request = Request::new(GenerateRequest {
+                options: Some(options),
+                ..grpc::text("xyz")
+            });
+            let metadata = request.metadata_mut();
+            metadata.insert("authorization", "Bearer k".parse().unwrap());
+            metadata.insert("x-slo-ttft-ms", ttft.parse().unwrap());
+            let mut client = InferenceServiceClient::new(channel.clone());
+            let answer = client.generate(request).await.err();
+            let told = answer.map(|status| (status.code(), status.message().to_owned()));
+            let expected = refused.map(|(name, least)| (Code::InvalidArgument, below(name, least)));
+            assert_eq!(told, expected);
         }
     });
 }
