@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from dopd.errors import ConfigError
-from dopd.kv.pool import KvPool
 from dopd.kv.budget import DeviceMemory
+from dopd.kv.pool import KvPool
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MAX_THREADS = 1024

@@ -6,12 +6,17 @@ Which page belongs to whom is `sched`'s business.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
+from torch import Tensor
 
 from dopd.errors import DopdError
+from dopd.kv.base import chunks_of
 from dopd.kv.memory import PoolMemory
+
+# What is gathered at once of pages on a GPU, and copied to the host in one go.
+GATHERED_BYTES = 16 << 20
 
 
 class KvPool:
@@ -49,23 +54,76 @@ class KvPool:
             self.tensor = torch.frombuffer(self._memory.buffer, dtype=dtype).view(full)
         else:
             self.tensor = torch.zeros(full, dtype=dtype, device=device)
+            # Of all that is done below, which must not wait for a step's kernels.
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            # No other stream may come before the zeros.
+            torch.cuda.synchronize(device)
+        self.device = str(self.tensor.device)
+        self._content = self.tensor.view(in_all, -1).view(torch.uint8)
 
     def page(self, index: int) -> memoryview:
-        """Writable bytes of one page, all layers. CPU only.
-
-        Raises IndexError for a page outside the pool, DopdError on another device.
-        """
-        if not 0 <= index < self.num_pages:
-            raise IndexError(f"page {index} is outside the pool of {self.num_pages}")
+        """See `dopd.kv.base.PagePool`. Raises IndexError for a page outside the pool."""
+        self._check(index)
         if self._bytes is None:
-            raise DopdError(
-                f"pages on {self.tensor.device} have no address here; use a device transport"
-            )
+            raise DopdError(f"page {index} is on {self.device}: only the device can read it")
         return self._bytes[index * self.page_bytes : (index + 1) * self.page_bytes]
+
+    def address(self, index: int) -> int:
+        """See `dopd.kv.base.PagePool`. Raises IndexError for a page outside the pool."""
+        self._check(index)
+        if self._bytes is not None:
+            raise DopdError(
+                f"page {index} is on the {self.device}; device transports cannot move it"
+            )
+        return self.tensor.data_ptr() + index * self.page_bytes
 
     def fill(self, pages: Sequence[int], byte: int) -> None:
         """See `dopd.kv.base.PagePool`. 255 in every byte is NaN in each of our dtypes."""
-        content = self.tensor.view(len(self.tensor), -1).view(torch.uint8)
+        if self._bytes is None:
+            with torch.cuda.stream(self._stream):
+                fill_at_once(self._content, pages, byte)
+            self._stream.synchronize()
+            return
         for page in pages:
             # Several times as fast as one index_fill_ of all.
-            content[page].fill_(byte)
+            self._content[page].fill_(byte)
+
+    def chunks(self, pages: Sequence[int], edge_bytes: int | None) -> Iterator[memoryview]:
+        """See `dopd.kv.base.PagePool`."""
+        if self._bytes is not None:
+            yield from chunks_of(self.page, pages, edge_bytes)
+            return
+        most = max(1, GATHERED_BYTES // self.page_bytes) if edge_bytes is None else len(pages)
+        for start in range(0, len(pages), max(1, most)):
+            # To memory that is not pinned: there when the copy returns.
+            with torch.cuda.stream(self._stream):
+                data = gathered(self._content, pages[start : start + most], edge_bytes)
+            yield data
+
+    def _check(self, index: int) -> None:
+        if not 0 <= index < self.num_pages:
+            raise IndexError(f"page {index} is outside the pool of {self.num_pages}")
+
+
+def fill_at_once(content: Tensor, pages: Sequence[int], byte: int) -> None:
+    """Rows of a byte tensor, without a call for each: eight bytes at a time where they fit."""
+    index = torch.tensor(pages, dtype=torch.int64, device=content.device)
+    if content.shape[1] % 8:
+        content.index_fill_(0, index, byte)
+    else:
+        word = int.from_bytes(bytes([byte]) * 8, "little", signed=True)
+        content.view(torch.int64).index_fill_(0, index, word)
+
+
+def gathered(content: Tensor, pages: Sequence[int], edge_bytes: int | None) -> memoryview:
+    """Rows of a byte tensor, or their ends, one after another in the host's memory, by one copy."""
+    index = torch.tensor(pages, dtype=torch.int64, device=content.device)
+    if edge_bytes is None:
+        rows = content.index_select(0, index)
+    else:
+        ends = (content[:, :edge_bytes], content[:, -edge_bytes:])
+        rows = torch.cat([end.index_select(0, index) for end in ends], dim=1)
+    host = bytearray(rows.numel())
+    if host:
+        torch.frombuffer(host, dtype=torch.uint8).view(rows.shape).copy_(rows)
+    return memoryview(host)

@@ -7,35 +7,32 @@ the source when they are written, at the destination when they have landed.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from dopd.types import KvCheck, LinkEnd
 
 # Of either end of a page; a smaller page counts twice.
 HEADER_BYTES = 64
 
+Chunks = Callable[[Sequence[int], int | None], Iterable[memoryview]]
+"""See `dopd.kv.base.PagePool.chunks`."""
+
 
 class PagesHash:
     """sha256 over pages in their order. `num_pages`: the shipment's page that comes next; it begins
     behind those that do not travel."""
 
-    def __init__(self, check: KvCheck, read: Callable[[int], memoryview]) -> None:
+    def __init__(self, check: KvCheck, chunks: Chunks) -> None:
         self.num_pages = 0
-        self._is_full = check is KvCheck.FULL
-        self._read = read
+        self._edge_bytes = None if check is KvCheck.FULL else HEADER_BYTES
+        self._chunks = chunks
         self._sha = hashlib.sha256()
 
-    def add(self, pages: Iterable[int]) -> None:
+    def add(self, pages: Sequence[int]) -> None:
         """The shipment's next pages, whose bytes change no more."""
-        sha, read = self._sha, self._read
-        for page in pages:
-            data = read(page)
-            if self._is_full:
-                sha.update(data)
-            else:
-                sha.update(data[:HEADER_BYTES])
-                sha.update(data[-HEADER_BYTES:])
-            self.num_pages += 1
+        for data in self._chunks(pages, self._edge_bytes):
+            self._sha.update(data)
+        self.num_pages += len(pages)
 
     def value(self) -> int:
         """The first 8 bytes, little endian."""

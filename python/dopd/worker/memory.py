@@ -55,7 +55,7 @@ class KvMemory:
             self._pool.fill(dirty, 0)
 
     def _new_hash(self) -> PagesHash | None:
-        return None if self._check is KvCheck.OFF else PagesHash(self._check, self._pool.page)
+        return None if self._check is KvCheck.OFF else PagesHash(self._check, self._pool.chunks)
 
     def _poison(self, start: int, length: int) -> None:
         self._pool.fill(range(start, start + length), POISON)

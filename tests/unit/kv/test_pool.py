@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from dopd.errors import ConfigError
+from dopd.errors import ConfigError, DopdError
 from dopd.kv.budget import memory_for, pages_in
 from dopd.kv.layout import page_bytes
-from dopd.kv.pool import KvPool
+from dopd.kv.pool import KvPool, fill_at_once, gathered
 from dopd.kv.size import parse_memory
 
 SHAPE = (3, 4, 2, 8)
@@ -97,3 +97,34 @@ def test_nobody_is_told_of_dummy_pages() -> None:
         pool.page(5)
     pool.fill([4], 0xFF)
     assert pool.tensor[4].isnan().all() and not pool.tensor[5].any()
+
+
+@pytest.mark.parametrize("page_bytes", [4, 24, 130, 256, 1000])
+@pytest.mark.parametrize("byte", [0, 7, 0xFF])
+def test_a_gpus_way_to_fill_pages_is_the_cpus(page_bytes: int, byte: int) -> None:
+    content = torch.randint(0, 256, (9, page_bytes), dtype=torch.uint8)
+    wanted = content.clone()
+    for page in (7, 0, 3):
+        wanted[page] = byte
+    fill_at_once(content, [7, 0, 3], byte)
+    assert torch.equal(content, wanted)
+    fill_at_once(content, range(4, 6), byte)
+    assert (content[4:6] == byte).all()
+
+
+@pytest.mark.parametrize("edge_bytes", [None, 64, 1])
+@pytest.mark.parametrize("pages", [[], [4], [4, 0, 2], [1, 1]])
+def test_a_gpus_way_to_read_pages_is_the_cpus(edge_bytes: int | None, pages: list[int]) -> None:
+    for head_dim in (1, 8, 17):
+        pool = KvPool((3, 2, 1, head_dim), 5, torch.float16, CPU)
+        pool.tensor.normal_()
+        content = pool.tensor.view(5, -1).view(torch.uint8)
+        wanted = b"".join(map(bytes, pool.chunks(pages, edge_bytes)))
+        assert bytes(gathered(content, pages, edge_bytes)) == wanted
+
+
+def test_a_pool_on_the_cpu_has_no_device_addresses() -> None:
+    pool = KvPool(SHAPE, 5, torch.float32, CPU)
+    assert pool.device == "cpu"
+    with pytest.raises(DopdError, match="page 3 is on the cpu"):
+        pool.address(3)

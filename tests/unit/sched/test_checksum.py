@@ -39,7 +39,7 @@ def random_pool(seed: int = 1) -> BytesPool:
 
 
 def value(check: KvCheck, pool: BytesPool, pages: list[int]) -> int:
-    pages_hash = PagesHash(check, pool.page)
+    pages_hash = PagesHash(check, pool.chunks)
     pages_hash.add(pages)
     return pages_hash.value()
 
@@ -78,7 +78,7 @@ def test_header_sees_misplaced_missing_and_stale_pages() -> None:
 def destination(pool: BytesPool, check: KvCheck = KvCheck.FULL) -> Seats:
     """An import whose two pages have landed and are hashed, as the desk does."""
     seats = new_seats()
-    seats.new_hash = partial(PagesHash, check, pool.page)
+    seats.new_hash = partial(PagesHash, check, pool.chunks)
     seats.handle(open_event(Import()))
     seats.handle(ev.Begin(LINK, 100))
     # The later page first: the hash is over pages in their order.
@@ -164,7 +164,7 @@ def test_a_source_says_the_checksum_of_every_page_that_it_wrote() -> None:
         seats = seats_in(State.FROZEN)
         seat = seats.by_slot[SLOT]
         assert seat.shipment is not None
-        seat.shipment.hash = PagesHash(KvCheck.FULL, pool.page)
+        seat.shipment.hash = PagesHash(KvCheck.FULL, pool.chunks)
         effects: list[ev.Effect] = []
         while not effects:
             found = seats.written_unhashed(LINK, GRANT.nonce, count)
