@@ -64,7 +64,11 @@ use self::{
     explain::Explain, fair::Fair, lengths::Lengths, pace::Pace, pairs::Pairs, prefixes::Prefixes,
     queue::WaitQueue, random::Random, sequences::Sequences, timers::Timers, workers::Workers,
 };
-use crate::{action::Action, event::Event, units::Micros};
+use crate::{
+    action::Action,
+    event::{Event, StepReport},
+    units::Micros,
+};
 
 /// dopd's scheduler. Deterministic: the same configuration and events give the same actions.
 #[derive(Debug)]
@@ -171,9 +175,7 @@ impl Brain {
 
     /// What is to be done about an event, in order.
     pub fn handle(&mut self, now: Micros, event: Event) -> Vec<Action> {
-        self.now = self.now.max(now);
-        self.queue.tick(self.now);
-        self.workers.advance(self.now);
+        self.begin(now);
         match event {
             Event::RequestArrived(facts) => self.arrive(&facts),
             Event::RequestCancelled { request } => self.cancel(request),
@@ -187,6 +189,29 @@ impl Brain {
             Event::DrainStarted => self.is_draining = true,
             Event::Woke => self.wake(),
         }
+        self.finish()
+    }
+
+    /// [`Event::StepReported`], of a report that stays the caller's.
+    pub fn handle_report(&mut self, now: Micros, report: &StepReport) -> Vec<Action> {
+        self.begin(now);
+        self.report(report);
+        self.finish()
+    }
+
+    /// Memory of actions that were carried out, for those to come.
+    pub fn give_back(&mut self, mut actions: Vec<Action>) {
+        actions.clear();
+        self.actions = actions;
+    }
+
+    fn begin(&mut self, now: Micros) {
+        self.now = self.now.max(now);
+        self.queue.tick(self.now);
+        self.workers.advance(self.now);
+    }
+
+    fn finish(&mut self) -> Vec<Action> {
         self.place_waiting();
         self.note_demoted();
         self.watch_workers();

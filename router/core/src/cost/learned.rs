@@ -7,9 +7,10 @@
 //! worker. Every figure stays within named bounds whatever a report says, and one report moves it
 //! by a tenth of a bounded step, so that a lie or a hiccup does not overturn it.
 
-use super::{StepShape, Timings, whole_us};
+use super::{Timings, whole_us};
 use crate::{
     fleet::WorkerLoad,
+    step::StepWork,
     units::{Micros, Tokens},
 };
 
@@ -117,11 +118,7 @@ impl Learned {
         if timings.is_instant() {
             return Micros(whole_us(self.decode_step_of(f64::from(seqs))));
         }
-        let step = timings.step_us(StepShape {
-            prefill: &[],
-            decode_seqs: seqs,
-            decode_context_sum: context,
-        });
+        let step = timings.plain_us(StepWork::decode(seqs, context));
         Micros(whole_us(step as f64 * self.decode_ratio))
     }
 

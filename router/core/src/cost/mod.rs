@@ -72,7 +72,11 @@ pub struct StepShape<'a> {
 impl Timings {
     /// Time of one step; 0 for an empty one.
     pub fn step_us(&self, step: StepShape<'_>) -> u64 {
-        let work = StepWork::of(step);
+        self.work_us(StepWork::of(step))
+    }
+
+    /// The same of a step's sums.
+    pub fn work_us(&self, work: StepWork) -> u64 {
         let sum_us = self.sum_us(work);
         whole_us(if work.is_mixed() {
             sum_us * (1.0 + self.mixed_penalty_ratio)
@@ -86,6 +90,7 @@ impl Timings {
         whole_us(self.sum_us(work))
     }
 
+    #[inline]
     fn sum_us(&self, work: StepWork) -> f64 {
         let seqs = f64::from(work.decode_seqs);
         let tokens = f64::from(work.prefill_tokens) + seqs;
@@ -120,10 +125,7 @@ impl Timings {
 
     /// Time of one step that computes a prompt of so many tokens and nothing else.
     pub fn prefill_us(&self, tokens: Tokens) -> Micros {
-        Micros(self.step_us(StepShape {
-            prefill: &[(tokens.0, 0)],
-            ..StepShape::default()
-        }))
+        Micros(self.plain_us(StepWork::prompt(tokens.0)))
     }
 
     /// Time from the first to the last byte of a hand-off of so many bytes.
@@ -150,10 +152,11 @@ impl Default for Timings {
     clippy::cast_sign_loss,
     reason = "clamped to 0 ..= 2^53 just before"
 )]
-fn whole_us(us: f64) -> u64 {
+pub fn whole_us(us: f64) -> u64 {
     const LARGEST: f64 = 9_007_199_254_740_992.0;
     let us = us.clamp(0.0, LARGEST);
-    let whole = us as u64;
+    // Signed, as processors convert that both ways at once.
+    let whole = us as i64;
     // The difference is exact below 2^53.
-    whole + u64::from(us - whole as f64 >= 0.5)
+    (whole + i64::from(us - whole as f64 >= 0.5)) as u64
 }

@@ -26,6 +26,17 @@ impl StepWork {
         }
     }
 
+    /// Only a prompt of so many tokens.
+    pub const fn prompt(tokens: u32) -> Self {
+        let new = tokens as u64;
+        Self {
+            prefill_tokens: tokens,
+            prefill_pairs: new * (new + 1) / 2,
+            decode_seqs: 0,
+            decode_context: 0,
+        }
+    }
+
     /// With the first `tokens` of these prompts, one after the other. Each is its tokens still to
     /// compute, and those computed before; all of them if there are fewer.
     #[must_use]

@@ -3,7 +3,7 @@
 
 use dopd_core::{
     action::{Action, OpenKind},
-    event::{CloseReason, Event, StepReport},
+    event::{CloseReason, StepReport},
     ids::{SeatId, SequenceId, SessionId, SlotId},
     units::Pages,
 };
@@ -137,7 +137,9 @@ impl Engine<'_> {
             return;
         };
         self.read(post, &report);
-        self.tell(Event::StepReported(report));
+        let actions = self.brain.handle_report(self.now, &report);
+        self.carry_out(actions);
+        self.reports_read.push(report);
     }
 
     /// Counts of tokens and ends, as the front has them before the brain hears.

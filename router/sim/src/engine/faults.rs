@@ -56,9 +56,7 @@ impl Engine<'_> {
         let Some(session) = post.session else { return };
         // Tokens of the steps that are over were on their way already.
         post.worker.last_words(self.now);
-        if let Some(report) = post.worker.take_report(session) {
-            self.say(report);
-        }
+        self.say(index, session);
         self.remove(index);
         let at = self.now.plus(self.scenario.network);
         self.losses.push_back((at, session));

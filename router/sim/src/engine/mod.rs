@@ -17,6 +17,7 @@ use std::{
 };
 
 use dopd_core::{
+    action::Action,
     brain::Brain,
     event::{Event, StepReport},
     ids::{RequestId, SequenceId, SessionId},
@@ -96,6 +97,8 @@ pub(crate) struct Engine<'a> {
     calendar: Calendar,
     commands: VecDeque<(Micros, u32, SessionId, Command)>,
     reports: VecDeque<(Micros, Box<StepReport>)>,
+    /// For the next ones to be written on.
+    reports_read: Vec<Box<StepReport>>,
     /// Sessions that are over, and the router does not know it yet.
     losses: VecDeque<(Micros, SessionId)>,
     flights: BinaryHeap<Reverse<Flight>>,
@@ -213,19 +216,20 @@ impl Engine<'_> {
         let number = index as u64;
         let max_tokens = self.max_tokens(request);
         let facts = RequestFacts {
+            id: RequestId(number),
+            choices: 1,
+            prompt_tokens: Tokens(request.prompt_tokens),
+            max_tokens: Tokens(max_tokens),
             priority: request.priority,
+            deadline: Micros(u64::MAX),
             slo: Slo {
                 ttft: Some(self.requests.target(index)),
                 tpot: Some(self.scenario.slo.tpot),
             },
             tenant: u64::from(request.tenant),
+            weight: 1,
             prefix: self.prefix(request),
             order_key: request.key,
-            ..RequestFacts::of(
-                RequestId(number),
-                Tokens(request.prompt_tokens),
-                Tokens(max_tokens),
-            )
         };
         self.requests.open += 1;
         self.tell(Event::RequestArrived(facts));
@@ -254,14 +258,19 @@ impl Engine<'_> {
             let flight = Flight(landing.at, self.flights_ever, landing);
             self.flights.push(Reverse(flight));
         }
-        if let Some(report) = post.worker.take_report(session) {
-            self.say(report);
-        }
+        self.say(index, session);
     }
 
-    fn say(&mut self, report: StepReport) {
-        let at = self.now.plus(self.scenario.network);
-        self.reports.push_back((at, Box::new(report)));
+    /// What a worker has to say is on its way.
+    fn say(&mut self, index: u32, session: SessionId) {
+        let worker = &mut self.posts[index as usize].worker;
+        if worker.has_report() {
+            let blank = || Box::new(StepReport::new(session, worker.facts.role));
+            let mut report = self.reports_read.pop().unwrap_or_else(blank);
+            worker.write_report(session, &mut report);
+            let at = self.now.plus(self.scenario.network);
+            self.reports.push_back((at, report));
+        }
     }
 
     fn command(&mut self) {
@@ -306,10 +315,17 @@ impl Engine<'_> {
 
     /// One event of the brain, and what it wants done.
     fn tell(&mut self, event: Event) {
+        let actions = self.brain.handle(self.now, event);
+        self.carry_out(actions);
+    }
+
+    /// What the brain wants done about an event.
+    fn carry_out(&mut self, mut actions: Vec<Action>) {
         self.events += 1;
-        for action in self.brain.handle(self.now, event) {
+        for action in actions.drain(..) {
             self.act(&action);
         }
+        self.brain.give_back(actions);
     }
 
     fn post_of(&self, session: SessionId) -> Option<u32> {

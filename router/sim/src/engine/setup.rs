@@ -67,6 +67,7 @@ impl<'a> Engine<'a> {
             calendar: Calendar::new(workers),
             commands: VecDeque::new(),
             reports: VecDeque::new(),
+            reports_read: Vec::new(),
             losses: VecDeque::new(),
             flights: BinaryHeap::new(),
             flights_ever: 0,

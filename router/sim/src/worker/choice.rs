@@ -2,9 +2,8 @@
 //! use, fed with what this one sees. Called by `step` and `report`.
 
 use dopd_core::{
-    cost::StepShape,
     fleet::Role,
-    step::{StepChoice, StepCost, StepView, StepWork, choose},
+    step::{StepChoice, StepView, StepWork, choose},
     units::Micros,
 };
 
@@ -40,13 +39,7 @@ impl Worker {
     }
 
     /// What the worker predicts of a step, without what mixing costs.
-    pub(super) fn plain_us(&self, shape: StepShape<'_>) -> u64 {
-        StepCost::plain_us(&self.facts.timings, StepWork::of(shape))
-    }
-
-    /// What it expects of it.
-    pub(super) fn expected_us(&self, shape: StepShape<'_>) -> u64 {
-        let is_mixed = StepWork::of(shape).is_mixed();
-        self.belief.expected_us(self.plain_us(shape), is_mixed)
+    pub(super) fn plain_us(&self, work: StepWork) -> u64 {
+        self.facts.timings.plain_us(work)
     }
 }

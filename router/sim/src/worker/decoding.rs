@@ -48,6 +48,8 @@ pub(crate) struct Decoding {
     pub(crate) context: u64,
     /// Decode steps made.
     pub(crate) steps: u64,
+    /// Their remainder by `page_tokens`.
+    phase: u32,
     joins: u32,
     due: BinaryHeap<Reverse<Entry>>,
     /// Residents that take a page at steps of this remainder.
@@ -64,6 +66,7 @@ impl Decoding {
             seqs: 0,
             context: 0,
             steps: 0,
+            phase: 0,
             joins: 0,
             due: BinaryHeap::new(),
             growing: vec![0; page_tokens as usize],
@@ -139,13 +142,14 @@ impl Decoding {
     }
 
     /// Pages that the step after `ahead` further ones takes.
-    pub(crate) fn pages_for(&self, ahead: u64) -> u32 {
-        self.growing[self.remainder(self.steps + ahead)]
+    pub(crate) fn pages_for(&self, ahead: u32) -> u32 {
+        self.growing[((self.phase + ahead) % self.page_tokens) as usize]
     }
 
     /// A step ended.
     pub(crate) fn advance(&mut self, now: Micros) {
         self.steps += 1;
+        self.phase = (self.phase + 1) % self.page_tokens;
         self.context += u64::from(self.seqs);
         self.residents.stepped(now);
     }

@@ -7,9 +7,9 @@
 //! after it has left. The fixed time keeps nobody else from sending.
 
 use dopd_core::{
-    cost::StepShape,
     event::CloseReason,
     ids::SlotId,
+    step::StepWork,
     units::{Micros, Tokens},
 };
 
@@ -75,32 +75,32 @@ impl Worker {
 
     /// Step boundary of those that decode while their pages travel.
     pub(super) fn freeze_ready(&mut self, now: Micros) {
-        for slot in std::mem::take(&mut self.shipping) {
+        let mut shipping = std::mem::take(&mut self.shipping);
+        shipping.retain(|&slot| {
             self.write(now, slot);
-            self.freeze_if_near(now, slot);
-        }
+            self.ships_on(now, slot)
+        });
+        self.shipping = shipping;
     }
 
-    /// Freezes a seat that has little left to send; else it decodes on.
-    pub(super) fn freeze_if_near(&mut self, now: Micros, slot: u32) {
+    /// Freezes a seat that has little left to send; else it decodes on while its pages travel.
+    pub(super) fn ships_on(&mut self, now: Micros, slot: u32) -> bool {
         let Some(seat) = self.seats.get(slot as usize).and_then(Option::as_ref) else {
-            return;
+            return false;
         };
         let Some(shipment) = seat.shipment else {
-            return;
+            return false;
         };
         let is_member = u32::from(seat.phase != Phase::Decode);
-        let decode = self.real_us(StepShape {
-            prefill: &[],
-            decode_seqs: self.decoding.seqs + is_member,
-            decode_context_sum: self.decoding.context
-                + u64::from(is_member) * u64::from(seat.computed),
-        });
+        let decode = self.real_us(StepWork::decode(
+            self.decoding.seqs + is_member,
+            self.decoding.context + u64::from(is_member) * u64::from(seat.computed),
+        ));
         if shipment.written_at.since(now).0 > decode {
-            return self.shipping.push(slot);
+            return true;
         }
         let Some(mut seat) = self.seats.get_mut(slot as usize).and_then(Option::take) else {
-            return;
+            return false;
         };
         match seat.phase {
             Phase::Decode => self.leave(&mut seat),
@@ -122,6 +122,7 @@ impl Worker {
             pos: seat.pos,
         });
         self.seats[slot as usize] = Some(seat);
+        false
     }
 
     /// The seat still ships what this is the end of.

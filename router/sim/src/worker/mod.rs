@@ -326,12 +326,3 @@ impl Worker {
         u64::from(self.pages_owned)
     }
 }
-
-/// Nearest whole number; stops at the ends of `i64`.
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "a float cast stops at the ends of i64"
-)]
-fn whole(value: f64) -> i64 {
-    libm::round(value) as i64
-}

@@ -35,30 +35,25 @@ impl Said {
 }
 
 impl Worker {
-    /// The report that is due, if one is.
-    pub(crate) fn take_report(&mut self, session: SessionId) -> Option<StepReport> {
-        let is_due = self.said.is_urgent || (self.step.is_none() && !self.said.is_empty());
-        if !is_due {
-            return None;
-        }
-        let load = self.load();
+    /// A report is due.
+    pub(crate) const fn has_report(&self) -> bool {
+        self.said.is_urgent || (self.step.is_none() && !self.said.is_empty())
+    }
+
+    /// It is said, on a report that was read before or never written.
+    pub(crate) fn write_report(&mut self, session: SessionId, report: &mut StepReport) {
+        report.session = session;
+        report.role = self.facts.role;
+        report.load = self.load();
         let said = &mut self.said;
         said.is_urgent = false;
-        Some(StepReport {
-            session,
-            role: self.facts.role,
-            role_epoch: 0,
-            draining: false,
-            is_stuck: false,
-            load,
-            opened: std::mem::take(&mut said.opened),
-            arrived: std::mem::take(&mut said.arrived),
-            tokens: std::mem::take(&mut said.tokens),
-            closed: std::mem::take(&mut said.closed),
-            reused: std::mem::take(&mut said.reused),
-            stored: std::mem::take(&mut self.prefixes.stored),
-            evicted: std::mem::take(&mut self.prefixes.evicted),
-        })
+        turn_over(&mut said.opened, &mut report.opened);
+        turn_over(&mut said.arrived, &mut report.arrived);
+        turn_over(&mut said.tokens, &mut report.tokens);
+        turn_over(&mut said.closed, &mut report.closed);
+        turn_over(&mut said.reused, &mut report.reused);
+        turn_over(&mut self.prefixes.stored, &mut report.stored);
+        turn_over(&mut self.prefixes.evicted, &mut report.evicted);
     }
 
     /// A first token goes out at once.
@@ -87,7 +82,7 @@ impl Worker {
 
     fn load(&self) -> WorkerLoad {
         let over = self.said.over;
-        let decode_us = self.plain_us(self.decode_shape(0));
+        let decode_us = self.plain_us(self.decode_work(0));
         let queued = u32::try_from(self.queued).unwrap_or(u32::MAX);
         let prompts = u32::try_from(self.prompts.len()).unwrap_or(u32::MAX);
         WorkerLoad {
@@ -110,6 +105,12 @@ impl Worker {
             preempted: 0,
         }
     }
+}
+
+/// What was not said is on the report then, and nothing is left to say.
+fn turn_over<T>(said: &mut Vec<T>, report: &mut Vec<T>) {
+    report.clear();
+    std::mem::swap(said, report);
 }
 
 /// As reports hold it.

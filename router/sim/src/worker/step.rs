@@ -3,9 +3,13 @@
 //! Decode steps in which nobody comes, ends or needs a page that is not there are one leap: their
 //! times are added up one by one, rounded as each would be, but nothing else is touched.
 
-use dopd_core::{cost::StepShape, step::StepChoice, units::Micros};
+use dopd_core::{
+    cost::whole_us,
+    step::{StepChoice, StepWork},
+    units::Micros,
+};
 
-use super::{Phase, Worker, decoding::Due, seat::Seat, whole};
+use super::{Phase, Worker, decoding::Due, seat::Seat};
 
 /// Longest leap.
 const LEAP_MAX: u32 = 4_096;
@@ -64,7 +68,7 @@ impl Worker {
             let pages = self.decoding.pages_for(0);
             self.own(pages);
             begun = ends;
-            ends = ends.plus(Micros(self.decode_us(0)));
+            ends = ends.plus(Micros(self.real_us(self.decode_work(0))));
             count -= 1;
         }
         self.step = Some(Step {
@@ -88,35 +92,31 @@ impl Worker {
         if choice == StepChoice::Idle {
             return;
         }
-        let shapes = self.cut(choice.prompt_tokens().0);
         let decode = if choice.has_decodes() {
-            self.decode_shape(0)
+            self.decode_work(0)
         } else {
-            StepShape::default()
+            StepWork::default()
         };
-        let shape = StepShape {
-            prefill: &shapes,
-            ..decode
-        };
+        let work = self.cut(choice.prompt_tokens().0, decode);
         let (has_decodes, has_prompts) = (self.decoding.seqs > 0, !self.prompts.is_empty());
         self.belief.began(choice, has_decodes, has_prompts);
-        let us = self.real_us(shape);
-        let ends = now.plus(Micros(us));
+        let plain_us = self.plain_us(work);
+        let ends = now.plus(Micros(self.real_us(work)));
         self.step = Some(Step {
             begun: now,
             first_ends: ends,
             ends,
             count: 1,
-            plain_us: self.plain_us(shape),
-            expected_us: self.expected_us(shape),
-            prefill: shapes.iter().map(|&(tokens, _)| tokens).sum(),
-            decode_seqs: shape.decode_seqs,
+            plain_us,
+            expected_us: self.belief.expected_us(plain_us, work.is_mixed()),
+            prefill: work.prefill_tokens,
+            decode_seqs: work.decode_seqs,
         });
     }
 
     /// Those that came decode from here on.
     fn join(&mut self, now: Micros) {
-        for slot in std::mem::take(&mut self.joining) {
+        for slot in self.joining.drain(..) {
             let Some(seat) = self.seats.get_mut(slot as usize).and_then(Option::as_mut) else {
                 continue;
             };
@@ -169,19 +169,15 @@ impl Worker {
         })
     }
 
-    /// Notes the parts; returns new tokens and those before them.
-    fn cut(&mut self, tokens: u32) -> Vec<(u32, u32)> {
-        if tokens == 0 {
-            return Vec::new();
-        }
+    /// Notes the parts of a step; returns it with them.
+    fn cut(&mut self, tokens: u32, mut work: StepWork) -> StepWork {
         let mut chunks = std::mem::take(&mut self.chunks);
-        let mut shapes = Vec::with_capacity(self.prompts.len());
         for (slot, seat, part) in self.parts(tokens) {
             chunks.push((slot, seat.life, part));
-            shapes.push((part, seat.computed));
+            work = work.with_prompts(&[(part, seat.computed)], part);
         }
         self.chunks = chunks;
-        shapes
+        work
     }
 
     /// Makes the step a leap, if nothing can happen in the next ones.
@@ -201,36 +197,29 @@ impl Worker {
         let mut free = self.pages_free();
         while step.count < LEAP_MAX {
             let ahead = u64::from(step.count);
-            let pages = self.decoding.pages_for(ahead);
+            let pages = self.decoding.pages_for(step.count);
             if due <= self.decoding.steps + ahead || step.ends >= tell_at || pages > free {
                 break;
             }
             free -= pages;
-            step.ends = step.ends.plus(Micros(self.decode_us(ahead)));
+            let us = self.real_us(self.decode_work(ahead));
+            step.ends = step.ends.plus(Micros(us));
             step.count += 1;
         }
         self.step = Some(step);
     }
 
-    /// Time of the decode step after `ahead` more.
-    fn decode_us(&self, ahead: u64) -> u64 {
-        self.real_us(self.decode_shape(ahead))
-    }
-
     /// The decode step after `ahead` more.
-    pub(super) fn decode_shape(&self, ahead: u64) -> StepShape<'static> {
+    pub(super) fn decode_work(&self, ahead: u64) -> StepWork {
         let seqs = self.decoding.seqs;
-        StepShape {
-            prefill: &[],
-            decode_seqs: seqs,
-            decode_context_sum: self.decoding.context + ahead * u64::from(seqs),
-        }
+        StepWork::decode(seqs, self.decoding.context + ahead * u64::from(seqs))
     }
 
-    #[expect(clippy::cast_sign_loss, reason = "no time is below zero")]
-    pub(super) fn real_us(&self, shape: StepShape<'_>) -> u64 {
-        let us = self.spec.timings.step_us(shape);
-        whole(us as f64 * self.slowness).max(1) as u64
+    /// Time that a step really takes.
+    #[inline]
+    pub(super) fn real_us(&self, work: StepWork) -> u64 {
+        let us = self.spec.timings.work_us(work);
+        whole_us(us as f64 * self.slowness).max(1)
     }
 
     fn finish(&mut self, now: Micros) {
@@ -329,8 +318,8 @@ impl Worker {
                 self.tell_now(slot);
             }
             self.write(now, slot);
-            if is_through {
-                self.freeze_if_near(now, slot);
+            if is_through && self.ships_on(now, slot) {
+                self.shipping.push(slot);
             }
         }
         self.chunks = chunks;
