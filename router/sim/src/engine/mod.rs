@@ -97,7 +97,8 @@ pub(crate) struct Engine<'a> {
     calendar: Calendar,
     commands: VecDeque<(Micros, u32, SessionId, Command)>,
     reports: VecDeque<(Micros, Box<StepReport>)>,
-    /// For the next ones to be written on.
+    /// For the next ones to be written on; as many as were ever on the way at once.
+    #[expect(clippy::vec_box, reason = "the boxes of `reports`, to and fro")]
     reports_read: Vec<Box<StepReport>>,
     /// Sessions that are over, and the router does not know it yet.
     losses: VecDeque<(Micros, SessionId)>,
