@@ -1,4 +1,4 @@
-"""Every environment variable that the Python side reads. Nothing else touches os.environ."""
+"""Every environment variable that Python reads or sets. Nothing else touches os.environ."""
 
 from __future__ import annotations
 
@@ -13,3 +13,9 @@ def get(name: str) -> str | None:
 def foreign(name: str) -> str | None:
     """Value of a variable that is not dopd's own, or None if unset or empty."""
     return os.environ.get(name) or None
+
+
+def set_foreign(name: str, value: str) -> None:
+    """Set a variable for a library that reads its own, unless the user has set it."""
+    if not foreign(name):
+        os.environ[name] = value

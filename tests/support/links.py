@@ -7,7 +7,8 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -16,24 +17,31 @@ from dopd.kv.bytes_pool import BytesPool
 from dopd.transfer import frames
 from dopd.transfer.base import PROTOCOL, Link, LinkIdentity
 from dopd.transfer.fake import FakeNetwork, FakeTransport
+from dopd.transfer.nccl_link import NcclTransport
 from dopd.transfer.pairing import Transports
 from dopd.transfer.shm import ShmTransport, abstract
 from dopd.transfer.stream import StreamTransport
 from dopd.transfer.tcp import TcpTransport
 from dopd.types import LinkEnd, LinkHello, LinkMessage, Peer
+from tests.support.gpu.cuda import shared_folder
+from tests.support.gpu.machine import StubGpu, StubPool
 
 WAIT_S = 30.0
 TOKEN = "join-token"
 LAYOUT = 0x1234
 NUM_PAGES, PAGE_BYTES = 256, 4096
+# Their pages are on a device: a double's.
+DEVICE_KINDS = ("nccl",)
+AnyPool = BytesPool | StubPool
 HELLO = LinkHello(PROTOCOL, "stranger", 77, LAYOUT, TOKEN)
 
 
 class Recorder:
     """Takes a transport's events: writes go where `expose` said, everything is noted in order."""
 
-    def __init__(self, pool: BytesPool) -> None:
+    def __init__(self, pool: AnyPool, gpu: StubGpu | None = None) -> None:
         self.pool = pool
+        self.gpu = gpu
         self.changed = threading.Condition()
         self.log: list[tuple[object, ...]] = []
         self.exposed: dict[int, list[int]] = {}
@@ -101,23 +109,39 @@ class Recorder:
         self._note("end", end.nonce, end.ok)
 
 
+def recorder(kind: str, num_pages: int, page_bytes: int, folder: Path | None = None) -> Recorder:
+    """One worker's events and pool, where its transport needs it. folder: of the doubles."""
+    if kind not in DEVICE_KINDS:
+        return Recorder(BytesPool(num_pages, page_bytes))
+    assert folder is not None
+    gpu = StubGpu(folder)
+    return Recorder(gpu.pool(num_pages, page_bytes), gpu)
+
+
 def open_stream(kind: str, identity: LinkIdentity, events: Recorder) -> StreamTransport:
     """One worker's transport over sockets, listening."""
+    if kind == "nccl":
+        assert events.gpu is not None
+        nccl, device = events.gpu.nccl.nccl, events.gpu.cuda.device
+        return NcclTransport("127.0.0.1", identity, events.pool, events, nccl, device)
     if kind == "shm":
         return ShmTransport(identity, events.pool, events)
     return TcpTransport("127.0.0.1", identity, events.pool, events)
 
 
 class Pair(AbstractContextManager["Pair"]):
-    """A source and a destination that can be joined over `kind`: "fake", "tcp", "shm" or "shm+tcp".
+    """A source and a destination that can be joined over `kind`: "fake", "tcp", "shm", "shm+tcp",
+    or "nccl", by its double.
 
     streams: the source's transports over sockets, then the destination's. `settle` waits until a
     condition holds.
     """
 
     def __init__(self, kind: str, num_pages: int = NUM_PAGES, page_bytes: int = PAGE_BYTES) -> None:
-        self.source = Recorder(BytesPool(num_pages, page_bytes))
-        self.destination = Recorder(BytesPool(num_pages, page_bytes))
+        self._left = ExitStack()
+        folder = self._left.enter_context(shared_folder()) if kind in DEVICE_KINDS else None
+        self.source = recorder(kind, num_pages, page_bytes, folder)
+        self.destination = recorder(kind, num_pages, page_bytes, folder)
         self.network = FakeNetwork() if kind == "fake" else None
         self.random = random.Random(kind)
         self.kind = kind
@@ -167,10 +191,17 @@ class Pair(AbstractContextManager["Pair"]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for recorder in (self.source, self.destination):
-            recorder.wanted = False
-        for transport in self.transports:
-            transport.close()
+        with self._left:
+            ends = (self.source, self.destination)
+            for end in ends:
+                end.wanted = False
+            for transport in self.transports:
+                transport.close()
+            for end in ends:
+                if end.gpu is not None and kind is None:
+                    gpu = end.gpu
+                    wait_for(lambda gpu=gpu: not gpu.left(), gpu.left)
+                    gpu.check()
 
 
 @contextmanager

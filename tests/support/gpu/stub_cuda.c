@@ -544,6 +544,18 @@ int stub_violations(char *text, size_t size)
     return count;
 }
 
+/* As cuLaunchHostFunc, from any thread: for stub_nccl, which launches from one of its own. */
+CUresult stub_launch(CUstream s, void (*call)(void *), void *with)
+{
+    pthread_mutex_lock(&lock);
+    CUcontext own = current;
+    struct Work work = {CALL, NULL, NULL, 0, NULL, call, with, {NULL, NULL}};
+    current = s->context;
+    int code = enqueue(s, work);
+    current = own;
+    return finish(code);
+}
+
 /* Where the host sees a byte of device memory; NULL: it is none. For tests, and for stub_nccl. */
 void *stub_peek(CUdeviceptr address)
 {

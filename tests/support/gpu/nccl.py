@@ -1,0 +1,69 @@
+"""libnccl's double, compiled and loaded: `StubNccl`, beside the `StubCuda` of the same process."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from dopd.transfer.nccl import Nccl
+from tests.support.gpu.cuda import FLAGS, StubCuda
+
+SOURCE = Path(__file__).with_name("stub_nccl.c")
+
+
+@cache
+def built() -> tuple[tempfile.TemporaryDirectory[str], Path]:
+    """The library, compiled once a process; the folder goes with the process."""
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler for the double of libnccl")
+    folder = tempfile.TemporaryDirectory(prefix="dopd-stub-nccl-")
+    library = Path(folder.name) / "libnccl.so.2"
+    subprocess.run([compiler, *FLAGS, "-o", library, SOURCE, "-ldl"], check=True)
+    return folder, library
+
+
+class StubNccl:
+    """One loaded copy of the double: that of one process."""
+
+    def __init__(self, folder: Path, cuda: StubCuda) -> None:
+        self.path = folder / f"nccl-{len(list(folder.glob('nccl-*.so')))}.so"
+        shutil.copy(built()[1], self.path)
+        self.library = ctypes.CDLL(str(self.path))
+        for name in ("stub_live", "stub_calls"):
+            getattr(self.library, name).restype = ctypes.c_long
+        assert self.library.stub_cuda_at(str(cuda.path).encode()) == 0
+        self.nccl = Nccl.load(str(self.path))
+
+    def fail(self, name: str, nth: int = 1, code: int = 3) -> None:
+        """The nth call of a function from now on fails, once."""
+        self.library.stub_fail(name.encode(), ctypes.c_long(nth), code)
+
+    def hang(self, name: str, *, is_hung: bool = True) -> None:
+        """What does not come to an end: "join", "launch", "abort"."""
+        self.library.stub_hang(name.encode(), int(is_hung))
+
+    def delay(self, seconds: float) -> None:
+        """A group is launched so long after its end."""
+        self.library.stub_delay(ctypes.c_long(int(seconds * 1e6)))
+
+    def calls(self, name: str) -> int:
+        """How often a function was called."""
+        return int(self.library.stub_calls(name.encode()))
+
+    def live(self, names: Sequence[str] = ("comms", "roots", "groups")) -> dict[str, int]:
+        """What was not given back."""
+        return {name: int(self.library.stub_live(name.encode())) for name in names}
+
+    def check(self) -> None:
+        """Nothing was done that the library would not forgive."""
+        text = ctypes.create_string_buffer(256)
+        count = self.library.stub_violations(text, ctypes.c_size_t(len(text)))
+        assert count == 0, f"{count} violations, the last one: {text.value.decode()}"
