@@ -19,9 +19,10 @@ from dopd.cli.doctor import checks, gather, model, ports
 from dopd.cli.doctor.facts import GIB, Facts, Gpu, Model, Port
 from tests.support.sources import REPO
 
-GOOD_PACKAGES = dict(checks.PACKAGES_MIN) | {"torch": "2.15.0+cpu"}
+GOOD_PACKAGES = dict(checks.PACKAGES_MIN) | {"torch": "2.15.0+cpu", "flashinfer-python": "0.6.18"}
 GOOD = Facts(packages=GOOD_PACKAGES, ports=(Port("http.port", "--port", "127.0.0.1:8000"),))
 H100 = Gpu(0, "NVIDIA H100", 80 * GIB)
+GPU = {"gpus": (H100,), "torch_cuda": "13.2", "driver": "590.1"}
 
 # What is wrong, the facts that tell it, and the line that must say so: name, level, part of fix.
 SEEDED: tuple[tuple[str, dict[str, Any], str, str, str], ...] = (
@@ -47,6 +48,20 @@ SEEDED: tuple[tuple[str, dict[str, Any], str, str, str], ...] = (
         "gpu",
         "fail",
         "580",
+    ),
+    (
+        "no flashinfer on a GPU",
+        GPU | {"packages": GOOD_PACKAGES | {"flashinfer-python": None}},
+        "flashinfer",
+        "warn",
+        "dopd[gpu]",
+    ),
+    (
+        "flashinfer without a compiler",
+        GPU | {"compilers_missing": ("nvcc",)},
+        "flashinfer",
+        "warn",
+        "CUDA toolkit",
     ),
     (
         "port in use",

@@ -161,6 +161,23 @@ def check_gpu(facts: Facts) -> Iterator[Finding]:
         yield Finding("gpu", OK, shown + (f", NCCL {nccl}" if nccl else ""))
 
 
+def check_flashinfer(facts: Facts) -> Iterator[Finding]:
+    """What computes attention on a GPU, and what compiles it."""
+    if not (facts.gpus and facts.torch_cuda):
+        return
+    version = facts.packages.get("flashinfer-python")
+    if version is None:
+        text = "not installed: models on a GPU need it, or --attention torch, which is slow"
+        yield Finding("flashinfer", WARN, text, "pip install 'dopd[gpu]'")
+    elif facts.compilers_missing and not facts.packages.get("flashinfer-jit-cache"):
+        missing = " and ".join(facts.compilers_missing)
+        text = f"{version} compiles its kernels at first use, and {missing} cannot be found"
+        fix = "install the CUDA toolkit of torch's version and pip install ninja"
+        yield Finding("flashinfer", WARN, text, fix)
+    else:
+        yield Finding("flashinfer", OK, f"{version}; the first start compiles kernels for minutes")
+
+
 def check_ports(facts: Facts) -> Iterator[Finding]:
     """Each listener's port is free, or a running dopd has it."""
     for port in facts.ports:
@@ -316,6 +333,7 @@ CHECKS: tuple[Callable[[Facts], Iterator[Finding]], ...] = (
     check_extension,
     check_torch,
     check_gpu,
+    check_flashinfer,
     check_ports,
     check_loopback,
     check_limits,

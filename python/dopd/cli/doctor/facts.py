@@ -59,6 +59,8 @@ class Facts:
     gpus: tuple[Gpu, ...] = ()
     gpu_error: str | None = None
     driver: str | None = None
+    # Of those that kernels for a GPU are compiled with.
+    compilers_missing: tuple[str, ...] = ()
     ports: tuple[Port, ...] = ()
     loopback_error: str | None = None
     open_files_soft: int = 1 << 20

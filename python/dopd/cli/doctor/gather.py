@@ -24,7 +24,12 @@ from dopd.cli.doctor.facts import Facts, Gpu, Port
 from dopd.kv.machine import cgroup_limit
 
 COMMAND_TIMEOUT_S = 20.0
-OPTIONAL = ("torch", "safetensors", "gguf", "nvidia-nccl-cu12", "nvidia-nccl-cu13")
+OPTIONAL = (
+    *("torch", "safetensors", "gguf", "nvidia-nccl-cu12", "nvidia-nccl-cu13"),
+    *("flashinfer-python", "flashinfer-jit-cache"),
+)
+# What FlashInfer compiles its kernels with, at their first use.
+COMPILERS = ("nvcc", "ninja")
 PROXIES = ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy")
 LISTENERS = (
     ("http.port", "http.host", "--port"),
@@ -57,6 +62,7 @@ def facts(words: str | None, config: Path | None) -> Facts:
         gpus=gpus,
         gpu_error=gpu_error,
         driver=driver,
+        compilers_missing=tuple(name for name in COMPILERS if not shutil.which(name)),
         ports=tuple(_ports(settings)),
         loopback_error=ports.loopback_error(),
         open_files_soft=soft,
