@@ -51,3 +51,17 @@ class Attention(Protocol):
         query: [tokens, heads, head_dim]; returns the same shape. Bottom-right aligned causal mask.
         """
         ...
+
+
+class GraphAttention(Attention, Protocol):
+    """A back end whose decode steps can be captured into CUDA graphs."""
+
+    def fixed(self, batch_size: int) -> Attention:
+        """A view for steps of exactly so many decode rows; the same one whenever asked.
+
+        Its `plan` copies the metadata into device buffers that never move, ordered after all that
+        was given to the current stream; it is never captured. Its `append` and `run` read nothing
+        but those, and may be. Rows that only fill up are real rows of the metadata, on a page that
+        nobody owns: last_page_len 1, position 0.
+        """
+        ...

@@ -10,14 +10,15 @@ from pathlib import Path
 
 import torch
 
-from dopd.attention.torch import TorchAttention
+from dopd.attention import choose
 from dopd.engine.timings import Timings
 from dopd.engine.torch import TorchEngine
 from dopd.engine.torch_device import DTYPES, choose_device, choose_dtype, device_memory, set_threads
 from dopd.errors import ConfigError
 from dopd.kv.budget import memory_for, pages_in
-from dopd.kv.layout import LAYOUT, page_bytes
+from dopd.kv.layout import LAYOUT, page_bytes, pages_for
 from dopd.kv.pool import KvPool
+from dopd.models.kernels import make_kernels
 from dopd.models.llama import Llama
 from dopd.types import KvGeometry
 from dopd.weights.checkpoint import open_checkpoint
@@ -44,6 +45,8 @@ def load(
     page_size: int = 16,
     threads: int = 1,
     name: str | None = None,
+    attention: str = choose.AUTO,
+    max_num_seqs: int = 256,
     gpu_memory_utilization: float = GPU_MEMORY_UTILIZATION,
     timings: Timings | None = None,
     progress: Progress = lambda stage, share, num_bytes: None,
@@ -53,9 +56,9 @@ def load(
     model: a folder of safetensors, a folder with one GGUF file, or a .gguf file. dtype "auto" is
     bfloat16 on a GPU, float32 on a CPU. kv_memory: "512MiB", None for a default: on a GPU what
     gpu_memory_utilization leaves. max_model_len: None for what model and pool allow. name: what the
-    model is called, None for the name of its file or folder. timings: what steps take, None for
-    what the warm-up says. Raises ConfigError (ModelError for the model's own faults) with what to
-    do.
+    model is called, None for the name of its file or folder. attention: one of `choose.NAMES`.
+    max_num_seqs: sequences in a step. timings: what steps take, None for what the warm-up says.
+    Raises ConfigError (ModelError for the model's own faults) with what to do.
     """
     path = Path(model)
     if not 1 <= page_size <= MAX_PAGE_SIZE:
@@ -63,7 +66,8 @@ def load(
     set_threads(threads)
     place = choose_device(device)
     dtype = choose_dtype(dtype, place)
-    weights, digest = _weights(path, max_model_len, dtype, place, progress)
+    attention = choose.choose(attention, place)
+    weights, digest = _weights(path, max_model_len, dtype, place, attention, progress)
 
     progress("warm-up", 0.0, 0)
     config, longest = weights.config, _longest(weights.config, max_model_len)
@@ -76,15 +80,26 @@ def load(
     shape = (config.num_layers, page_size, config.num_kv_heads, config.head_dim)
     pool = KvPool(shape, num_pages, DTYPES[dtype], place)
     progress("warm-up", 0.5, 0)
-    attention = TorchAttention(pool.tensor)
-    engine = TorchEngine(weights, pool, geometry, name or path.stem, place, longest, attention)
+    attend = choose.make(
+        attention,
+        pool.tensor,
+        config.num_heads,
+        max_rows=max_num_seqs,
+        max_row_pages=pages_for(longest, page_size),
+    )
+    engine = TorchEngine(weights, pool, geometry, name or path.stem, place, longest, attend)
     engine.warm_up(timings)
     progress("warm-up", 1.0, 0)
     return engine
 
 
 def _weights(
-    path: Path, max_model_len: int | None, dtype: str, place: torch.device, progress: Progress
+    path: Path,
+    max_model_len: int | None,
+    dtype: str,
+    place: torch.device,
+    attention: str,
+    progress: Progress,
 ) -> tuple[Llama, bytes]:
     """The model on its device, and its hash."""
     progress("read", 0.0, 0)
@@ -95,7 +110,7 @@ def _weights(
     progress("copy", 0.0, 0)
     weights = Llama(
         checkpoint,
-        longest,
+        make_kernels(attention, checkpoint.config, longest, DTYPES[dtype], place),
         DTYPES[dtype],
         place,
         lambda done, num_bytes: progress("copy", done, num_bytes),

@@ -1,1 +1,1 @@
-"""The parts of a transformer, each a few lines over torch: norm, rope, linear."""
+"""The parts of a transformer, each a few lines over torch: kernels, rope, linear."""

@@ -12,10 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dopd.attention.base import Attention
+from dopd.layers.kernels import Kernels, Rotation
 from dopd.layers.linear import make_linear
-from dopd.layers.norm import RmsNorm
-from dopd.layers.rope import Rope, rotate
-from dopd.models.frequencies import inverse_frequencies
 from dopd.weights.checkpoint import Checkpoint
 from dopd.weights.config import ModelConfig
 
@@ -28,15 +26,14 @@ class Llama:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        num_positions: int,
+        kernels: Kernels,
         dtype: torch.dtype,
         device: torch.device,
         progress: Callable[[float, int], None],
     ) -> None:
         """Read and place the weights.
 
-        num_positions: the longest sequence. progress gets the share done, to 1.0, and the bytes
-        placed.
+        kernels: see `models.kernels`. progress gets the share done, to 1.0, and the bytes placed.
         """
         config = checkpoint.config
         self.config = config
@@ -51,13 +48,13 @@ class Llama:
 
         embedding = fetch("model.embed_tokens.weight")
         self._embedding = embedding
-        self._rope = Rope(inverse_frequencies(config), num_positions, dtype, device)
+        self._kernels = kernels
         self._layers = []
         for index in range(config.num_layers):
-            self._layers.append(LlamaLayer(config, index, fetch))
+            self._layers.append(LlamaLayer(config, index, kernels, fetch))
             # The last word is said when norm and head are there, too.
             progress(index / config.num_layers, num_bytes)
-        self._norm = RmsNorm(fetch("model.norm.weight"), config.rms_norm_eps)
+        self._norm = fetch("model.norm.weight")
         self._head = make_linear(embedding if config.tie_embeddings else fetch("lm_head.weight"))
         progress(1.0, num_bytes)
 
@@ -67,54 +64,62 @@ class Llama:
         tokens, positions: [tokens] int64, rows end to end, on the model's device. Returns hidden
         states [tokens, hidden] in the model's dtype.
         """
-        x = F.embedding(tokens, self._embedding)
-        cos, sin = self._rope.at(positions)
-        for layer in self._layers:
-            x = layer(x, cos, sin, attention)
-        return x
+        residual = F.embedding(tokens, self._embedding)
+        rotate = self._kernels.rotation(positions)
+        first, eps = self._layers[0], self.config.rms_norm_eps
+        x = self._kernels.rms_norm(residual, first.attention_norm, eps)
+        for layer, following in zip(self._layers, self._layers[1:], strict=False):
+            x, residual = layer(x, residual, rotate, attention)
+            x, residual = self._kernels.add_rms_norm(x, residual, following.attention_norm, eps)
+        x, residual = self._layers[-1](x, residual, rotate, attention)
+        return residual + x
 
     def logits(self, hidden: Tensor) -> Tensor:
         """What follows each of these hidden states: [tokens, vocab_size], in the model's dtype."""
-        return self._head(self._norm(hidden))
+        return self._head(self._kernels.rms_norm(hidden, self._norm, self.config.rms_norm_eps))
 
 
 class LlamaLayer:
-    """One layer: x + attention(norm(x)), then x + mlp(norm(x)).
+    """One layer: r = residual + attention(norm(residual)), then r + mlp(norm(r)).
 
-    Matrices that share an input are one product.
+    The norm before and the sum after it are the caller's: a sum and the norm that follows are one
+    kernel. Matrices that share an input are one product.
     """
 
-    def __init__(self, config: ModelConfig, index: int, fetch: Fetch) -> None:
+    def __init__(self, config: ModelConfig, index: int, kernels: Kernels, fetch: Fetch) -> None:
         self._index = index
         self._config = config
+        self._kernels = kernels
         layer = f"model.layers.{index}."
-        eps = config.rms_norm_eps
-        self._attention_norm = RmsNorm(fetch(layer + "input_layernorm.weight"), eps)
+        self.attention_norm = fetch(layer + "input_layernorm.weight")
         self._qkv = make_linear(
             torch.cat([fetch(f"{layer}self_attn.{part}_proj.weight") for part in "qkv"])
         )
         self._output = make_linear(fetch(layer + "self_attn.o_proj.weight"))
-        self._mlp_norm = RmsNorm(fetch(layer + "post_attention_layernorm.weight"), eps)
+        self._mlp_norm = fetch(layer + "post_attention_layernorm.weight")
         self._gate_up = make_linear(
             torch.cat([fetch(f"{layer}mlp.{part}_proj.weight") for part in ("gate", "up")])
         )
         self._down = make_linear(fetch(layer + "mlp.down_proj.weight"))
 
-    def __call__(self, x: Tensor, cos: Tensor, sin: Tensor, attention: Attention) -> Tensor:
-        """x: [tokens, hidden]; returns the same shape."""
-        x = x + self._attend(self._attention_norm(x), cos, sin, attention)
-        return x + self._mlp(self._mlp_norm(x))
+    def __call__(
+        self, x: Tensor, residual: Tensor, rotate: Rotation, attention: Attention
+    ) -> tuple[Tensor, Tensor]:
+        """x: the residual, normed. Returns what is to be added to the residual, and that.
 
-    def _attend(self, x: Tensor, cos: Tensor, sin: Tensor, attention: Attention) -> Tensor:
+        All are [tokens, hidden]; both arguments may be overwritten.
+        """
+        x = self._attend(x, rotate, attention)
+        eps = self._config.rms_norm_eps
+        x, residual = self._kernels.add_rms_norm(x, residual, self._mlp_norm, eps)
+        return self._down(self._kernels.silu_mul(self._gate_up(x))), residual
+
+    def _attend(self, x: Tensor, rotate: Rotation, attention: Attention) -> Tensor:
         num_heads, num_kv_heads = self._config.num_heads, self._config.num_kv_heads
         # [tokens, heads of q, k and v, head_dim]; q and k are turned in one go.
         qkv = self._qkv(x).view(len(x), num_heads + 2 * num_kv_heads, self._config.head_dim)
-        turned = rotate(qkv[:, : num_heads + num_kv_heads], cos, sin)
+        turned = rotate(qkv[:, : num_heads + num_kv_heads])
         query, key = turned[:, :num_heads], turned[:, num_heads:]
         value = qkv[:, num_heads + num_kv_heads :]
         attention.append(self._index, key, value)
         return self._output(attention.run(self._index, query).reshape(len(x), -1))
-
-    def _mlp(self, x: Tensor) -> Tensor:
-        gate, up = self._gate_up(x).chunk(2, dim=-1)
-        return self._down(F.silu(gate) * up)

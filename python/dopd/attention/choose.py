@@ -1,0 +1,87 @@
+"""Which attention back end a worker computes with. Called by the engine.
+
+The only file that imports `attention.flashinfer`, and only when that is what was chosen: nothing
+else of dopd knows whether FlashInfer is installed.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dopd.attention.base import Attention
+from dopd.attention.torch import TorchAttention
+from dopd.errors import ConfigError
+
+AUTO, FLASHINFER, TORCH = "auto", "flashinfer", "torch"
+NAMES = (AUTO, FLASHINFER, TORCH)
+
+
+def choose(asked: str, device: torch.device) -> str:
+    """FLASHINFER or TORCH, for one of NAMES; "auto" is FlashInfer on a GPU and torch on a CPU.
+
+    Raises ConfigError if it cannot be had: torch in its place would be many times as slow, which
+    nobody asked for.
+    """
+    if asked not in NAMES:
+        raise ConfigError(f"attention {asked!r} is unknown; give {', '.join(NAMES)}")
+    if asked == AUTO:
+        asked = FLASHINFER if device.type == "cuda" else TORCH
+    if asked == FLASHINFER:
+        if device.type != "cuda":
+            raise ConfigError(
+                f"attention flashinfer computes on CUDA devices, not on {device.type}; "
+                "give --attention torch"
+            )
+        _flashinfer()
+    return asked
+
+
+def make(
+    name: str,
+    pool: Tensor,
+    num_heads: int,
+    *,
+    max_rows: int,
+    max_row_pages: int,
+    fixed_split: bool = False,
+) -> Attention:
+    """The back end over a pool [pages, layers, 2, page, kv_heads, head_dim].
+
+    name: as `choose` returned it. num_heads: of the queries. max_rows: sequences in a step that
+    decodes; max_row_pages: pages of one. fixed_split: see `FlashInferAttention`. Raises ConfigError
+    if the back end has no kernels for this model or device.
+    """
+    if name == TORCH:
+        return TorchAttention(pool)
+    flashinfer = _flashinfer()
+    flashinfer.Shape.of(pool, num_heads).check()
+    made: Attention = flashinfer.FlashInferAttention(
+        pool, num_heads, max_rows=max_rows, max_row_pages=max_row_pages, fixed_split=fixed_split
+    )
+    return made
+
+
+def flashinfer_kernels(cos: Tensor, sin: Tensor, num_heads: int, device: torch.device) -> Any:
+    """See `FlashInferKernels`: `layers.kernels.Kernels`, which this floor does not know."""
+    return _flashinfer().FlashInferKernels(cos, sin, num_heads, device)
+
+
+def _flashinfer() -> ModuleType:
+    """`attention.flashinfer`. Raises ConfigError if FlashInfer is missing, broken or too old."""
+    try:
+        flashinfer = import_module("dopd.attention.flashinfer")
+    except Exception as error:
+        # A wheel that does not fit this machine fails in whatever way: a missing library is an
+        # OSError, another torch an AttributeError.
+        raise ConfigError(
+            f"attention flashinfer cannot be used ({type(error).__name__}: {error}): "
+            "pip install 'dopd[gpu]' brings flashinfer-python and apache-tvm-ffi; "
+            "--attention torch does without, slowly"
+        ) from error
+    flashinfer.check_version()
+    return flashinfer

@@ -1,0 +1,296 @@
+"""FlashInfer's kernels over the paged pool: attention, and what stands between matrix products.
+
+The only file that knows FlashInfer; `choose` imports it when it was chosen. Every call here is
+written down in tests/support/gpu/flashinfer_api.txt, which tests hold against the wheel.
+
+Metadata go to `plan` from the CPU, where FlashInfer needs them, except page numbers: those the
+kernels alone read, and FlashInfer waits for the whole GPU where it copies them itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import flashinfer
+import torch
+from torch import Tensor
+
+from dopd.attention.base import Attention, BatchMeta
+from dopd.attention.flashinfer_shape import Shape
+from dopd.attention.staging import FixedStaging, Staging
+from dopd.errors import ConfigError
+
+# What was read when this was written; below them calls differ, above nobody has looked.
+OLDEST, TOO_NEW = (0, 6, 18), (0, 8)
+LAYOUT = "NHD"
+# fa3 is asked for by name only: it takes minutes to compile where no kernels came ready-made.
+PREFILL_BACK_ENDS = ("fa2", "fa3")
+# Plans of captured decode steps: a few numbers per thread block. FlashInfer's default of 8 MiB, on
+# the device and pinned, for every captured size would be hundreds of MiB.
+FIXED_PLAN_BYTES = 1 << 20
+
+
+def check_version() -> None:
+    """Raise ConfigError if this FlashInfer is not one that the calls below were written for."""
+    found = re.match(r"(\d+)\.(\d+)\.(\d+)", flashinfer.__version__)
+    version = tuple(map(int, found.groups())) if found else ()
+    if not OLDEST <= version < TOO_NEW:
+        raise ConfigError(
+            f"flashinfer-python {flashinfer.__version__} is installed, "
+            f"{'.'.join(map(str, OLDEST))} up to before {'.'.join(map(str, TOO_NEW))} is needed: "
+            "pip install 'dopd[gpu]'"
+        )
+
+
+class FlashInferAttention:
+    """`dopd.attention.base.GraphAttention` over a pool on a GPU. One stream at a time uses it."""
+
+    def __init__(
+        self,
+        pool: Tensor,
+        num_heads: int,
+        *,
+        max_rows: int,
+        max_row_pages: int,
+        fixed_split: bool = False,
+        prefill: str = "fa2",
+    ) -> None:
+        """pool: [pages, layers, 2, page, kv_heads, head_dim]. num_heads: of the queries.
+
+        max_rows, max_row_pages: of the decode steps that are captured. fixed_split: a row is
+        computed alike whatever stands beside it, by one thread block each, so long contexts are
+        slow: for tests that compare tokens. prefill: one of PREFILL_BACK_ENDS.
+        """
+        self._shape = Shape.of(pool, num_heads)
+        self._layers = pool.unbind(1)
+        self._options: dict[str, Any] = {
+            "q_data_type": pool.dtype,
+            "kv_data_type": pool.dtype,
+            "disable_split_kv": fixed_split,
+        }
+        self._max_rows, self._max_row_pages = max_rows, max_row_pages
+        # Shared by all kernels, which one stream runs one after the other. They find it zeroed.
+        workspace = self._shape.workspace_bytes(max_rows, _num_sms(pool.device))
+        self._workspace = torch.zeros(workspace, dtype=torch.uint8, device=pool.device)
+        tensor_cores = fixed_split or self._shape.wants_tensor_cores
+        self._decode = flashinfer.BatchDecodeWithPagedKVCacheWrapper(
+            self._workspace, LAYOUT, use_tensor_cores=tensor_cores, backend="fa2"
+        )
+        self._prefill = flashinfer.BatchPrefillWithPagedKVCacheWrapper(
+            self._workspace, LAYOUT, backend=prefill
+        )
+        self._tensor_cores = tensor_cores
+        self._staging = Staging(pool.device)
+        self._num_decode_rows = self._num_rows = 0
+        self._slots: tuple[Tensor, ...] = ()
+        self._pages: tuple[Tensor, ...] = ()
+        self._shared: FixedBuffers | None = None
+        self._fixed: dict[int, Attention] = {}
+
+    def plan(self, meta: BatchMeta) -> None:
+        """Prepare one step: rows that decode and rows that prefill are planned apart."""
+        rows, decodes = len(meta.last_page_len), meta.num_decode_rows
+        self._num_rows, self._num_decode_rows = rows, decodes
+        counts = meta.qo_indptr.diff()
+        token_rows = torch.repeat_interleave(torch.arange(rows, dtype=torch.int32), counts)
+        # The memory that the last plan is copied from may be written again only when it has been.
+        self._staging.wait()
+        token_rows, positions, indices, indptr, last_page_len = self._staging.put(
+            token_rows, meta.positions, meta.kv_indices, meta.kv_indptr, meta.last_page_len
+        )
+        self._slots = (token_rows, positions)
+        self._pages = (indices, indptr, last_page_len)
+        shape, decode_pages = self._shape, int(meta.kv_indptr[decodes])
+        dims = (shape.num_heads, shape.num_kv_heads, shape.head_dim, shape.page_size)
+        if decodes:
+            self._decode.plan(
+                meta.kv_indptr[: decodes + 1],
+                indices[:decode_pages],
+                meta.last_page_len[:decodes],
+                *dims,
+                **self._options,
+            )
+        if decodes < rows:
+            self._prefill.plan(
+                meta.qo_indptr[decodes:] - decodes,
+                meta.kv_indptr[decodes:] - decode_pages,
+                indices[decode_pages:],
+                meta.last_page_len[decodes:],
+                *dims,
+                causal=True,
+                **self._options,
+            )
+        self._staging.mark()
+
+    def append(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """See `Attention.append`."""
+        flashinfer.append_paged_kv_cache(
+            key, value, *self._slots, self._layers[layer], *self._pages, LAYOUT
+        )
+
+    def run(self, layer: int, query: Tensor) -> Tensor:
+        """See `Attention.run`."""
+        decodes, cache = self._num_decode_rows, self._layers[layer]
+        out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        if decodes:
+            self._decode.run(query[:decodes], cache, out=out[:decodes])
+        if decodes < self._num_rows:
+            self._prefill.run(query[decodes:], cache, out=out[decodes:])
+        return out
+
+    def fixed(self, batch_size: int) -> Attention:
+        """See `GraphAttention.fixed`."""
+        if not 1 <= batch_size <= self._max_rows:
+            raise ValueError(f"a view for {batch_size} rows, made for 1 to {self._max_rows}")
+        if self._shared is None:
+            self._shared = FixedBuffers(
+                self._max_rows, self._max_row_pages, self._workspace, self._staging
+            )
+        if batch_size not in self._fixed:
+            self._fixed[batch_size] = FixedDecode(
+                batch_size,
+                self._shape,
+                self._layers,
+                self._shared,
+                tensor_cores=self._tensor_cores,
+                options=self._options,
+            )
+        return self._fixed[batch_size]
+
+
+class FixedBuffers:
+    """Device memory that captured decode steps of all sizes read; at most one is under way."""
+
+    def __init__(
+        self, max_rows: int, max_row_pages: int, workspace: Tensor, staging: Staging
+    ) -> None:
+        device = workspace.device
+        self.workspace, self.staging = workspace, staging
+        self.plans = torch.zeros(FIXED_PLAN_BYTES, dtype=torch.uint8, device=device)
+        self.rows = torch.arange(max_rows, dtype=torch.int32, device=device)
+        # Page numbers last: only as many are copied as there are.
+        sizes = (max_rows + 1, max_rows, max_rows, max_rows * max_row_pages)
+        self.fixed = FixedStaging(sizes, device)
+        self.indptr, self.last_page_len, self.positions, self.indices = self.fixed.parts
+
+    def fill(self, meta: BatchMeta) -> None:
+        """Copy one step's metadata."""
+        self.fixed.fill(meta.kv_indptr, meta.last_page_len, meta.positions, meta.kv_indices)
+
+
+class FixedDecode:
+    """`dopd.attention.base.Attention` for captured steps of exactly `batch_size` decode rows."""
+
+    def __init__(
+        self,
+        batch_size: int,
+        shape: Shape,
+        layers: tuple[Tensor, ...],
+        shared: FixedBuffers,
+        *,
+        tensor_cores: bool,
+        options: dict[str, Any],
+    ) -> None:
+        self._batch_size, self._shape, self._layers = batch_size, shape, layers
+        self._shared, self._options = shared, options
+        self._slots = (shared.rows[:batch_size], shared.positions[:batch_size])
+        indptr, last_page_len = shared.indptr[: batch_size + 1], shared.last_page_len[:batch_size]
+        self._pages = (shared.indices, indptr, last_page_len)
+        self._is_planned = False
+        self._decode = flashinfer.BatchDecodeWithPagedKVCacheWrapper(
+            shared.workspace,
+            LAYOUT,
+            use_cuda_graph=True,
+            use_tensor_cores=tensor_cores,
+            paged_kv_indptr_buffer=indptr,
+            paged_kv_indices_buffer=shared.indices,
+            paged_kv_last_page_len_buffer=last_page_len,
+            backend="fa2",
+        )
+        self._decode.reset_workspace_buffer(shared.workspace, shared.plans)
+
+    def plan(self, meta: BatchMeta) -> None:
+        """See `GraphAttention.fixed`."""
+        rows = len(meta.last_page_len)
+        if not rows == meta.num_decode_rows == self._batch_size:
+            raise ValueError(
+                f"{rows} rows, {meta.num_decode_rows} of them decode; this view is for "
+                f"{self._batch_size} that do"
+            )
+        self._shared.staging.wait()
+        self._shared.fill(meta)
+        shape = self._shape
+        told = (meta.kv_indptr, meta.kv_indices, meta.last_page_len)
+        dims = (shape.num_heads, shape.num_kv_heads, shape.head_dim, shape.page_size)
+        if not self._is_planned:
+            self._decode.plan(*told, *dims, **self._options)
+            self._is_planned = True
+        else:
+            # Like `plan`, which chose the kernels once and for all, without its copies.
+            flashinfer.fast_decode_plan(
+                self._decode,
+                *told,
+                *dims,
+                global_override_indptr_cpu=meta.kv_indptr,
+                **self._options,
+            )
+        self._shared.staging.mark()
+
+    def append(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """See `Attention.append`."""
+        flashinfer.append_paged_kv_cache(
+            key, value, *self._slots, self._layers[layer], *self._pages, LAYOUT
+        )
+
+    def run(self, layer: int, query: Tensor) -> Tensor:
+        """See `Attention.run`."""
+        out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        self._decode.run(query, self._layers[layer], out=out)
+        return out
+
+
+class FlashInferKernels:
+    """`dopd.layers.kernels.Kernels` on a GPU."""
+
+    def __init__(self, cos: Tensor, sin: Tensor, num_heads: int, device: torch.device) -> None:
+        """cos, sin: [positions, head_dim / 2] float32. num_heads: of the queries."""
+        self._angles = torch.cat((cos, sin), dim=1).to(device)
+        self._num_heads = num_heads
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """See `Kernels.rms_norm`."""
+        normed: Tensor = flashinfer.rmsnorm(x, weight, eps)
+        return normed
+
+    def add_rms_norm(
+        self, x: Tensor, residual: Tensor, weight: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor]:
+        """See `Kernels.add_rms_norm`; both arguments are overwritten."""
+        flashinfer.fused_add_rmsnorm(x, residual, weight, eps)
+        return x, residual
+
+    def rotation(self, positions: Tensor) -> Callable[[Tensor], Tensor]:
+        """See `Kernels.rotation`; the heads are overwritten."""
+
+        def rotate(heads: Tensor) -> Tensor:
+            query, key = heads[:, : self._num_heads], heads[:, self._num_heads :]
+            flashinfer.apply_rope_with_cos_sin_cache_inplace(
+                positions, query.flatten(1), key.flatten(1), heads.shape[-1], self._angles
+            )
+            return heads
+
+        return rotate
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        """See `Kernels.silu_mul`."""
+        product: Tensor = flashinfer.silu_and_mul(gate_up)
+        return product
+
+
+def _num_sms(device: torch.device) -> int:
+    """Streaming multiprocessors of a GPU; 0 for what is none."""
+    if device.type != "cuda":
+        return 0
+    return torch.cuda.get_device_properties(device).multi_processor_count
