@@ -52,6 +52,20 @@ def test_request_is_explained_by_the_ids_that_its_client_has(mock: Server) -> No
             assert any(row["verdict"] == "chosen" for row in placed["alternatives"])
 
 
+def test_each_prompt_of_a_request_is_explained(mock: Server) -> None:
+    name, _ = ask(mock, prompt=["one", "two", "three"])
+    status, found = page(mock, f"/admin/explain/{name}")
+    assert status == 200
+    assert len(set(found["prompts"])) == 3
+    assert {row["sequence"]["request"] for row in found["decisions"]} == set(found["prompts"])
+    numbers = [row["number"] for row in found["decisions"]]
+    assert numbers == sorted(numbers)
+    told = run("explain", name, "--url", f"http://{mock.admin}").stdout
+    for place in range(3):
+        assert f" ms  prompt {place} choice 0: arrived and waits\n" in told
+    assert "prompt 3 choice" not in told
+
+
 def test_story_is_told_to_people(mock: Server) -> None:
     name, _ = ask(mock)
     done = run("explain", name, "--url", f"http://{mock.admin}")

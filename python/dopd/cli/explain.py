@@ -101,9 +101,19 @@ def render(page: dict[str, Any]) -> str:
         lines.append("earlier decisions about it are forgotten")
     first = decisions[0]["at"] if decisions else 0
     is_single = len({sequence(decision) for decision in decisions}) <= 1
+    places = {request: place for place, request in enumerate(page["prompts"])}
     for decision in decisions:
-        lines += ["", *paragraph(decision, page["workers"], first, "" if is_single else "who")]
+        of = "" if is_single else whose(decision, places)
+        lines += ["", *paragraph(decision, page["workers"], first, of)]
     return "\n".join(lines)
+
+
+def whose(decision: dict[str, Any], places: dict[int, int]) -> str:
+    """Which prompt and choice of the request that was asked for; else which request."""
+    request, choice = sequence(decision)
+    if request not in places:
+        return f"request {request} choice {choice}: "
+    return (f"prompt {places[request]} " if len(places) > 1 else "") + f"choice {choice}: "
 
 
 def reach(ring: dict[str, Any], now: int) -> str:
@@ -121,10 +131,8 @@ def sequence(decision: dict[str, Any]) -> tuple[int, int]:
     return found["request"], found["choice"]
 
 
-def paragraph(decision: dict[str, Any], names: dict[str, str], first: int, who: str) -> list[str]:
-    """What was chosen, what was seen, and who else was looked at."""
-    request, choice = sequence(decision)
-    of = f"request {request} choice {choice}: " if who else ""
+def paragraph(decision: dict[str, Any], names: dict[str, str], first: int, of: str) -> list[str]:
+    """What was chosen (`of` says for whom), what was seen, and who else was looked at."""
     lines = [f"{(decision['at'] - first) / 1_000:>10.1f} ms  {of}{said(decision, names)}"]
     indent = " " * 15
     lines.append(indent + seen(decision["saw"]))

@@ -194,10 +194,11 @@ impl Driver {
                 Some(event) => event,
                 None => return,
             },
-            BrainInput::Explain(request, count, answer) => {
-                let found = match request {
-                    Some(request) => self.brain.explain(request),
-                    None => self.brain.decisions(count),
+            BrainInput::Explain(requests, count, answer) => {
+                let found = if requests.is_empty() {
+                    self.brain.decisions(count)
+                } else {
+                    self.brain.explain(&requests)
                 };
                 drop(answer.send(found));
                 return;

@@ -1,5 +1,5 @@
-//! Names of requests, as clients see them, for `explain`: a bounded map to the brain's ids. No
-//! longer than the brain's ring of decisions, since each request has at least one there.
+//! Names of requests, as clients see them, for `explain`: a bounded map to the brain's ids, one for
+//! each prompt. No longer than the brain's ring of decisions, since each has at least one there.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -18,13 +18,16 @@ const NEWEST: usize = 64;
 /// The latest names.
 #[derive(Debug, Default)]
 pub(super) struct Labels {
-    ids: HashMap<Box<str>, RequestId>,
+    /// The prompts of a request in order: they are submitted in order.
+    ids: HashMap<Box<str>, Vec<RequestId>>,
     order: VecDeque<Box<str>>,
+    /// Ids of all names.
+    count: usize,
     most: usize,
 }
 
 impl Labels {
-    /// So many at most; 0: none.
+    /// So many prompts at most, or one request; 0: none.
     pub(super) fn new(most: usize) -> Self {
         Self {
             most,
@@ -33,19 +36,25 @@ impl Labels {
     }
 
     pub(super) fn add(&mut self, label: &str, id: RequestId) {
-        if self.most == 0 || self.ids.insert(label.into(), id).is_some() {
+        if self.most == 0 {
             return;
         }
-        self.order.push_back(label.into());
-        if self.order.len() > self.most
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.ids.remove(&oldest);
+        self.count += 1;
+        if let Some(ids) = self.ids.get_mut(label) {
+            ids.push(id);
+        } else {
+            self.ids.insert(label.into(), vec![id]);
+            self.order.push_back(label.into());
+        }
+        while self.count > self.most && self.order.len() > 1 {
+            let oldest = self.order.pop_front();
+            let ids = oldest.and_then(|oldest| self.ids.remove(&oldest));
+            self.count -= ids.map_or(0, |ids| ids.len());
         }
     }
 
-    fn get(&self, label: &str) -> Option<RequestId> {
-        self.ids.get(label).copied()
+    fn get(&self, label: &str) -> Vec<RequestId> {
+        self.ids.get(label).cloned().unwrap_or_default()
     }
 }
 
@@ -54,6 +63,8 @@ impl Labels {
 pub struct ExplainPage {
     /// Which request, as its client knows it; empty: the newest decisions about anybody.
     pub id: String,
+    /// How its prompts are called in the decisions (`sequence.request`), in their order.
+    pub prompts: Vec<RequestId>,
     /// Found, or why not.
     pub status: String,
     /// What is known.
@@ -76,16 +87,17 @@ impl Dispatch {
             .iter()
             .find_map(|prefix| label.strip_prefix(prefix));
         let id = bare.unwrap_or(label);
-        let request = self.shared.labels.lock().get(id);
+        let prompts = self.shared.labels.lock().get(id);
         let (answer, found) = oneshot::channel();
         let count = if id.is_empty() { NEWEST } else { 0 };
-        let question = BrainInput::Explain(request, count, answer);
+        let question = BrainInput::Explain(prompts.clone(), count, answer);
         let found = match self.queues.brain.send(question).await {
             Ok(()) => found.await.unwrap_or_default(),
             Err(_) => Explanation::default(),
         };
         ExplainPage {
             id: id.to_owned(),
+            prompts,
             status: status(id, &found),
             found,
         }
@@ -118,15 +130,22 @@ mod tests {
 
     #[test]
     fn names_are_bounded_and_the_oldest_goes() {
-        let mut labels = Labels::new(2);
+        let mut labels = Labels::new(3);
         for (id, label) in (1..).zip(["a", "b", "b", "c"]) {
             labels.add(label, RequestId(id));
         }
-        let of = |label| labels.get(label).map(|id| id.0);
-        assert_eq!([of("a"), of("b"), of("c")], [None, Some(3), Some(4)]);
-        assert_eq!(labels.order.len(), labels.ids.len());
+        let of = |labels: &Labels| {
+            let ids = |label| labels.get(label).iter().map(|id| id.0).collect::<Vec<_>>();
+            ["a", "b", "c", "d"].map(ids)
+        };
+        assert_eq!(of(&labels), [vec![], vec![2, 3], vec![4], vec![]]);
+        let counts = (labels.order.len(), labels.ids.len(), labels.count);
+        assert_eq!(counts, (2, 2, 3));
+        // One name is kept whole, however many prompts it has.
+        (5..9).for_each(|id| labels.add("d", RequestId(id)));
+        assert_eq!(of(&labels), [vec![], vec![], vec![], vec![5, 6, 7, 8]]);
         let mut none = Labels::new(0);
         none.add("a", RequestId(1));
-        assert_eq!(none.get("a"), None);
+        assert_eq!(none.get("a"), []);
     }
 }

@@ -215,7 +215,7 @@ pub enum BrainInput {
     /// Somebody wants to know how the fleet is.
     Status(oneshot::Sender<FleetStatus>),
     /// Why a request went where it went; without one, the newest so many decisions.
-    Explain(Option<RequestId>, usize, oneshot::Sender<Explanation>),
+    Explain(Vec<RequestId>, usize, oneshot::Sender<Explanation>),
 }
 
 /// An attached worker.

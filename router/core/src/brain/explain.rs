@@ -241,10 +241,13 @@ impl Explain {
         }
     }
 
-    fn of_request(&self, request: RequestId) -> Explanation {
-        let id = |choice| SequenceId { request, choice };
+    fn of_requests(&self, requests: &[RequestId]) -> Explanation {
         let (mut numbers, mut is_cut) = (Vec::new(), false);
-        for (_, &newest) in self.newest.range(id(0)..=id(u8::MAX)) {
+        let choices = requests.iter().flat_map(|&request| {
+            let id = |choice| SequenceId { request, choice };
+            self.newest.range(id(0)..=id(u8::MAX))
+        });
+        for (_, &newest) in choices {
             let mut next = newest + 1;
             while let Some(row) = next.checked_sub(1).and_then(|number| self.row(number)) {
                 numbers.push(next - 1);
@@ -373,11 +376,11 @@ impl Brain {
         }
     }
 
-    /// What was decided about a request, and why, as far as it is remembered.
-    pub fn explain(&self, request: RequestId) -> Explanation {
+    /// What was decided about these requests, and why, as far as it is remembered.
+    pub fn explain(&self, requests: &[RequestId]) -> Explanation {
         Explanation {
             now: self.now,
-            ..self.explain.of_request(request)
+            ..self.explain.of_requests(requests)
         }
     }
 

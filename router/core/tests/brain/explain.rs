@@ -26,7 +26,7 @@ fn who_took_a_stolen_prompt_is_told_among_those_that_were_asked() {
         arrive(&mut brain, 0, id, 4_000);
     }
     assert_eq!(brain.status().stolen_total, 1);
-    let told = brain.explain(RequestId(2));
+    let told = brain.explain(&[RequestId(2)]);
     let last = told.decisions.last().expect("it was placed");
     let worker = SessionId(2);
     let why = Kept::Stolen;
@@ -39,7 +39,7 @@ fn who_took_a_stolen_prompt_is_told_among_those_that_were_asked() {
         prefill: SessionId(1),
         decode: worker,
     };
-    let first = brain.explain(RequestId(1)).decisions;
+    let first = brain.explain(&[RequestId(1)]).decisions;
     assert_eq!(first.last().map(|last| last.chose), Some(pair));
     let chosen = |task| {
         let row = first.last()?.alternatives.iter().find(|of| of.task == task);
@@ -58,7 +58,7 @@ fn a_request_that_found_no_place_in_the_queue_has_an_explanation() {
     let mut line = Line::new(config, 1);
     (0..3).for_each(|id| line.arrive(request(id, 5, 1)));
     assert_eq!(line.refused.len(), 1);
-    let told = line.brain.explain(RequestId(2)).decisions;
+    let told = line.brain.explain(&[RequestId(2)]).decisions;
     let why = RejectReason::QueueFull;
     assert_eq!(told[0].chose, Chosen::Reject { why });
     assert_eq!(told[0].saw.prompt_tokens, Tokens(5));
@@ -78,7 +78,7 @@ fn late_ones_are_said_to_be_late_with_their_place_in_the_order() {
     line.arrive(request(1, 500, 1));
     line.wait(millis(5_000));
     line.finish(1);
-    let placed = line.brain.explain(RequestId(1)).decisions;
+    let placed = line.brain.explain(&[RequestId(1)]).decisions;
     let keep = |chose| matches!(chose, Chosen::Keep { .. });
     let placed = placed.iter().find(|one| keep(one.chose));
     let placed = placed.expect("it was placed");
@@ -98,7 +98,7 @@ fn a_target_is_told_until_the_first_token_is_out() {
     let mut step = report(1, Mixed);
     step.closed = vec![closed(seat.slot.0, CloseReason::Preempted)];
     line.tell(said(step));
-    let told = line.brain.explain(RequestId(0)).decisions;
+    let told = line.brain.explain(&[RequestId(0)]).decisions;
     let replay = |chose| matches!(chose, Chosen::Replay { .. });
     let after = told.iter().find(|one| replay(one.chose)).expect("replayed");
     assert_eq!(after.saw.answer_tokens, Tokens(2));
@@ -127,7 +127,7 @@ fn why_a_prefill_worker_begins_with_the_answer_is_told() {
             arrive(&mut brain, 0, 1, prompt);
         }
         arrive(&mut brain, 1, 2, 9_000);
-        let told = brain.explain(RequestId(2)).decisions;
+        let told = brain.explain(&[RequestId(2)]).decisions;
         match told.last().map(|last| last.chose) {
             Some(Chosen::Keep {
                 worker: SessionId(1),

@@ -213,7 +213,7 @@ fn targets_that_no_order_could_meet_are_refused_at_once_only_if_asked_for_and_ea
     };
     assert_eq!(line.missed, [missed]);
     // Whoever asks why is told both times.
-    let told = line.brain.explain(RequestId(2)).decisions;
+    let told = line.brain.explain(&[RequestId(2)]).decisions;
     let saw = told
         .first()
         .map(|told| (told.saw.prefill_us, told.saw.target_us));

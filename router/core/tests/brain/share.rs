@@ -368,7 +368,7 @@ fn late_ones_make_room_for_one_in_time_of_the_same_tenant() {
     line.arrive(request(11, 100, 1));
     assert_eq!(refused(&mut line), [9], "the last of those that are late");
     // It is the newcomer's turn, not its fate, that the brain tells of it.
-    let newcomer = line.brain.explain(RequestId(11)).decisions;
+    let newcomer = line.brain.explain(&[RequestId(11)]).decisions;
     assert!(
         !newcomer.iter().any(|one| one.chose == Chosen::Demote),
         "{newcomer:?}"

@@ -21,7 +21,7 @@ fn decisions_of_a_request_are_told_in_order_over_all_choices() {
         note(&mut ring, at, id(7, choice), Chosen::Queue);
     }
     note(&mut ring, 4, id(8, 0), Chosen::Queue);
-    let told = ring.of_request(RequestId(7));
+    let told = ring.of_requests(&[RequestId(7)]);
     let rows = told.decisions.iter().map(|row| (row.at.0, row.sequence));
     let wanted = [(1, id(7, 0)), (2, id(7, 1)), (3, id(7, 0))];
     assert_eq!(rows.collect::<Vec<_>>(), wanted);
@@ -32,7 +32,7 @@ fn decisions_of_a_request_are_told_in_order_over_all_choices() {
 fn what_waits_is_one_decision_that_is_brought_up_to_date() {
     let mut ring = Explain::new(8);
     (1..=5).for_each(|at| note(&mut ring, at, id(7, 0), Chosen::Wait));
-    let told = ring.of_request(RequestId(7)).decisions;
+    let told = ring.of_requests(&[RequestId(7)]).decisions;
     assert_eq!(told.len(), 1);
     assert_eq!(
         (told[0].at, told[0].until, told[0].times),
@@ -44,7 +44,7 @@ fn what_waits_is_one_decision_that_is_brought_up_to_date() {
 fn the_ring_forgets_the_oldest_and_says_so() {
     let mut ring = Explain::new(4);
     (0..6).for_each(|at| note(&mut ring, at, id(at / 3, 0), Chosen::Queue));
-    let first = ring.of_request(RequestId(0));
+    let first = ring.of_requests(&[RequestId(0)]);
     assert_eq!(first.decisions.len(), 1);
     assert!(first.is_cut, "two earlier ones are gone");
     let ring_is = |oldest| ExplainRing {
@@ -55,7 +55,7 @@ fn the_ring_forgets_the_oldest_and_says_so() {
     };
     assert_eq!(first.ring, ring_is(2));
     note(&mut ring, 6, id(2, 0), Chosen::Queue);
-    assert!(ring.of_request(RequestId(0)).decisions.is_empty());
+    assert!(ring.of_requests(&[RequestId(0)]).decisions.is_empty());
     assert_eq!(ring.newest.len(), 2, "the index forgets with the rows");
 }
 
@@ -84,7 +84,7 @@ fn off_it_keeps_nothing() {
     ring.name(SessionId(1), "a");
     assert_eq!(considered.count, 0);
     assert!(ring.names.is_empty());
-    assert_eq!(ring.of_request(RequestId(1)), Explanation::default());
+    assert_eq!(ring.of_requests(&[RequestId(1)]), Explanation::default());
 }
 
 #[test]
@@ -104,7 +104,7 @@ fn few_alternatives_are_listed_the_chosen_one_among_them_the_rest_counted() {
         Chosen::Wait,
         considered,
     );
-    let told = ring.of_request(RequestId(1));
+    let told = ring.of_requests(&[RequestId(1)]);
     let row = &told.decisions[0];
     let verdicts = |verdict| {
         row.alternatives
