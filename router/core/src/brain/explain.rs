@@ -10,7 +10,7 @@
 
 mod told;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, btree_map::Entry};
 
 pub use self::told::{
     Alternative, Chosen, Decision, ExplainRing, Explanation, Kept, Saw, Task, Verdict,
@@ -156,14 +156,26 @@ impl Explain {
         chose: Chosen,
         considered: Considered,
     ) {
-        let newest = self.newest.get(&sequence).copied();
-        if let Some(row) = newest.and_then(|number| self.row_mut(number))
-            && (row.chose, chose) == (Chosen::Wait, Chosen::Wait)
-        {
-            (row.until, row.saw, row.considered) = (at, saw, considered);
-            row.times = row.times.saturating_add(1);
-            return;
-        }
+        let number = self.total;
+        let before = match self.newest.entry(sequence) {
+            Entry::Vacant(entry) => {
+                entry.insert(number);
+                None
+            }
+            Entry::Occupied(mut entry) => {
+                let before = *entry.get();
+                // The index names only rows that are held.
+                let row = self.rows.get_mut(index(before, self.rows_max));
+                if let Some(row) =
+                    row.filter(|row| (row.chose, chose) == (Chosen::Wait, Chosen::Wait))
+                {
+                    (row.until, row.saw, row.considered) = (at, saw, considered);
+                    row.times = row.times.saturating_add(1);
+                    return;
+                }
+                Some(entry.insert(number))
+            }
+        };
         let row = Row {
             at,
             until: at,
@@ -172,30 +184,19 @@ impl Explain {
             saw,
             chose,
             considered,
-            before: newest.map_or(0, |number| number + 1),
+            before: before.map_or(0, |before| before + 1),
         };
-        let number = self.total;
         self.total += 1;
         if self.rows.len() < self.rows_max {
             self.rows.push(row);
-        } else {
-            let index = self.index(number);
-            let old = std::mem::replace(&mut self.rows[index], row);
-            let forgotten = number - self.rows_max as u64;
-            if self.newest.get(&old.sequence) == Some(&forgotten) {
-                self.newest.remove(&old.sequence);
-            }
+            return;
         }
-        self.newest.insert(sequence, number);
-    }
-
-    /// Rows turn round in place: the number says where.
-    #[expect(
-        clippy::cast_possible_truncation,
-        reason = "less than rows_max, which is a usize"
-    )]
-    const fn index(&self, number: u64) -> usize {
-        (number % self.rows_max as u64) as usize
+        let old = std::mem::replace(&mut self.rows[index(number, self.rows_max)], row);
+        if let Entry::Occupied(entry) = self.newest.entry(old.sequence)
+            && *entry.get() == number - self.rows_max as u64
+        {
+            entry.remove();
+        }
     }
 
     /// Number of the oldest decision that is held.
@@ -205,13 +206,7 @@ impl Explain {
 
     fn row(&self, number: u64) -> Option<&Row> {
         let is_held = self.is_on() && (self.oldest()..self.total).contains(&number);
-        is_held.then(|| self.rows.get(self.index(number)))?
-    }
-
-    fn row_mut(&mut self, number: u64) -> Option<&mut Row> {
-        self.row(number)?;
-        let index = self.index(number);
-        self.rows.get_mut(index)
+        is_held.then(|| self.rows.get(index(number, self.rows_max)))?
     }
 
     fn decision(&self, number: u64) -> Option<Decision> {
@@ -271,6 +266,15 @@ impl Explain {
             now: Micros(0),
         }
     }
+}
+
+/// Rows turn round in place: the number says where.
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "less than rows_max, which is a usize"
+)]
+const fn index(number: u64, rows_max: usize) -> usize {
+    (number % rows_max as u64) as usize
 }
 
 impl Brain {

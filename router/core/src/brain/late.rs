@@ -24,7 +24,7 @@ use std::collections::BTreeMap;
 use super::{
     Brain,
     admit::Refusal,
-    queue::{Lane, QueueKey},
+    queue::{Item, Lane, QueueKey},
     sequences::Sequence,
     table::PhaseKind,
 };
@@ -40,9 +40,8 @@ pub(super) const OWED: u64 = 64;
 #[derive(Clone, Copy, Debug)]
 struct Aged {
     arrived: Micros,
-    priority: i32,
-    account: usize,
-    rank: i64,
+    sequence: usize,
+    tokens: Tokens,
 }
 
 /// What those are owed that wait too long.
@@ -67,13 +66,12 @@ impl Guard {
         }
     }
 
-    pub(super) fn add(&mut self, key: QueueKey, arrived: Micros) {
+    pub(super) fn add(&mut self, key: QueueKey, item: Item, arrived: Micros) {
         if self.is_on {
             let aged = Aged {
                 arrived,
-                priority: key.priority,
-                account: key.account,
-                rank: key.rank,
+                sequence: item.sequence,
+                tokens: item.tokens,
             };
             self.ages.insert(key.arrival, aged);
         }
@@ -85,19 +83,15 @@ impl Guard {
         }
     }
 
-    /// The oldest of all that never ran, if it is overdue and anything was placed since.
-    pub(super) fn oldest(&self, now: Micros) -> Option<QueueKey> {
+    /// The oldest of all that never ran, if it is overdue and enough was placed since for it to be
+    /// owed.
+    pub(super) fn owed(&self, now: Micros) -> Option<usize> {
         if self.tokens == 0 {
             return None;
         }
-        let (&arrival, &aged) = self.ages.first_key_value()?;
-        self.is_overdue(aged.arrived, now).then_some(QueueKey {
-            lane: Lane::Fresh,
-            priority: aged.priority,
-            account: aged.account,
-            rank: aged.rank,
-            arrival,
-        })
+        let (_, aged) = self.ages.first_key_value()?;
+        let is_owed = self.is_overdue(aged.arrived, now) && self.affords(aged.tokens);
+        is_owed.then_some(aged.sequence)
     }
 
     fn is_overdue(&self, arrived: Micros, now: Micros) -> bool {
@@ -109,7 +103,7 @@ impl Guard {
     }
 
     /// Enough was placed for a prompt of so many tokens to be owed.
-    pub(super) const fn affords(&self, tokens: Tokens) -> bool {
+    const fn affords(&self, tokens: Tokens) -> bool {
         self.tokens >= Self::price(tokens)
     }
 

@@ -122,8 +122,11 @@ impl Choice<'_> {
             ready.find_map(|key| look(key, considered))
         };
         let place = found.or_else(|| {
+            // Whoever was ready was looked at, unless there are more.
+            let is_more = self.workers.ready(group, Task::Prompts) > LOOKED;
             let roomy = self.workers.roomiest(group).take(LOOKED);
             roomy
+                .take_while(|_| is_more)
                 .filter(|&(key, _)| self.workers.is_ready(key, Task::Prompts))
                 .find_map(|(key, _)| look(key, considered))
         });
@@ -290,8 +293,9 @@ impl Choice<'_> {
         let looked = LOOKED + source.map_or(0, |(_, shut)| shut);
         let mut best = self.workers.ready_for_imports().take(looked);
         let found = best.find(&mut fits).or_else(|| {
-            let mut roomy = self.workers.roomiest(Group::Decode).take(looked);
-            roomy.find(|&(key, worker)| {
+            let is_more = self.workers.ready(Group::Decode, Task::Imports) > looked;
+            let roomy = self.workers.roomiest(Group::Decode).take(looked);
+            roomy.take_while(|_| is_more).find(|&(key, worker)| {
                 self.workers.is_ready(key, Task::Imports) && fits(&(key, worker))
             })
         });

@@ -18,7 +18,7 @@
 mod look;
 mod scan;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, btree_map::Entry};
 
 use super::{late::Guard, share::Share};
 use crate::{
@@ -73,13 +73,15 @@ struct Class {
     priority: i32,
 }
 
+/// Where one stands in its line: rank, then arrival.
+type Stand = (i64, u64);
+
 /// Place in the queue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Spot {
     class: Class,
     account: usize,
-    rank: i64,
-    arrival: u64,
+    at: Stand,
 }
 
 impl Spot {
@@ -92,9 +94,12 @@ impl Spot {
         Self {
             class,
             account: key.account,
-            rank: key.rank,
-            arrival: key.arrival,
+            at: (key.rank, key.arrival),
         }
+    }
+
+    const fn line(self) -> (usize, Class) {
+        (self.account, self.class)
     }
 }
 
@@ -124,8 +129,7 @@ impl Head {
         Spot {
             class: self.class,
             account: self.account,
-            rank: self.rank,
-            arrival: self.arrival,
+            at: (self.rank, self.arrival),
         }
     }
 }
@@ -154,12 +158,21 @@ pub(super) struct Seen {
     pub(super) service: u64,
 }
 
+/// What waits of an account in a class, in order. Small trees stay in the cache where one of all
+/// that wait does not.
+#[derive(Debug, Default)]
+struct Line {
+    items: BTreeMap<Stand, Item>,
+    /// Where it stands among the heads.
+    head: Option<Head>,
+}
+
 #[derive(Debug)]
 pub(super) struct WaitQueue {
-    items: BTreeMap<Spot, Item>,
+    /// None is empty.
+    lines: BTreeMap<(usize, Class), Line>,
+    /// Of every line.
     heads: BTreeSet<Head>,
-    /// The same by account.
-    tops: BTreeMap<(usize, Class), Head>,
     pub(super) share: Share,
     guard: Guard,
     tokens: u64,
@@ -176,9 +189,8 @@ pub(super) struct WaitQueue {
 impl WaitQueue {
     pub(super) fn new(policy: &PolicyConfig) -> Self {
         Self {
-            items: BTreeMap::new(),
+            lines: BTreeMap::new(),
             heads: BTreeSet::new(),
-            tops: BTreeMap::new(),
             share: Share::new(policy),
             guard: Guard::new(policy),
             tokens: 0,
@@ -202,29 +214,37 @@ impl WaitQueue {
         let least = is_back.then(|| self.least(key.priority)).flatten();
         self.share.waits(key.account, item.tokens, least);
         if key.lane == Lane::Fresh {
-            self.guard.add(key, arrived);
+            self.guard.add(key, item, arrived);
         }
-        let spot = Spot::of(key, false);
-        self.items.insert(spot, item);
-        *self.count(spot.class) += 1;
         self.tokens = self.tokens.saturating_add(u64::from(item.tokens.0));
         self.work_us = self.work_us.saturating_add(item.prefill.0);
-        self.refresh(spot.class, key.account);
+        self.put(Spot::of(key, false), item);
     }
 
     pub(super) fn remove(&mut self, key: QueueKey) {
-        let Some((spot, item)) = self.find(key) else {
-            return;
-        };
-        self.items.remove(&spot);
-        *self.count(spot.class) -= 1;
+        let spots = [false, true].map(|is_late| Spot::of(key, is_late));
+        let taken = (spots.into_iter()).find_map(|spot| Some((spot, self.take(spot)?)));
+        let Some((spot, item)) = taken else { return };
         let is_late = spot.class.is_late;
         self.share
             .waits_no_longer(key.account, item.tokens, is_late);
         self.guard.remove(key);
         self.tokens = self.tokens.saturating_sub(u64::from(item.tokens.0));
         self.work_us = self.work_us.saturating_sub(item.prefill.0);
-        self.refresh(spot.class, key.account);
+    }
+
+    fn put(&mut self, spot: Spot, item: Item) {
+        let line = self.lines.entry(spot.line()).or_default();
+        line.items.insert(spot.at, item);
+        *self.count(spot.class) += 1;
+        self.refresh(spot.account, spot.class);
+    }
+
+    fn take(&mut self, spot: Spot) -> Option<Item> {
+        let item = self.lines.get_mut(&spot.line())?.items.remove(&spot.at)?;
+        *self.count(spot.class) -= 1;
+        self.refresh(spot.account, spot.class);
+        Some(item)
     }
 
     /// How many wait where those of this class do.
@@ -235,7 +255,8 @@ impl WaitQueue {
     fn find(&self, key: QueueKey) -> Option<(Spot, Item)> {
         [false, true].into_iter().find_map(|is_late| {
             let spot = Spot::of(key, is_late);
-            self.items.get(&spot).map(|&item| (spot, item))
+            let item = self.lines.get(&spot.line())?.items.get(&spot.at)?;
+            Some((spot, *item))
         })
     }
 
@@ -259,32 +280,23 @@ impl WaitQueue {
         })
     }
 
-    /// What waits of an account in a class, in order.
-    fn of(&self, class: Class, account: usize) -> impl DoubleEndedIterator<Item = (&Spot, &Item)> {
-        let spot = |rank, arrival| Spot {
+    /// The head of a line is as it should be.
+    fn refresh(&mut self, account: usize, class: Class) {
+        let Entry::Occupied(mut line) = self.lines.entry((account, class)) else {
+            return;
+        };
+        let first = line.get().items.first_key_value();
+        let wanted = first.map(|(&(rank, arrival), _)| Head {
             class,
-            account,
+            turn: self.share.turn(account),
             rank,
             arrival,
-        };
-        let range = spot(i64::MIN, 0)..=spot(i64::MAX, u64::MAX);
-        self.items.range(range)
-    }
-
-    /// The head of an account in a class is as it should be.
-    fn refresh(&mut self, class: Class, account: usize) {
-        let turn = self.share.turn(account);
-        let wanted = self.of(class, account).next().map(|(spot, _)| Head {
-            class,
-            turn,
-            rank: spot.rank,
-            arrival: spot.arrival,
             account,
         });
-        let old = match wanted {
-            Some(head) => self.tops.insert((account, class), head),
-            None => self.tops.remove(&(account, class)),
-        };
+        let old = std::mem::replace(&mut line.get_mut().head, wanted);
+        if wanted.is_none() {
+            line.remove();
+        }
         if old != wanted {
             if let Some(old) = old {
                 self.heads.remove(&old);
@@ -306,7 +318,7 @@ impl WaitQueue {
             if head.turn == self.share.turn(head.account) {
                 return Some(head);
             }
-            self.refresh(head.class, head.account);
+            self.refresh(head.account, head.class);
         }
     }
 
@@ -315,7 +327,7 @@ impl WaitQueue {
         loop {
             let head = self.head(from)?;
             let spot = head.spot();
-            let item = *self.items.get(&spot)?;
+            let item = *self.lines.get(&spot.line())?.items.get(&spot.at)?;
             if !self.is_to_demote(&spot, &item) {
                 return Some((head, item));
             }
@@ -332,14 +344,10 @@ impl WaitQueue {
             },
             ..spot
         };
-        if let Some(item) = self.items.remove(&spot) {
-            self.items.insert(late, item);
-            *self.count(spot.class) -= 1;
-            *self.count(late.class) += 1;
+        if let Some(item) = self.take(spot) {
+            self.put(late, item);
             self.share.is_late(spot.account);
             self.demoted.push(item.sequence);
-            self.refresh(spot.class, spot.account);
-            self.refresh(late.class, spot.account);
         }
     }
 
@@ -351,10 +359,8 @@ impl WaitQueue {
     }
 
     /// Who waited so long that it goes before all others of its lane.
-    fn owed(&self) -> Option<(Spot, Item)> {
-        let key = self.guard.oldest(self.now)?;
-        let (spot, item) = self.find(key)?;
-        self.guard.affords(item.tokens).then_some((spot, item))
+    fn owed(&self) -> Option<usize> {
+        self.guard.owed(self.now)
     }
 
     /// The sequence that goes next from the lanes that are open.
@@ -370,9 +376,9 @@ impl WaitQueue {
             return None;
         }
         if lane == Lane::Fresh
-            && let Some((_, item)) = self.owed()
+            && let Some(sequence) = self.owed()
         {
-            return Some(item.sequence);
+            return Some(sequence);
         }
         for is_late in [false, true] {
             let class = Class {

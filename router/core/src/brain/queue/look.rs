@@ -1,12 +1,13 @@
 //! What others ask of the queue.
 
-use super::{Class, Item, Lane, QueueKey, Seen, Spot, WaitQueue};
+use super::{Class, Head, Item, Lane, QueueKey, Seen, WaitQueue};
 use crate::units::Micros;
 
 impl WaitQueue {
     /// All that wait; tenants one after the other.
     pub(in crate::brain) fn iter(&self) -> impl Iterator<Item = usize> {
-        self.items.values().map(|item| item.sequence)
+        let items = self.lines.values().flat_map(|line| line.items.values());
+        items.map(|item| item.sequence)
     }
 
     /// Tokens to compute of all that wait.
@@ -20,11 +21,11 @@ impl WaitQueue {
     }
 
     pub(in crate::brain) fn len(&self) -> usize {
-        self.items.len()
+        self.counts.as_flattened().iter().sum()
     }
 
     pub(in crate::brain) fn is_empty(&self) -> bool {
-        self.items.is_empty()
+        self.lines.is_empty()
     }
 
     /// How many of its tenant a newcomer has before it, all of them, if that can be told at once:
@@ -40,19 +41,15 @@ impl WaitQueue {
             is_late,
             priority,
         };
-        let least_late = Spot {
-            class: class(true, i32::MIN),
-            account: 0,
-            rank: i64::MIN,
-            arrival: 0,
-        };
-        let last = self.items.range(..least_late).next_back();
+        let least_late = Head::least(class(true, i32::MIN));
+        let last = self.heads.range(..least_late).next_back();
         let last = last
-            .map(|(spot, _)| spot.class)
+            .map(|head| head.class)
             .filter(|class| class.lane == Lane::Fresh);
-        let last_of_its = self.of(class(false, priority), account).next_back();
+        let line = self.lines.get(&(account, class(false, priority)));
+        let last_of_its = line.and_then(|line| line.items.last_key_value());
         let goes_before = last.is_some_and(|last| last.priority > priority)
-            || last_of_its.is_some_and(|(spot, _)| spot.rank > rank);
+            || last_of_its.is_some_and(|(&(last, _), _)| last > rank);
         (!goes_before).then(|| self.share.in_time(account))
     }
 
@@ -63,11 +60,7 @@ impl WaitQueue {
 
     /// Nobody may take the room that this one waits for: it ran before, or is owed its turn.
     pub(in crate::brain) fn keeps_room_for(&self, key: QueueKey, sequence: usize) -> bool {
-        let owes = || {
-            self.owed()
-                .is_some_and(|(_, item)| item.sequence == sequence)
-        };
-        key.lane != Lane::Fresh || owes()
+        key.lane != Lane::Fresh || self.owed() == Some(sequence)
     }
 
     /// What the queue makes of a sequence that waits.
@@ -97,13 +90,8 @@ impl WaitQueue {
         };
         let from = (account, class(only_late, i32::MIN));
         let to = (account, class(true, i32::MAX));
-        let classes = self
-            .tops
-            .range(from..=to)
-            .rev()
-            .map(|(&(_, class), _)| class);
-        classes
-            .flat_map(move |class| self.of(class, account).rev())
-            .map(|(_, &item)| (item.sequence, item))
+        let lines = self.lines.range(from..=to).rev();
+        let items = lines.flat_map(|(_, line)| line.items.values().rev());
+        items.map(|&item| (item.sequence, item))
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, ops::Bound};
 
-use super::{Class, Head, LANES, Lane, Spot, WaitQueue};
+use super::{Class, Head, LANES, Lane, WaitQueue};
 
 impl WaitQueue {
     /// The next `count` at most, in the order in which they would go if nothing else came.
@@ -11,10 +11,9 @@ impl WaitQueue {
         is_open: impl Fn(Lane) -> bool,
         count: usize,
     ) -> Vec<usize> {
-        let mut found = Vec::with_capacity(count.min(self.items.len()));
+        let mut found = Vec::with_capacity(count.min(self.len()));
         for lane in LANES.into_iter().filter(|&lane| is_open(lane)) {
             let owed = self.owed().filter(|_| lane == Lane::Fresh);
-            let owed = owed.map(|(_, item)| item.sequence);
             found.extend(owed);
             for is_late in [false, true] {
                 let mut class = Class {
@@ -48,9 +47,14 @@ impl WaitQueue {
                 && let Some((head, service)) = turns.pop_first()
             {
                 let spot = head.spot();
-                let Some(&item) = self.items.get(&spot) else {
+                let line = self.lines.get(&spot.line());
+                let Some((line, &item)) =
+                    line.and_then(|line| Some((line, line.items.get(&spot.at)?)))
+                else {
                     continue;
                 };
+                let rest = (Bound::Excluded(spot.at), Bound::Unbounded);
+                let next = line.items.range(rest).next().map(|(&at, _)| at);
                 let service = if self.is_to_demote(&spot, &item) {
                     late.push(spot);
                     service
@@ -58,17 +62,11 @@ impl WaitQueue {
                     found.push(item.sequence);
                     self.share.with_prompt(spot.account, service, item.tokens)
                 };
-                let end = Spot {
-                    rank: i64::MAX,
-                    arrival: u64::MAX,
-                    ..spot
-                };
-                let rest = (Bound::Excluded(spot), Bound::Included(end));
-                if let Some((next, _)) = self.items.range(rest).next() {
+                if let Some((rank, arrival)) = next {
                     let head = Head {
                         turn: self.share.turn_at(service),
-                        rank: next.rank,
-                        arrival: next.arrival,
+                        rank,
+                        arrival,
                         ..head
                     };
                     turns.insert((head, service));
@@ -96,7 +94,7 @@ impl WaitQueue {
                 return heads.into_iter().map(service).collect();
             }
             for head in stale {
-                self.refresh(head.class, head.account);
+                self.refresh(head.account, head.class);
             }
         }
     }

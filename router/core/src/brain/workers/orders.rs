@@ -165,6 +165,14 @@ impl Workers {
         self.of(turn(&self.orders.imports, last.map(|key| (0, key))))
     }
 
+    /// How many are ready for that.
+    pub(in crate::brain) fn ready(&self, group: Group, task: Task) -> usize {
+        match task {
+            Task::Prompts => self.orders.prompts[group as usize].len(),
+            Task::Imports => self.orders.imports.len(),
+        }
+    }
+
     /// Of a group, those that can promise most pages first, ready or not.
     pub(in crate::brain) fn roomiest(
         &self,
