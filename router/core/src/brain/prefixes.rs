@@ -1,8 +1,9 @@
 //! Which worker holds which prefix: an index of what workers say that they keep, for placing.
 //!
-//! An estimate: a worker finds out by itself what it has. Bounded for the whole fleet; what was
-//! told longest ago is forgotten first. Fed by `report`, asked by `place`. A session that ended is
-//! forgotten at once, its entries leave with age.
+//! An estimate: a worker finds out by itself what it has. Bounded for the whole fleet. Where room is
+//! needed, entries of sessions that ended go first, then of that which has most, what it told
+//! longest ago: however wildly one stores, each of n keeps an n-th. Fed by `report`, asked by
+//! `place`. A session that ended is forgotten at once, its entries leave when room is needed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,41 +22,97 @@ pub(super) const BEST_MAX: usize = 4;
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Prefixes {
-    /// When it was told. Of sessions that ended, too, until they are the oldest.
+    /// When it was told. Of sessions that ended, too, until room is needed.
     told: BTreeMap<(u64, SessionId), u64>,
-    /// The same by age.
-    by_age: BTreeMap<u64, (u64, SessionId)>,
-    /// Sessions that live and told of anything.
-    sessions: BTreeSet<SessionId>,
+    /// The same by session and age.
+    by_age: BTreeMap<(SessionId, u64), u64>,
+    /// Sessions that live and told of anything, and those that ended and have entries left.
+    held: BTreeMap<SessionId, Held>,
+    /// Those with entries: who gives one up first is last.
+    gives: BTreeSet<(Held, SessionId)>,
     /// Ages that were given.
     ages: u64,
     /// 0 stands for [`PAGES_MAX`].
     pages_max: usize,
 }
 
+/// What is remembered of a session.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Held {
+    is_over: bool,
+    pages: usize,
+}
+
 impl Prefixes {
     /// A report's columns. No prefix is in both.
     pub(super) fn reported(&mut self, session: SessionId, stored: &[u64], evicted: &[u64]) {
+        let known = self.held.get(&session).copied();
+        if stored.is_empty() && (evicted.is_empty() || known.is_none()) {
+            return;
+        }
+        let mut held = known.unwrap_or_default();
         for &hash in evicted {
             if let Some(age) = self.told.remove(&(hash, session)) {
-                self.by_age.remove(&age);
+                self.by_age.remove(&(session, age));
+                held.pages -= 1;
             }
-        }
-        if !stored.is_empty() {
-            self.sessions.insert(session);
         }
         // Backwards, so that the end of a prompt is forgotten before its beginning.
         for &hash in stored.iter().rev() {
-            self.tell(hash, session);
+            self.ages += 1;
+            match self.told.insert((hash, session), self.ages) {
+                Some(old) => drop(self.by_age.remove(&(session, old))),
+                None => held.pages += 1,
+            }
+            self.by_age.insert((session, self.ages), hash);
         }
+        held.is_over &= stored.is_empty();
+        self.hold(session, held);
+        self.make_room();
     }
 
     /// The session ended.
     pub(super) fn forget(&mut self, session: SessionId) {
-        self.sessions.remove(&session);
-        if self.sessions.is_empty() {
+        if let Some(&held) = self.held.get(&session) {
+            let is_over = true;
+            self.hold(session, Held { is_over, ..held });
+        }
+        if self.held.values().all(|held| held.is_over) {
             self.told.clear();
             self.by_age.clear();
+            self.held.clear();
+            self.gives.clear();
+        }
+    }
+
+    fn hold(&mut self, session: SessionId, held: Held) {
+        if let Some(old) = self.held.insert(session, held) {
+            self.gives.remove(&(old, session));
+        }
+        if held.pages > 0 {
+            self.gives.insert((held, session));
+        } else if held.is_over {
+            self.held.remove(&session);
+        }
+    }
+
+    fn make_room(&mut self) {
+        let pages_max = match self.pages_max {
+            0 => PAGES_MAX,
+            bound => bound,
+        };
+        while self.told.len() > pages_max {
+            let Some(&(held, session)) = self.gives.last() else {
+                return;
+            };
+            let mut of_session = self.by_age.range((session, 0)..=(session, u64::MAX));
+            let Some((&(_, age), &hash)) = of_session.next() else {
+                return;
+            };
+            self.by_age.remove(&(session, age));
+            self.told.remove(&(hash, session));
+            let pages = held.pages - 1;
+            self.hold(session, Held { pages, ..held });
         }
     }
 
@@ -97,25 +154,7 @@ impl Prefixes {
         self.told
             .range((hash, SessionId(0))..=(hash, SessionId(u64::MAX)))
             .map(|(&(_, session), _)| session)
-            .filter(|session| self.sessions.contains(session))
-    }
-
-    fn tell(&mut self, hash: u64, session: SessionId) {
-        self.ages += 1;
-        if let Some(old) = self.told.insert((hash, session), self.ages) {
-            self.by_age.remove(&old);
-        }
-        self.by_age.insert(self.ages, (hash, session));
-        let pages_max = match self.pages_max {
-            0 => PAGES_MAX,
-            bound => bound,
-        };
-        while self.told.len() > pages_max {
-            let Some((_, oldest)) = self.by_age.pop_first() else {
-                return;
-            };
-            self.told.remove(&oldest);
-        }
+            .filter(|session| self.held.get(session).is_some_and(|held| !held.is_over))
     }
 }
 

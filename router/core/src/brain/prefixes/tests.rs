@@ -27,9 +27,15 @@ impl Naive {
         for &hash in stored.iter().rev() {
             self.told.retain(|&entry| entry != (hash, session));
             self.told.push((hash, session));
-            if self.told.len() > self.pages_max {
-                self.told.remove(0);
-            }
+        }
+        while self.told.len() > self.pages_max {
+            let count = |session| self.told.iter().filter(|entry| entry.1 == session).count();
+            let gives = |session| (!self.sessions.contains(&session), count(session), session);
+            let first = (0..SESSIONS)
+                .filter(|&of| count(of) > 0)
+                .max_by_key(|&of| gives(of));
+            let first = self.told.iter().position(|entry| Some(entry.1) == first);
+            self.told.remove(first.unwrap_or_default());
         }
     }
 
@@ -124,6 +130,33 @@ proptest! {
         let expected = (0..).zip(&lens).filter(|&(_, &len)| len == longest && len > 0);
         prop_assert_eq!(who, expected.map(|(session, _)| SessionId(session)).collect::<Vec<_>>());
     }
+}
+
+#[test]
+fn who_stores_wildly_leaves_the_others_their_share() {
+    let mut index = Prefixes {
+        pages_max: 12,
+        ..Prefixes::default()
+    };
+    let (one, two) = (SessionId(1), SessionId(2));
+    index.reported(one, &[1, 2, 3, 4], &[]);
+    index.reported(two, &[5, 6], &[]);
+    let wild: Vec<u64> = (100..200).collect();
+    index.reported(SessionId(3), &wild, &[]);
+    assert_eq!(index.len(), 12);
+    let cached = |index: &Prefixes, session, hashes: &[u64]| {
+        index.cached_tokens(session, 1, &marks(hashes)).0
+    };
+    assert_eq!(cached(&index, one, &[1, 2, 3, 4]), 4);
+    assert_eq!(cached(&index, two, &[5, 6]), 2);
+    assert_eq!(cached(&index, SessionId(3), &wild), 6);
+    // Room for more is made by who has most, and by who is gone before all.
+    index.reported(two, &[7, 8], &[]);
+    assert_eq!(cached(&index, SessionId(3), &wild), 4);
+    index.forget(one);
+    index.reported(two, &[9, 10], &[]);
+    assert_eq!(cached(&index, SessionId(3), &wild), 4);
+    assert_eq!(cached(&index, two, &[5, 6, 7, 8, 9, 10]), 6);
 }
 
 #[test]
