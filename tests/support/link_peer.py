@@ -9,11 +9,19 @@ from __future__ import annotations
 import sys
 import threading
 
-from dopd.kv.bytes_pool import BytesPool
 from dopd.transfer.base import LinkIdentity
 from dopd.transfer.pairing import Transports
 from dopd.types import Endpoint, Peer
-from tests.support.links import LAYOUT, NUM_PAGES, PAGE_BYTES, TOKEN, Recorder, open_stream
+from tests.support.gpu.cuda import shared_folder
+from tests.support.links import (
+    LAYOUT,
+    NUM_PAGES,
+    PAGE_BYTES,
+    TOKEN,
+    Recorder,
+    open_stream,
+    recorder,
+)
 
 NONCE = 1
 
@@ -33,7 +41,11 @@ def write_for_ever(source: Recorder, transports: Transports, endpoints: list[str
 
 
 def main(role: str, kind: str, endpoints: list[str]) -> None:
-    events = Recorder(BytesPool(NUM_PAGES, PAGE_BYTES))
+    with shared_folder() as folder:
+        run(role, kind, endpoints, recorder(kind, NUM_PAGES, PAGE_BYTES, folder))
+
+
+def run(role: str, kind: str, endpoints: list[str], events: Recorder) -> None:
     # The order of a test: first the source, then the destination.
     identity = LinkIdentity(role, 1 if role == "source" else 2, LAYOUT, TOKEN)
     transports = Transports([open_stream(kind, identity, events)], events)

@@ -1,0 +1,447 @@
+"""The nccl link on machines where everything goes wrong: libnccl's double fails, hangs and lies."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from dopd.errors import LinkError, LinkRefusedError
+from dopd.transfer import frames, nccl_link
+from dopd.transfer.nccl import UNIQUE_ID_BYTES, Communicator
+from dopd.transfer.nccl_link import GROUPS_MAX
+from dopd.types import Endpoint, LinkEnd, LinkPulled, LinkWelcome, LinkWrite, Peer
+from tests.support.gpu.machine import StubGpu
+from tests.support.links import (
+    HELLO,
+    PAGE_BYTES,
+    Pair,
+    Recorder,
+    is_closed,
+    shake,
+    stranger,
+    wait_for,
+)
+
+PAGES = list(range(10))
+TARGETS = [100 + page for page in PAGES]
+# Shorter than JOIN_S and its like, longer than anything takes that goes well.
+SHORT_S = 0.5
+# ncclResult_t: all that is no success and not under way, and one that no library knows.
+CODES = (1, 2, 3, 4, 5, 6, 8, 99)
+CALLS = {
+    "source": (
+        "ncclCommInitRankConfig join ncclCommGetAsyncError async ncclGroupStart ncclSend "
+        "ncclGroupEnd launch network ncclCommAbort"
+    ),
+    "destination": (
+        "ncclGetUniqueId ncclCommInitRankConfig join ncclCommGetAsyncError async ncclGroupStart "
+        "ncclRecv ncclGroupEnd launch network ncclCommAbort"
+    ),
+}
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Limits that a test can wait for."""
+    for name in ("JOIN_S", "WRITE_S", "REST_S"):
+        monkeypatch.setattr(nccl_link, name, SHORT_S)
+    monkeypatch.setattr(nccl_link, "WATCH_S", 0.05)
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    before = threading.active_count()
+    yield
+    wait_for(lambda: threading.active_count() <= before, threading.enumerate)
+
+
+def gpu_of(events: Recorder) -> StubGpu:
+    assert events.gpu is not None
+    return events.gpu
+
+
+def is_at_rest(pair: Pair) -> bool:
+    """Every link that was up is down, once, and nothing is left of it or of a handshake."""
+    ends = (pair.source, pair.destination)
+    is_quiet = all(e.names().count("up") == e.names().count("down") for e in ends)
+    return is_quiet and not pair.transports[0]._dialling and not any(gpu_of(e).left() for e in ends)
+
+
+def what_is_left(pair: Pair) -> object:
+    ends = (pair.source, pair.destination)
+    return [(end.log[-5:], gpu_of(end).left()) for end in ends], threading.enumerate()
+
+
+def ship(pair: Pair, nonce: int) -> None:
+    """Dial, write and end, however far that gets; then nothing is left."""
+    before = len(pair.source.links)
+    pair.transports[0].dial(pair.peer)
+    wait_for(
+        lambda: len(pair.source.links) > before or not pair.transports[0]._dialling,
+        lambda: pair.source.log,
+    )
+    pair.destination.exposed[nonce] = TARGETS
+    for link in pair.source.links[before:]:
+        link.write(nonce, 0, PAGES)
+        link.end(LinkEnd(nonce, ok=True))
+        wait_for(
+            lambda link=link: (
+                ("end", nonce, True) in pair.destination.log or ("down", link.id) in pair.source.log
+            ),
+            lambda: what_is_left(pair),
+        )
+        link.abort("test")
+    wait_for(lambda: is_at_rest(pair), lambda: what_is_left(pair))
+
+
+def check_events(pair: Pair, nonce: int) -> None:
+    """What was told as landed is there, and no more was told than that."""
+    told = [event for event in pair.destination.log if event[0] == "landed" and event[1] == nonce]
+    pages = zip(PAGES, TARGETS, strict=True)
+    is_there = [pair.destination.pool.page(t) == pair.source.pool.page(p) for p, t in pages]
+    assert all(is_there) or not told
+    written = [event for event in pair.source.log if event[0] == "written" and event[1] == nonce]
+    assert len(told) <= 1
+    assert len(written) <= len(told)
+    for end in (pair.source, pair.destination):
+        links = [event[1] for event in end.log if event[0] == "down"]
+        assert len(set(links)) == len(links)
+
+
+@pytest.mark.parametrize(
+    ("end", "name"), [(end, name) for end, names in CALLS.items() for name in names.split()]
+)
+def test_whatever_the_library_returns_ends_one_link_and_leaves_nothing(end: str, name: str) -> None:
+    """Each of its errors, at each of its calls, at each end; and at the second and third call."""
+    with Pair("nccl") as pair:
+        gpu = gpu_of(getattr(pair, end))
+        for nonce, (code, nth) in enumerate([*((c, 1) for c in CODES), (3, 2), (3, 3)], start=1):
+            pair.destination.pool.fill(TARGETS, 0)
+            before = gpu.nccl.calls(name)
+            gpu.nccl.fail(name, nth, code)
+            ship(pair, nonce)
+            check_events(pair, nonce)
+            if nth == 1:
+                assert gpu.nccl.calls(name) > before, "the test shows nothing"
+            gpu.nccl.fail(name, 0)
+        ship(pair, 0)
+        assert ("end", 0, True) in pair.destination.log
+
+
+@pytest.mark.parametrize("end", ["source", "destination"])
+@pytest.mark.parametrize("what", ["join", "launch"])
+def test_what_never_comes_to_an_end_is_given_up_in_time(
+    end: str, what: str, impatient: None
+) -> None:
+    with Pair("nccl") as pair:
+        hung = gpu_of(getattr(pair, end)).nccl
+        hung.hang(what)
+        ship(pair, 1)
+        assert not any(event[0] in ("landed", "written") for event in pair.source.log)
+        hung.hang(what, is_hung=False)
+        # Refused once by itself or by its peer: it is dialled again all the same.
+        ship(pair, 2)
+        assert ("end", 2, True) in pair.destination.log
+
+
+def test_a_peer_that_never_joins_is_given_up_in_time(impatient: None) -> None:
+    with Pair("nccl") as pair, stranger(pair) as sock:
+        welcome = shake(pair, sock, HELLO)
+        assert isinstance(welcome, LinkWelcome)
+        assert len(welcome.nccl_id) == UNIQUE_ID_BYTES
+        assert is_closed(sock)
+        assert pair.destination.log == []
+        wait_for(lambda: is_at_rest(pair), lambda: what_is_left(pair))
+
+
+def test_a_peer_that_leaves_instead_of_joining_costs_no_time() -> None:
+    with Pair("nccl") as pair:
+        for _ in range(20):
+            with stranger(pair) as sock:
+                shake(pair, sock, HELLO)
+        wait_for(lambda: is_at_rest(pair), lambda: what_is_left(pair))
+        assert pair.destination.log == []
+
+
+def test_a_stranger_gets_no_id() -> None:
+    with Pair("nccl") as pair, stranger(pair) as sock:
+        frames.send_frame(sock, HELLO.__class__(1, "x", 1, HELLO.layout_hash, "wrong"), [])
+        welcome = frames.receive_handshake(sock, 10)
+        assert isinstance(welcome, LinkWelcome)
+        assert welcome.nccl_id == b""
+        assert gpu_of(pair.destination).nccl.calls("ncclGetUniqueId") == 0
+
+
+def test_a_worker_that_ends_while_a_pair_joins_waits_for_no_one() -> None:
+    with Pair("nccl") as pair:
+        for end in (pair.source, pair.destination):
+            gpu_of(end).nccl.hang("join")
+        pair.transports[0].dial(pair.peer)
+        nccl = gpu_of(pair.destination).nccl
+        wait_for(lambda: nccl.live()["comms"] == 1, nccl.live)
+        pair.source.wanted = False
+        for transport in pair.transports:
+            transport.close()
+        wait_for(lambda: is_at_rest(pair), lambda: what_is_left(pair))
+        assert pair.source.log == pair.destination.log == []
+
+
+@contextmanager
+def false_listener(welcome: LinkWelcome) -> Iterator[Peer]:
+    """Takes one connection, says welcome to whoever is there, and holds on."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(10)
+
+        def serve() -> None:
+            sock, _ = server.accept()
+            with sock:
+                frames.receive_handshake(sock, 10)
+                frames.send_frame(sock, welcome, [])
+                sock.settimeout(10)
+                is_closed(sock)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        host, port = server.getsockname()
+        try:
+            yield Peer(welcome.worker, welcome.incarnation, (Endpoint("nccl", f"{host}:{port}"),))
+        finally:
+            thread.join()
+
+
+def dead_id() -> bytes:
+    """Of a process that is gone: nobody listens there."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    return b"gonegone\x02\0" + port.to_bytes(2, "big") + b"\x7f\0\0\x01" + bytes(112)
+
+
+@pytest.mark.parametrize(
+    ("unique_id", "error"),
+    [
+        (b"", "id of 0 bytes"),
+        (b"x" * 127, "id of 127 bytes"),
+        (b"x" * 129, "id of 129 bytes"),
+        (b"\xff" * 128, "communicator: internal error"),
+        (bytes(128), "communicator: internal error"),
+        (dead_id(), "the other rank has not joined within 0.5 s"),
+    ],
+)
+def test_an_id_that_is_no_good_is_refused_in_time(
+    unique_id: bytes, error: str, impatient: None
+) -> None:
+    with Pair("nccl") as pair:
+        transport = pair.streams[0]
+        with false_listener(LinkWelcome("liar", 3, 1, nccl_id=unique_id)) as peer:
+            with pytest.raises(LinkRefusedError, match=error):
+                transport.connect(peer, peer.endpoints[0].address)
+        assert not transport._links
+
+
+def test_an_id_that_was_used_before_joins_nobody(impatient: None) -> None:
+    """A late peer's, or one that is shown again: its root is gone, and so is its pair."""
+    with Pair("nccl") as pair:
+        link = pair.connect()
+        used = pair.source.links[0]._unique_id
+        with false_listener(LinkWelcome("liar", 3, 1, nccl_id=used)) as peer:
+            with pytest.raises(LinkError, match="the other rank has not joined"):
+                pair.streams[0].connect(peer, peer.endpoints[0].address)
+        pair.destination.exposed[1] = TARGETS
+        link.write(1, 0, PAGES)
+        pair.settle(lambda: "written" in pair.source.names(), pair.source)
+
+
+@contextmanager
+def rank(pair: Pair, sock: socket.socket, unique_id: bytes, own: int) -> Iterator[Communicator]:
+    """A rank of our own, in the place of a worker's; it is given back at the end."""
+    gpu = gpu_of(pair.source)
+    gpu.cuda.device.use()
+    communicator = gpu.nccl.nccl.join(unique_id, own)
+    wait_for(communicator.is_ready, lambda: "not ready")
+    try:
+        yield communicator
+    finally:
+        communicator.abort()
+
+
+def test_a_receive_without_its_send_is_given_up_in_time(impatient: None) -> None:
+    """A hostile source: it announces a write and sends nothing, or something else."""
+    with Pair("nccl") as pair:
+        pair.destination.exposed[1] = TARGETS
+        for num_sent in (0, PAGE_BYTES // 2):
+            with stranger(pair) as sock:
+                welcome = shake(pair, sock, HELLO)
+                assert isinstance(welcome, LinkWelcome)
+                stream = gpu_of(pair.source).cuda.device.stream()
+                with rank(pair, sock, welcome.nccl_id, 1) as communicator:
+                    frames.send_frame(sock, LinkWrite(1, 0, 2), [])
+                    if num_sent:
+                        address = pair.source.pool.address(0)
+                        communicator.send([address], num_sent, stream.handle)
+                    assert is_closed(sock)
+                wait_for(stream.is_done, lambda: "spins")
+                stream.close()
+            wait_for(lambda: is_at_rest(pair), lambda: what_is_left(pair))
+        assert "landed" not in pair.destination.names()
+        # The double says that the halves did not match; a real device hangs, or has half a page.
+        text = gpu_of(pair.destination).nccl.forgive()
+        assert text == "sends and receives do not match"
+
+
+def test_a_send_without_its_receive_is_given_up_in_time(impatient: None) -> None:
+    """A destination that joins, and then never asks for what it is told of."""
+    with Pair("nccl") as pair:
+        end = pair.streams[1]
+        make_link = end._make_link
+
+        def deaf(*arguments: object) -> object:
+            link = make_link(*arguments)
+            link._land = lambda write, num_payload: None
+            return link
+
+        end._make_link = deaf
+        link = pair.connect()
+        link.write(1, 0, PAGES)
+        pair.settle(lambda: "down" in pair.source.names(), pair.source)
+        wait_for(lambda: is_at_rest(pair), lambda: what_is_left(pair))
+        assert "written" not in pair.source.names()
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        LinkWrite(1, 0, 3, [1, 2, 3]),
+        LinkWrite(1, 0, 0),
+        LinkWrite(1, 0, nccl_link.GROUP_PAGES_MAX + 1),
+        LinkPulled(1, 1),
+    ],
+)
+def test_a_message_that_breaks_the_rules_ends_the_link(message: LinkWrite | LinkPulled) -> None:
+    with Pair("nccl") as pair, stranger(pair) as sock:
+        pair.destination.exposed[1] = list(range(200))
+        welcome = shake(pair, sock, HELLO)
+        assert isinstance(welcome, LinkWelcome)
+        with rank(pair, sock, welcome.nccl_id, 1):
+            frames.send_frame(sock, message, [])
+            assert is_closed(sock)
+        wait_for(lambda: is_at_rest(pair), lambda: what_is_left(pair))
+        assert gpu_of(pair.destination).nccl.calls("ncclRecv") == 0
+
+
+def test_a_source_has_a_bounded_number_of_groups_under_way() -> None:
+    """Else it would fill its stream, and wait inside of NCCL, where no abort reaches it."""
+    with Pair("nccl") as pair:
+        link = pair.connect()
+        pair.settle(lambda: pair.destination.links, pair.destination)
+        pair.destination.exposed[1] = TARGETS
+        is_inside, may_go_on = pair.destination.hold_targets()
+        for _ in range(3 * GROUPS_MAX):
+            link.write(1, 0, PAGES)
+        assert is_inside.wait(10)
+        nccl = gpu_of(pair.source).nccl
+        wait_for(lambda: nccl.calls("ncclGroupEnd") == GROUPS_MAX, lambda: nccl.calls("launch"))
+        assert len(link._sent) == GROUPS_MAX
+        may_go_on.set()
+        pair.settle(lambda: pair.source.names().count("written") == 3 * GROUPS_MAX, pair.source)
+        assert nccl.calls("ncclSend") == 3 * GROUPS_MAX * len(PAGES)
+
+
+def test_groups_that_are_launched_late_land_all_the_same() -> None:
+    with Pair("nccl") as pair:
+        for end in (pair.source, pair.destination):
+            gpu_of(end).nccl.delay(0.02)
+            gpu_of(end).cuda.delay(0.005)
+        for nonce in range(1, 4):
+            ship(pair, nonce)
+            assert ("landed", nonce, 0, len(PAGES)) in pair.destination.log
+            check_events(pair, nonce)
+
+
+def test_a_kernel_that_does_not_end_keeps_the_pages_fenced() -> None:
+    """T4: no word of the link's end while the device may still write."""
+    with Pair("nccl") as pair:
+        link = pair.connect()
+        pair.settle(lambda: pair.destination.links, pair.destination)
+        pair.destination.exposed[1] = TARGETS
+        end = pair.destination.links[0]
+        cuda, nccl = gpu_of(pair.destination).cuda, gpu_of(pair.destination).nccl
+        cuda.hold(is_held=True)
+        link.write(1, 0, PAGES)
+        wait_for(lambda: nccl.calls("launch") == 1, what=lambda: nccl.live())
+        end.abort("test")
+        wait_for(lambda: nccl.live()["comms"] == 0, nccl.live)
+        assert not end.synchronise(0.1)
+        assert "down" not in pair.destination.names()
+        cuda.hold(is_held=False)
+        assert end.synchronise(10)
+
+
+@pytest.mark.parametrize("what", ["the abort", "the stream"])
+def test_what_never_comes_to_rest_is_never_told_as_down(
+    what: str, impatient: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Pair("nccl") as pair:
+        link = pair.connect()
+        pair.settle(lambda: pair.destination.links, pair.destination)
+        gpu = gpu_of(pair.destination)
+        pair.destination.exposed[1] = TARGETS
+        if what == "the abort":
+            gpu.nccl.hang("abort")
+        else:
+            gpu.cuda.hold(is_held=True)
+            link.write(1, 0, PAGES)
+            wait_for(lambda: gpu.left().get("queued", 0) > 0, gpu.left)
+        pair.destination.links[0].abort("test")
+        wait_for(lambda: "does not come to rest" in caplog.text, lambda: caplog.text)
+        assert not pair.destination.links[0].synchronise(0)
+        assert "down" not in pair.destination.names()
+        # Only for what comes after this test.
+        gpu.nccl.hang("abort", is_hung=False)
+        gpu.cuda.hold(is_held=False)
+        wait_for(lambda: gpu.left().get("queued", 0) == 0, gpu.left)
+        pair.destination.links[0]._stream.close()
+
+
+def test_aborts_from_everywhere_are_one_abort() -> None:
+    with Pair("nccl") as pair:
+        link = pair.connect()
+        pair.settle(lambda: pair.destination.links, pair.destination)
+        pair.destination.exposed[1] = TARGETS
+        for _ in range(20):
+            link.write(1, 0, PAGES)
+        ends = [pair.source.links[0], pair.destination.links[0]]
+        threads = [threading.Thread(target=end.abort, args=("test",)) for end in ends * 8]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for end, events in zip(ends, (pair.source, pair.destination), strict=True):
+            assert end.synchronise(10)
+            wait_for(lambda events=events: "down" in events.names(), events.names)
+            assert gpu_of(events).nccl.calls("ncclCommAbort") == 1
+
+
+def test_a_peer_that_dials_again_ends_its_former_pair_before_it_joins() -> None:
+    """What still spins on the device could hold up the new communicator."""
+    with Pair("nccl") as pair:
+        pair.connect()
+        pair.settle(lambda: pair.destination.links, pair.destination)
+        gpu_of(pair.destination).nccl.hang("join")
+        pair.transports[0].dial(pair.peer)
+        pair.settle(lambda: "down" in pair.destination.names(), pair.destination)
+        assert len(pair.destination.links) == 1
+        gpu_of(pair.destination).nccl.hang("join", is_hung=False)
+        pair.settle(lambda: len(pair.destination.links) == 2, pair.destination)
+
+
+def test_a_communicator_that_breaks_while_nobody_sends_ends_the_link(impatient: None) -> None:
+    with Pair("nccl") as pair:
+        pair.connect()
+        pair.settle(lambda: pair.destination.links, pair.destination)
+        gpu_of(pair.source).nccl.fail("async", 1, 6)
+        for end in (pair.source, pair.destination):
+            pair.settle(lambda end=end: "down" in end.names(), end)
