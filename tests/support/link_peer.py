@@ -6,19 +6,22 @@ and takes what comes. An endpoint is written TRANSPORT,ADDRESS,HOST.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
+from pathlib import Path
 
 from dopd.transfer.base import LinkIdentity
 from dopd.transfer.pairing import Transports
 from dopd.types import Endpoint, Peer
-from tests.support.gpu.cuda import shared_folder
+from tests.support.gpu.cuda import FOLDER_VARIABLE
 from tests.support.links import (
     LAYOUT,
     NUM_PAGES,
     PAGE_BYTES,
     TOKEN,
     Recorder,
+    is_of_device,
     open_stream,
     recorder,
 )
@@ -41,11 +44,8 @@ def write_for_ever(source: Recorder, transports: Transports, endpoints: list[str
 
 
 def main(role: str, kind: str, endpoints: list[str]) -> None:
-    with shared_folder() as folder:
-        run(role, kind, endpoints, recorder(kind, NUM_PAGES, PAGE_BYTES, folder))
-
-
-def run(role: str, kind: str, endpoints: list[str], events: Recorder) -> None:
+    folder = Path(os.environ[FOLDER_VARIABLE]) if is_of_device(kind) else None
+    events = recorder(kind, NUM_PAGES, PAGE_BYTES, folder)
     # The order of a test: first the source, then the destination.
     identity = LinkIdentity(role, 1 if role == "source" else 2, LAYOUT, TOKEN)
     transports = Transports([open_stream(kind, identity, events)], events)

@@ -16,10 +16,12 @@ from dopd.errors import LinkError
 from dopd.kv.bytes_pool import BytesPool
 from dopd.transfer import frames
 from dopd.transfer.base import PROTOCOL, Link, LinkIdentity
+from dopd.transfer.cuda_ipc import CudaIpcTransport
 from dopd.transfer.fake import FakeNetwork, FakeTransport
+from dopd.transfer.local import abstract
 from dopd.transfer.nccl_link import NcclTransport
 from dopd.transfer.pairing import Transports
-from dopd.transfer.shm import ShmTransport, abstract
+from dopd.transfer.shm import ShmTransport
 from dopd.transfer.stream import StreamTransport
 from dopd.transfer.tcp import TcpTransport
 from dopd.types import LinkEnd, LinkHello, LinkMessage, Peer
@@ -30,8 +32,8 @@ WAIT_S = 30.0
 TOKEN = "join-token"
 LAYOUT = 0x1234
 NUM_PAGES, PAGE_BYTES = 256, 4096
-# Their pages are on a device: a double's.
-DEVICE_KINDS = ("nccl",)
+# Their pages are on a device: a double's. "staged" is tcp.
+DEVICE_KINDS = ("nccl", "cuda_ipc", "staged")
 AnyPool = BytesPool | StubPool
 HELLO = LinkHello(PROTOCOL, "stranger", 77, LAYOUT, TOKEN)
 
@@ -109,9 +111,14 @@ class Recorder:
         self._note("end", end.nonce, end.ok)
 
 
+def is_of_device(kind: str) -> bool:
+    """Whether a transport, or all of several, take their pages from a device."""
+    return kind.split("+")[0] in DEVICE_KINDS
+
+
 def recorder(kind: str, num_pages: int, page_bytes: int, folder: Path | None = None) -> Recorder:
     """One worker's events and pool, where its transport needs it. folder: of the doubles."""
-    if kind not in DEVICE_KINDS:
+    if not is_of_device(kind):
         return Recorder(BytesPool(num_pages, page_bytes))
     assert folder is not None
     gpu = StubGpu(folder)
@@ -120,10 +127,14 @@ def recorder(kind: str, num_pages: int, page_bytes: int, folder: Path | None = N
 
 def open_stream(kind: str, identity: LinkIdentity, events: Recorder) -> StreamTransport:
     """One worker's transport over sockets, listening."""
-    if kind == "nccl":
-        assert events.gpu is not None
-        nccl, device = events.gpu.nccl.nccl, events.gpu.cuda.device
-        return NcclTransport("127.0.0.1", identity, events.pool, events, nccl, device)
+    if events.gpu is not None:
+        assert isinstance(events.pool, StubPool)
+        pool, device = events.pool.own, events.gpu.cuda.device
+        if kind == "cuda_ipc":
+            return CudaIpcTransport(identity, pool, events, device)
+        if kind == "staged":
+            return TcpTransport("127.0.0.1", identity, pool, events, device)
+        return NcclTransport("127.0.0.1", identity, pool, events, events.gpu.nccl.nccl, device)
     if kind == "shm":
         return ShmTransport(identity, events.pool, events)
     return TcpTransport("127.0.0.1", identity, events.pool, events)
@@ -131,7 +142,7 @@ def open_stream(kind: str, identity: LinkIdentity, events: Recorder) -> StreamTr
 
 class Pair(AbstractContextManager["Pair"]):
     """A source and a destination that can be joined over `kind`: "fake", "tcp", "shm", "shm+tcp",
-    or "nccl", by its double.
+    or on doubles of GPUs "nccl", "cuda_ipc", "staged", "cuda_ipc+staged".
 
     streams: the source's transports over sockets, then the destination's. `settle` waits until a
     condition holds.
@@ -139,7 +150,7 @@ class Pair(AbstractContextManager["Pair"]):
 
     def __init__(self, kind: str, num_pages: int = NUM_PAGES, page_bytes: int = PAGE_BYTES) -> None:
         self._left = ExitStack()
-        folder = self._left.enter_context(shared_folder()) if kind in DEVICE_KINDS else None
+        folder = self._left.enter_context(shared_folder()) if is_of_device(kind) else None
         self.source = recorder(kind, num_pages, page_bytes, folder)
         self.destination = recorder(kind, num_pages, page_bytes, folder)
         self.network = FakeNetwork() if kind == "fake" else None
@@ -208,7 +219,7 @@ class Pair(AbstractContextManager["Pair"]):
 def stranger(pair: Pair) -> Iterator[socket.socket]:
     """A bare socket to the destination."""
     address = pair.streams[1].endpoint.address
-    if pair.kind == "shm":
+    if pair.kind in ("shm", "cuda_ipc"):
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.settimeout(10)
             sock.connect(abstract(address))
@@ -220,8 +231,10 @@ def stranger(pair: Pair) -> Iterator[socket.socket]:
 
 
 def shake(pair: Pair, sock: socket.socket, hello: LinkMessage) -> LinkMessage:
-    """A stranger's handshake, over shm with the source's pool."""
+    """A stranger's handshake, over shm and cuda_ipc with the source's pool."""
     own = [pair.source.pool.descriptor] if pair.kind == "shm" else []
+    if isinstance(hello, LinkHello):
+        hello = pair.streams[0]._own_hello(hello)
     frames.send_frame(sock, hello, [], own)
     return frames.receive_handshake(sock, 10)
 

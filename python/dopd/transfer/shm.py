@@ -15,24 +15,19 @@ from __future__ import annotations
 
 import fcntl
 import os
-import secrets
 import socket
-import struct
 from collections.abc import Callable, Sequence
 
-from dopd.errors import LinkError, LinkRefusedError
+from dopd.errors import LinkError
 from dopd.kv.base import PagePool
 from dopd.kv.memory import SEALS
 from dopd.transfer import frames
 from dopd.transfer.base import LinkEvents, LinkIdentity
-from dopd.transfer.host import host_id
-from dopd.transfer.pulled_link import PulledLink
-from dopd.transfer.stream import HANDSHAKES_MAX, Shaken, StreamTransport
+from dopd.transfer.local import LocalTransport
+from dopd.transfer.placed_link import PlacedLink
+from dopd.transfer.stream import Shaken
 from dopd.transfer.stream_link import StreamLink
-from dopd.types import Endpoint, LinkHello, LinkPulled, LinkWrite
-
-# struct ucred: pid, uid, gid.
-CREDENTIALS = struct.Struct("iII")
+from dopd.types import LinkHello
 
 
 class PeerPages:
@@ -61,8 +56,10 @@ class PeerPages:
         frames.receive_views(read, views, "memory file")
 
 
-class ShmLink(PulledLink):
-    """See `PulledLink`. Its descriptor is the peer's pool, if we are the destination."""
+class ShmLink(PlacedLink):
+    """See `PlacedLink`. Its descriptor is the peer's pool, if we are the destination."""
+
+    _source: PeerPages | None
 
     def __init__(
         self,
@@ -74,46 +71,19 @@ class ShmLink(PulledLink):
         descriptors: list[int],
     ) -> None:
         super().__init__(sock, pool, events, on_down, label, descriptors)
-        self._source = PeerPages(descriptors[0], pool.page_bytes) if descriptors else None
+        if descriptors:
+            self._source = PeerPages(descriptors[0], pool.page_bytes)
 
-    # Source
-
-    def _write_pages(self, nonce: int, first: int, pages: list[int]) -> None:
-        self._note_sent(nonce, len(pages))
-        frames.send_frame(self._sock, LinkWrite(nonce, first, len(pages), pages), [])
-
-    # Destination
-
-    def _land(self, write: LinkWrite, num_payload: int) -> None:
-        sources = write.source_pages
-        if num_payload or len(sources) != write.count or self._source is None:
-            raise LinkError(
-                f"{num_payload} bytes and {len(sources)} places for {write.count} pages, "
-                f"{'no' if self._source is None else 'a'} memory file"
+    def _pull(self, sources: list[int], targets: list[int]) -> None:
+        assert self._source is not None
+        for start, end in self._runs(sources):
+            self._source.read(
+                sources[start], [self._pool.page(page) for page in targets[start:end]]
             )
-        self._source.check(sources)
-        targets = self._events.targets(self, write.nonce, write.first, write.count)
-        self._pull(self._source, sources, targets)
-        self._events.landed(self, write.nonce, write.first, write.count)
-        self._put(LinkPulled(write.nonce, write.count))
-
-    def _pull(self, source: PeerPages, sources: list[int], targets: list[int]) -> None:
-        """Copy in runs of neighbours: often the whole frame in one call."""
-        start = 0
-        while start < len(sources):
-            if self._is_shut:
-                # Of a peer that named the whole pool, to hold up synchronise().
-                raise LinkError("shut in the middle of a write")
-            end = start + 1
-            most = min(len(sources), start + self._frame_pages)
-            while end < most and sources[end] == sources[end - 1] + 1:
-                end += 1
-            source.read(sources[start], [self._pool.page(page) for page in targets[start:end]])
-            start = end
 
 
-class ShmTransport(StreamTransport):
-    """See `StreamTransport`."""
+class ShmTransport(LocalTransport):
+    """See `LocalTransport`."""
 
     name = "shm"
 
@@ -122,39 +92,7 @@ class ShmTransport(StreamTransport):
         if pool.descriptor is None:
             raise LinkError("the pool is no sealed memory file")
         self._descriptor = pool.descriptor
-        # Abstract: it is gone with the process, and others cannot be in its place before it is.
-        name = f"dopd-{secrets.token_hex(16)}"
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            listener.bind(abstract(name))
-            listener.listen(HANDSHAKES_MAX)
-            endpoint = Endpoint(self.name, name, host_id())
-        except OSError:
-            listener.close()
-            raise
-        super().__init__(listener, endpoint, identity, pool, events)
-
-    def _open(self, address: str) -> socket.socket:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            # Waits for nothing: a full backlog is EAGAIN, and asked again.
-            sock.setblocking(False)
-            sock.connect(abstract(address))
-        except BlockingIOError:
-            sock.close()
-            raise
-        except (OSError, ValueError) as error:
-            sock.close()
-            # Nobody listens, or a sandbox forbids it: other ways may be open.
-            raise LinkRefusedError(f"{address!r}: {error}") from error
-        return sock
-
-    def _refusal_of_user(self, sock: socket.socket) -> str:
-        data = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
-        pid, uid, _ = CREDENTIALS.unpack(data)
-        if uid != os.geteuid():
-            return f"process {pid} is of user {uid}, we are of {os.geteuid()}"
-        return ""
+        super().__init__(identity, pool, events)
 
     def _own_descriptors(self) -> list[int]:
         return [self._descriptor]
@@ -167,11 +105,6 @@ class ShmTransport(StreamTransport):
     def _make_link(self, sock: socket.socket, shaken: Shaken) -> StreamLink:
         label, descriptors = shaken.label, shaken.descriptors
         return ShmLink(sock, self._pool, self._events, self._forget, label, descriptors)
-
-
-def abstract(name: str) -> str:
-    """The address of an abstract Unix socket."""
-    return "\0" + name
 
 
 def memory_error(descriptor: int, page_bytes: int) -> str:

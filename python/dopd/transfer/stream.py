@@ -40,7 +40,8 @@ CLOSE_S = 2.0
 class Shaken:
     """A handshake in which both ends took each other, for the link that comes of it.
 
-    descriptors: came with the hello, and are the link's from then on.
+    descriptors: came with the hello, and are the link's from then on. So is source: see
+    `StreamTransport._source_of`.
     """
 
     label: str
@@ -48,6 +49,7 @@ class Shaken:
     welcome: LinkWelcome
     is_listener: bool
     descriptors: list[int] = field(default_factory=list)
+    source: object = None
 
 
 class StreamTransport(abc.ABC):
@@ -104,6 +106,13 @@ class StreamTransport(abc.ABC):
     def _refusal_of(self, hello: LinkHello, descriptors: list[int]) -> str:
         """Why what came with a hello is not taken; empty if it is."""
         return ""
+
+    def _source_of(self, hello: LinkHello, left: ExitStack) -> object:
+        """What the hello gives us to read from, opened. Raises LinkError: why it is not taken.
+
+        left: closes it if no link comes of it.
+        """
+        return None
 
     def _own_welcome(self, welcome: LinkWelcome, left: ExitStack) -> LinkWelcome:
         """Our welcome of a peer that is taken, with what this transport says in it, or its error.
@@ -201,7 +210,12 @@ class StreamTransport(abc.ABC):
             descriptors: list[int] = []
             left.callback(_close_all, descriptors)
             hello = frames.receive_handshake(sock, HANDSHAKE_S, descriptors)
-            error = self._refusal(hello, descriptors)
+            error, source = self._refusal(hello, descriptors), None
+            if not error and isinstance(hello, LinkHello):
+                try:
+                    source = self._source_of(hello, left)
+                except LinkError as refused:
+                    error = str(refused)
             own, generation = self._identity, next(self._generations)
             welcome = LinkWelcome(own.worker, own.incarnation, generation, error)
             if not error:
@@ -210,7 +224,7 @@ class StreamTransport(abc.ABC):
             if welcome.error or not isinstance(hello, LinkHello):
                 raise LinkError(welcome.error)
             label = f"from {hello.worker} (generation {generation}) over {self.name}"
-            link = self._link(sock, Shaken(label, hello, welcome, True, descriptors))
+            link = self._link(sock, Shaken(label, hello, welcome, True, descriptors, source))
             # It is the link's from here on.
             left.pop_all()
         # First: what the former one still does on our device must not hold up the new one.

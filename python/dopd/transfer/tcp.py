@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Callable
 
 from dopd.errors import LinkError, LinkRefusedError
 from dopd.kv.base import PagePool
 from dopd.transfer import frames
 from dopd.transfer.base import LinkEvents, LinkIdentity
+from dopd.transfer.cuda import Device
+from dopd.transfer.staging import stagers
 from dopd.transfer.stream import HANDSHAKES_MAX, Shaken, StreamTransport
 from dopd.transfer.stream_link import StreamLink
 from dopd.types import Endpoint, LinkWrite
@@ -23,9 +26,25 @@ UNACKED_MS = 5_000
 class TcpLink(StreamLink):
     """See `StreamLink`."""
 
+    def __init__(
+        self,
+        sock: socket.socket,
+        pool: PagePool,
+        events: LinkEvents,
+        on_down: Callable[[StreamLink], None],
+        label: str,
+        descriptors: list[int],
+        device: Device | None = None,
+    ) -> None:
+        """device: of a pool on a GPU, whose pages go through pinned memory."""
+        super().__init__(sock, pool, events, on_down, label, descriptors)
+        stager = stagers(pool, device)
+        # The writer's, and the reader's.
+        self._outgoing, self._incoming = stager(self._frame_pages), stager(self._frame_pages)
+
     def _write_pages(self, nonce: int, first: int, pages: list[int]) -> None:
         begun = time.monotonic()
-        views = [self._pool.page(page) for page in pages]
+        views = self._outgoing.outgoing(pages)
         sent = frames.send_frame(self._sock, LinkWrite(nonce, first, len(pages)), views)
         self._measure(sent, time.monotonic() - begun)
         # The kernel has its own copy now, and sends it before any End (T3).
@@ -37,8 +56,16 @@ class TcpLink(StreamLink):
                 f"{num_payload} bytes for {write.count} pages of {self._pool.page_bytes}"
             )
         pages = self._events.targets(self, write.nonce, write.first, write.count)
-        frames.receive_views(self._read_into, [self._pool.page(page) for page in pages])
+        most = self._incoming.pages_max
+        # A peer may put more into a frame than we would.
+        for part in (pages[start : start + most] for start in range(0, len(pages), most)):
+            frames.receive_views(self._read_into, self._incoming.incoming(part))
+            self._incoming.land(part)
         self._events.landed(self, write.nonce, write.first, write.count)
+
+    def _quiesce(self) -> bool:
+        # Both, whatever comes of the first.
+        return all([self._outgoing.close(), self._incoming.close()])
 
 
 class TcpTransport(StreamTransport):
@@ -47,9 +74,14 @@ class TcpTransport(StreamTransport):
     name = "tcp"
 
     def __init__(
-        self, host: str, identity: LinkIdentity, pool: PagePool, events: LinkEvents
+        self,
+        host: str,
+        identity: LinkIdentity,
+        pool: PagePool,
+        events: LinkEvents,
+        device: Device | None = None,
     ) -> None:
-        """Listens on a port of its own choice. Raises OSError."""
+        """Listens on a port of its own choice. Raises OSError. device: that the pool is on."""
         if pool.page_bytes > frames.PAYLOAD_BYTES_MAX:
             raise LinkError(
                 f"a page of {pool.page_bytes} bytes is more than the {frames.PAYLOAD_BYTES_MAX} "
@@ -60,6 +92,7 @@ class TcpTransport(StreamTransport):
         host, port = listener.getsockname()[:2]
         endpoint = Endpoint(self.name, f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
         super().__init__(listener, endpoint, identity, pool, events)
+        self._staging_device = device
 
     def _open(self, address: str) -> socket.socket:
         host, _, port = address.rpartition(":")
@@ -70,7 +103,9 @@ class TcpTransport(StreamTransport):
     def _make_link(self, sock: socket.socket, shaken: Shaken) -> StreamLink:
         tune(sock)
         label, descriptors = shaken.label, shaken.descriptors
-        return TcpLink(sock, self._pool, self._events, self._forget, label, descriptors)
+        return TcpLink(
+            sock, self._pool, self._events, self._forget, label, descriptors, self._staging_device
+        )
 
 
 def tune(sock: socket.socket) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import ctypes
+import itertools
 import os
 import shutil
 import subprocess
@@ -19,18 +21,25 @@ from dopd.transfer.cuda import Device, Driver
 SOURCE = Path(__file__).with_name("stub_cuda.c")
 FLAGS = ("-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1", "-g", "-shared", "-fPIC", "-pthread")
 FOLDER_VARIABLE = "STUB_CUDA_FOLDER"
+BUILT_VARIABLE = "STUB_CUDA_BUILT"
+
+_numbers = itertools.count()
 
 
 @cache
-def built() -> tuple[tempfile.TemporaryDirectory[str], Path]:
-    """The library, compiled once a process; the folder goes with the process."""
+def built() -> Path:
+    """The library, compiled once a process; those that it starts, which may be killed, use it."""
+    if told := os.environ.get(BUILT_VARIABLE):
+        return Path(told)
     compiler = shutil.which("cc")
     if compiler is None:
         pytest.skip("no C compiler for the double of libcuda")
-    folder = tempfile.TemporaryDirectory(prefix="dopd-stub-cuda-")
-    library = Path(folder.name) / "libcuda.so.1"
+    folder = tempfile.mkdtemp(prefix="dopd-stub-cuda-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    library = Path(folder) / "libcuda.so.1"
     subprocess.run([compiler, *FLAGS, "-o", library, SOURCE], check=True)
-    return folder, library
+    os.environ[BUILT_VARIABLE] = str(library)
+    return library
 
 
 class StubCuda:
@@ -40,9 +49,9 @@ class StubCuda:
     """
 
     def __init__(self, folder: Path, ordinal: int = 0) -> None:
-        self.path = folder / f"lib{len(list(folder.glob('*.so')))}.so"
+        self.path = folder / f"lib{os.getpid()}-{next(_numbers)}.so"
         # Another file is another library to the loader.
-        shutil.copy(built()[1], self.path)
+        shutil.copy(built(), self.path)
         os.environ[FOLDER_VARIABLE] = str(folder)
         self.driver = Driver.open(str(self.path))
         self.library = ctypes.CDLL(str(self.path))

@@ -6,20 +6,25 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from dopd.kv.base import chunks_of
+from dopd.kv.base import PagePool, chunks_of
 from tests.support.gpu.cuda import StubCuda
 from tests.support.gpu.nccl import StubNccl
 
+# What lies in the allocation before a pool and behind it: torch gives a tensor a part of one.
+BEFORE_BYTES, BEHIND_BYTES = 1536, 512
+
 
 class StubPool:
-    """Pages in the memory of a double's device. `page` and `memory` are what a test sees of it."""
+    """Pages in the memory of a double's device. `page` and `memory` are what a test sees of it;
+    transports get `own`, which shows the host nothing."""
 
     def __init__(self, cuda: StubCuda, num_pages: int, page_bytes: int) -> None:
         self.num_pages = num_pages
         self.page_bytes = page_bytes
         self.device = f"cuda:{cuda.device.ordinal}"
         self.descriptor = None
-        self._base = cuda.allocate(num_pages * page_bytes)
+        self.allocation = cuda.allocate(BEFORE_BYTES + num_pages * page_bytes + BEHIND_BYTES)
+        self._base = self.allocation + BEFORE_BYTES
         self.memory = cuda.peek(self._base, num_pages * page_bytes)
 
     def address(self, index: int) -> int:
@@ -41,6 +46,24 @@ class StubPool:
     def chunks(self, pages: Sequence[int], edge_bytes: int | None) -> Iterator[memoryview]:
         """See `dopd.kv.base.PagePool`."""
         return chunks_of(self.page, pages, edge_bytes)
+
+    @property
+    def own(self) -> PagePool:
+        """As the process that has the device knows it."""
+        return _Unseen(self)
+
+
+class _Unseen:
+    """A pool whose pages are not the host's: who asks for one takes it for a pool on the CPU."""
+
+    def __init__(self, pool: StubPool) -> None:
+        self.num_pages, self.page_bytes = pool.num_pages, pool.page_bytes
+        self.device, self.descriptor = pool.device, None
+        self.address, self.fill, self.chunks = pool.address, pool.fill, pool.chunks
+
+    def page(self, index: int) -> memoryview:
+        """Never."""
+        raise AssertionError(f"page {index} is on {self.device}")
 
 
 class StubGpu:

@@ -9,7 +9,7 @@ import pytest
 from dopd.types import LinkEnd
 from tests.support.links import Pair
 
-KINDS = pytest.mark.parametrize("kind", ["tcp", "shm", "nccl", "fake"])
+KINDS = pytest.mark.parametrize("kind", ["tcp", "shm", "cuda_ipc", "nccl", "staged", "fake"])
 PAGES = list(range(100))
 TARGETS = [200 - page for page in PAGES]
 

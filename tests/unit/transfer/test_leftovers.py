@@ -20,9 +20,9 @@ from dopd.types import Endpoint, Peer
 from tests.support.link_peer import NONCE
 from tests.support.links import HELLO, NUM_PAGES, WAIT_S, Pair, shake, stranger, wait_for
 
-KINDS = pytest.mark.parametrize("kind", ["tcp", "shm", "nccl"])
+KINDS = pytest.mark.parametrize("kind", ["tcp", "shm", "cuda_ipc", "nccl", "staged"])
 # Over nccl an end that goes at once may be gone before the other one has joined, and is never up.
-FRAMES_ONLY = pytest.mark.parametrize("kind", ["tcp", "shm"])
+FRAMES_ONLY = pytest.mark.parametrize("kind", ["tcp", "shm", "cuda_ipc", "staged"])
 CONNECTS = 200
 
 

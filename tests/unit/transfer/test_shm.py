@@ -22,7 +22,9 @@ from dopd.errors import LinkError
 from dopd.kv.bytes_pool import BytesPool
 from dopd.kv.memory import SEALS
 from dopd.transfer import frames, pulled_link, shm, stream, stream_link
-from dopd.transfer.shm import PeerPages, ShmTransport, abstract
+from dopd.transfer.host import host_id
+from dopd.transfer.local import abstract
+from dopd.transfer.shm import PeerPages, ShmTransport
 from dopd.types import (
     Endpoint,
     LinkBegin,
@@ -186,7 +188,7 @@ def listening(answer: LinkMessage | None = None) -> Iterator[tuple[Peer, Taken]]
 
         thread = threading.Thread(target=take)
         thread.start()
-        host = shm.host_id()
+        host = host_id()
         yield Peer("destination", 2, (Endpoint("shm", name, host),)), taken
         thread.join(10)
 

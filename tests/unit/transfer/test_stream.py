@@ -31,7 +31,9 @@ from tests.support.links import (
     wait_for,
 )
 
-KINDS = pytest.mark.parametrize("kind", ["tcp", "shm"])
+KINDS = pytest.mark.parametrize("kind", ["tcp", "shm", "cuda_ipc", "staged"])
+# Of pools in the host's memory: nothing of a double would be given back.
+HOST_KINDS = pytest.mark.parametrize("kind", ["tcp", "shm"])
 
 
 @KINDS
@@ -191,7 +193,7 @@ def test_a_link_that_cannot_be_joined_is_never_up_and_leaves_nothing(kind: str, 
         assert made[0] not in transport._links
 
 
-@KINDS
+@HOST_KINDS
 def test_a_link_that_does_not_come_to_rest_is_never_down(
     kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -234,7 +236,7 @@ def test_a_failed_accept_does_not_end_the_listener(kind: str) -> None:
         assert next(failures, None) is None
 
 
-@KINDS
+@HOST_KINDS
 def test_a_long_write_travels_in_several_frames_and_its_speed_is_measured(kind: str) -> None:
     with Pair(kind, num_pages=16, page_bytes=1 << 20) as pair:
         link = pair.connect()
@@ -265,7 +267,7 @@ def test_a_handshake_has_one_time_limit_however_it_is_cut(
         assert pair.destination.log == []
 
 
-@KINDS
+@HOST_KINDS
 def test_abort_frees_a_writer_that_waits_for_a_peer_that_does_not_read(kind: str) -> None:
     """A stopped process neither reads nor ends; its links must end without it (T4)."""
     ours, theirs = socket.socketpair()

@@ -10,9 +10,9 @@ import pytest
 
 from tests.support.links import Pair, Recorder
 
-KINDS = pytest.mark.parametrize("kind", ["tcp", "shm", "nccl"])
+KINDS = pytest.mark.parametrize("kind", ["tcp", "shm", "cuda_ipc", "nccl", "staged"])
 # Over nccl an end that goes at once may be gone before the other one has joined, and is never up.
-FRAMES_ONLY = pytest.mark.parametrize("kind", ["tcp", "shm"])
+FRAMES_ONLY = pytest.mark.parametrize("kind", ["tcp", "shm", "cuda_ipc", "staged"])
 
 
 def fail_once(monkeypatch: pytest.MonkeyPatch, end: str) -> list[str]:

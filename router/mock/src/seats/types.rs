@@ -126,10 +126,6 @@ pub(super) fn fill() -> StepPolicy {
 
 /// What happens to the seat table.
 #[derive(Clone, Debug)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "made for one call, never kept; most are commands"
-)]
 pub enum Event {
     /// A router answered our hello.
     SessionUp(Terms),
