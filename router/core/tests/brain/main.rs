@@ -10,6 +10,7 @@ mod explain;
 mod extremes;
 mod flapping;
 mod holdings;
+mod liars;
 mod lies;
 mod limits;
 mod order;

@@ -12,10 +12,12 @@ use dopd_core::{
     fleet::WorkerFacts,
     ids::{RequestId, SeatId, SequenceId, SessionId},
     log,
+    policy::{PolicyConfig, Reserve},
     request::{RejectReason, RequestFacts},
     units::Micros,
 };
 
+use super::NEVER;
 use super::worker::{End, Grant, Report, Worker};
 
 /// How an answer ended.
@@ -39,6 +41,9 @@ pub(crate) struct Stream {
     placed_at: u32,
     /// Where cur was told to send to.
     sending: Option<SeatId>,
+    /// When its first token is due, if somebody asked for that.
+    due: Option<Micros>,
+    has_deadline: bool,
     pub(crate) outcome: Option<Outcome>,
 }
 
@@ -66,6 +71,7 @@ struct SessionView {
 #[derive(Debug)]
 pub(crate) struct Fleet {
     pub(crate) brain: Brain,
+    policy: PolicyConfig,
     pub(crate) now: Micros,
     pub(crate) workers: Vec<Worker>,
     pub(crate) streams: BTreeMap<SequenceId, Stream>,
@@ -80,6 +86,8 @@ pub(crate) struct Fleet {
     sessions_ever: u64,
     /// Workers that died while they held the current seat of a request.
     killers: BTreeMap<RequestId, BTreeSet<SessionId>>,
+    /// Everything that happened.
+    pub(crate) events: Vec<(Micros, Event)>,
     /// The event log, as lines.
     pub(crate) log: Vec<String>,
     /// Everything that was decided.
@@ -90,6 +98,7 @@ impl Fleet {
     pub(crate) fn new(config: BrainConfig) -> Self {
         let header = log::encode_header(&config).expect("plain values");
         Self {
+            policy: config.policy.clone(),
             brain: Brain::new(config),
             now: Micros(0),
             workers: Vec::new(),
@@ -102,14 +111,21 @@ impl Fleet {
             nonces: 0,
             sessions_ever: 0,
             killers: BTreeMap::new(),
+            events: Vec::new(),
             log: vec![line(header)],
             trace: Vec::new(),
         }
     }
 
+    /// Seats are promised less than their longest answer.
+    fn grows(&self) -> bool {
+        self.policy.reserve == Reserve::FuturePeak
+    }
+
     /// Tells the brain, does what it says, checks the rules.
     pub(crate) fn tell(&mut self, event: Event) {
         let entry = log::Line::begin(self.now, &event).expect("plain values");
+        self.events.push((self.now, event.clone()));
         let actions = self.brain.handle(self.now, event);
         self.log
             .push(line(entry.end(&actions).expect("plain values")));
@@ -129,6 +145,8 @@ impl Fleet {
                 cur: None,
                 placed_at: 0,
                 sending: None,
+                due: facts.slo.ttft.map(|ttft| self.now.plus(ttft)),
+                has_deadline: facts.deadline < NEVER,
                 outcome: None,
             };
             self.streams.insert(
@@ -152,7 +170,9 @@ impl Fleet {
     fn attach(&mut self, facts: WorkerFacts) {
         self.sessions_ever += 1;
         let session = SessionId(self.sessions_ever);
-        self.workers.push(Worker::new(session, facts.clone()));
+        let grows = self.grows();
+        self.workers
+            .push(Worker::new(session, facts.clone(), grows));
         let view = SessionView {
             facts: facts.clone(),
             fenced: 0,

@@ -9,6 +9,7 @@ pub(crate) mod fleet;
 pub(crate) mod line;
 pub(crate) mod naive;
 pub(crate) mod policy;
+pub(crate) mod scene;
 pub(crate) mod worker;
 
 use dopd_core::{

@@ -4,13 +4,14 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use dopd_core::{
+    cost::StepShape,
     event::{CloseReason, StepReport},
     fleet::{Role, WorkerFacts, WorkerLoad},
     ids::{SeatId, SessionId, SlotId},
     units::{Pages, Tokens},
 };
 
-use super::{closed, report};
+use super::{PAGE_SIZE, closed, report};
 
 /// A ticket: the import seat, and a number that no other import ever has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +24,7 @@ pub(crate) struct Grant {
 pub(crate) enum Command {
     Open {
         slot: SlotId,
+        prompt: u32,
         pages: u32,
         max: u32,
         body: Body,
@@ -59,9 +61,43 @@ pub(crate) enum Ship {
 
 #[derive(Clone, Debug)]
 struct Seat {
+    prompt: u32,
     pages: u32,
     max: u32,
     body: Body,
+    /// Counts seats of its worker.
+    number: u64,
+}
+
+impl Seat {
+    /// Pages with the next token.
+    fn pages_next(&self) -> u32 {
+        let held = match self.body {
+            Body::Compute { pos, .. } => (pos + 1).min(self.max),
+            Body::Import { .. } => 0,
+        };
+        (self.prompt + held).div_ceil(PAGE_SIZE).max(self.pages)
+    }
+}
+
+/// What a step computes: prompt tokens on top of others, and sequences with their KV.
+#[derive(Debug, Default)]
+struct Work {
+    prefill: Vec<(u32, u32)>,
+    seqs: u32,
+    context: u64,
+}
+
+impl Work {
+    /// A seat takes part: with tokens of its prompt, or with one of its answer.
+    fn add(&mut self, prompt: u32, held: u32) {
+        if prompt > 0 {
+            self.prefill.push((prompt, held));
+        } else {
+            self.seqs += 1;
+            self.context += u64::from(held);
+        }
+    }
 }
 
 /// The last word of a source.
@@ -90,16 +126,23 @@ pub(crate) struct Worker {
     pub(crate) is_stuck: bool,
     /// Pages that another router uses.
     pub(crate) pages_foreign: u32,
+    /// Its steps take so much of what it says that they take.
+    pub(crate) slowness_percent: u32,
+    /// Seats are opened for less than their longest answer.
+    pub(crate) grows: bool,
     pub(crate) inbox: VecDeque<Command>,
     pub(crate) outbox: VecDeque<Report>,
     seats: BTreeMap<SlotId, Seat>,
     fences: Vec<u32>,
     next: Report,
     steps: u64,
+    seats_ever: u64,
+    /// What the last step computed, and what it took.
+    load: WorkerLoad,
 }
 
 impl Worker {
-    pub(crate) fn new(session: SessionId, facts: WorkerFacts) -> Self {
+    pub(crate) fn new(session: SessionId, facts: WorkerFacts, grows: bool) -> Self {
         let next = Report {
             step: report(session.0, facts.role),
             positions: BTreeMap::new(),
@@ -113,12 +156,16 @@ impl Worker {
             is_draining: false,
             is_stuck: false,
             pages_foreign: 0,
+            slowness_percent: 100,
+            grows,
             inbox: VecDeque::new(),
             outbox: VecDeque::new(),
             seats: BTreeMap::new(),
             fences: Vec::new(),
             next,
             steps: 0,
+            seats_ever: 0,
+            load: WorkerLoad::default(),
         }
     }
 
@@ -137,6 +184,16 @@ impl Worker {
         self.pages_foreign += pages.min(self.pages_free());
     }
 
+    /// It has a prefix cached, it says.
+    pub(crate) fn stores(&mut self, hash: u64) {
+        self.next.step.stored.push(hash);
+    }
+
+    /// It has not, any more.
+    pub(crate) fn evicts(&mut self, hash: u64) {
+        self.next.step.evicted.push(hash);
+    }
+
     pub(crate) fn free_fences(&mut self) {
         self.fences.clear();
     }
@@ -149,6 +206,7 @@ impl Worker {
         match self.inbox.pop_front() {
             Some(Command::Open {
                 slot,
+                prompt,
                 pages,
                 max,
                 mut body,
@@ -157,7 +215,7 @@ impl Worker {
                 let has_seat = self.seats.len() < self.facts.num_seqs_max as usize;
                 let fits = pages <= self.pages_free() && has_seat;
                 if !fits || self.is_draining {
-                    let is_excused = self.is_draining || self.pages_foreign > 0;
+                    let is_excused = self.is_draining || self.pages_foreign > 0 || self.grows;
                     assert!(is_excused, "the account promised room that is not there");
                     self.next
                         .step
@@ -177,7 +235,15 @@ impl Worker {
                     self.next.step.opened.push(slot);
                     self.next.grants.push(Grant { seat, nonce });
                 }
-                self.seats.insert(slot, Seat { pages, max, body });
+                self.seats_ever += 1;
+                let seat = Seat {
+                    prompt,
+                    pages,
+                    max,
+                    body,
+                    number: self.seats_ever,
+                };
+                self.seats.insert(slot, seat);
             }
             Some(Command::Send { slot, grant }) => {
                 if let Some(Seat {
@@ -216,8 +282,13 @@ impl Worker {
         }
         let mut budget = self.facts.batch_tokens_max.0;
         let slots: Vec<SlotId> = self.seats.keys().copied().collect();
+        let mut work = Work::default();
         for slot in slots {
+            if !self.grow(slot) {
+                continue;
+            }
             let Some(Seat {
+                prompt,
                 max,
                 body:
                     Body::Compute {
@@ -241,6 +312,7 @@ impl Worker {
             let chunk = budget.min(*prefill_left);
             budget -= chunk;
             *prefill_left -= chunk;
+            work.add(chunk, *prompt + *pos - *prefill_left - chunk);
             if *prefill_left > 0 || *ship == Ship::Sent {
                 continue;
             }
@@ -258,8 +330,63 @@ impl Worker {
             }
         }
         self.steps += 1;
+        self.measure(&work);
         self.flush();
         ends
+    }
+
+    /// A page for the next token of a seat, if it needs one: the newest go until there is one.
+    fn grow(&mut self, slot: SlotId) -> bool {
+        while let Some(seat) = self.seats.get(&slot) {
+            let more = seat.pages_next() - seat.pages;
+            if more <= self.pages_free() {
+                self.seats.entry(slot).and_modify(|seat| seat.pages += more);
+                return true;
+            }
+            let frozen = |seat: &Seat| {
+                matches!(
+                    seat.body,
+                    Body::Compute {
+                        ship: Ship::Sent,
+                        ..
+                    }
+                )
+            };
+            let newest = self.seats.iter().filter(|(_, seat)| !frozen(seat));
+            let newest = newest.max_by_key(|(_, seat)| seat.number);
+            let Some((&slot, _)) = newest else { break };
+            self.end_seat(slot, CloseReason::Preempted);
+        }
+        false
+    }
+
+    /// What the step took, and what was expected of it.
+    fn measure(&mut self, work: &Work) {
+        let timings = &self.facts.timings;
+        let shape = StepShape {
+            prefill: &work.prefill,
+            decode_seqs: work.seqs,
+            decode_context_sum: work.context,
+        };
+        let decode = StepShape {
+            prefill: &[],
+            ..shape
+        };
+        let short = |us: u64| u32::try_from(us).expect("small prompts");
+        let tokens = work.prefill.iter().map(|(tokens, _)| tokens).sum();
+        let expected_us = short(timings.step_us(shape));
+        let is_idle = tokens == 0 && work.seqs == 0;
+        // Who cannot tell takes a tenth of a millisecond.
+        let takes_us = if is_idle { 0 } else { expected_us.max(100) };
+        self.load = WorkerLoad {
+            step_us: takes_us * self.slowness_percent / 100,
+            step_prefill_tokens: Tokens(tokens),
+            step_decode_seqs: work.seqs,
+            step_expected_us: expected_us,
+            decode_step_us: short(timings.step_us(decode)),
+            mixed_penalty_permille: self.slowness_percent,
+            ..WorkerLoad::default()
+        };
     }
 
     /// A peer begins to write into this seat.
@@ -329,14 +456,13 @@ impl Worker {
         });
         self.next.step.load = WorkerLoad {
             step: self.steps,
-            step_us: 100,
             pages_free: Pages(self.pages_free()),
             pages_cached: Pages(0),
             pages_fenced: Pages(self.fences.iter().sum()),
             pages_owned: Pages(0),
             running: u32::try_from(self.seats.len()).expect("few seats"),
             prefill_tokens_queued: Tokens(queued.sum()),
-            ..WorkerLoad::default()
+            ..self.load
         };
         self.next.step.role = self.role;
         self.next.step.role_epoch = self.role_epoch;

@@ -3,6 +3,9 @@
 use dopd_core::{
     action::{Action, OpenKind},
     ids::{SeatId, SequenceId, SessionId},
+    policy::Refuse,
+    request::RejectReason,
+    units::Micros,
 };
 
 use super::{Fleet, Outcome, SeatView, SessionView};
@@ -59,9 +62,29 @@ impl Fleet {
                 let stream = self.streams.get_mut(&sequence).expect("known");
                 assert_eq!(stream.outcome, None, "rejected after the end");
                 stream.outcome = Some(Outcome::Rejected(why));
+                self.assert_reason(sequence, why);
             }
             Action::Break { session, why } => panic!("{session:?} broke no rule, but {why:?}"),
         }
+    }
+
+    /// Whoever is refused for a time was asked to keep it, and did not, or could not.
+    fn assert_reason(&self, id: SequenceId, why: RejectReason) {
+        let stream = &self.streams[&id];
+        let is_over = |due: Micros| due.plus(self.policy.late_max) <= self.now;
+        let is_right = match why {
+            RejectReason::Late => {
+                self.policy.refuse != Refuse::Never
+                    && stream.have == 0
+                    && stream.due.is_some_and(is_over)
+            }
+            RejectReason::Unmeetable => {
+                self.policy.refuse == Refuse::Early && stream.due.is_some() && stream.placed_at == 0
+            }
+            RejectReason::DeadlineExceeded => stream.has_deadline,
+            _ => true,
+        };
+        assert!(is_right, "{id:?} is refused as {why:?}: {stream:?}");
     }
 
     fn act_open(&mut self, seat: SeatId, sequence: SequenceId, pages: u32, kind: OpenKind) {
@@ -72,6 +95,7 @@ impl Fleet {
         assert!(!session.is_suspect, "new work for a suspect");
         assert!(!session.is_draining, "new work for a worker that drains");
         self.assert_room(seat, pages, session);
+        let grows = self.grows();
         let killers = self.killers.get(&sequence.request);
         assert!(
             killers.is_none_or(|dead| dead.len() < 2),
@@ -84,10 +108,11 @@ impl Fleet {
         if stream.cur.is_none() {
             stream.placed_at = stream.have;
         }
-        assert_eq!(
-            pages,
-            (stream.prompt + stream.max).div_ceil(session.facts.page_size)
-        );
+        let size = session.facts.page_size;
+        let whole = (stream.prompt + stream.max).div_ceil(size);
+        let least = (stream.prompt + stream.have).div_ceil(size);
+        let is_enough = pages == whole || (grows && (least..whole).contains(&pages));
+        assert!(is_enough, "{pages} pages for {least} to {whole}");
         let body = match kind {
             OpenKind::Compute => {
                 stream.cur = Some(seat);
@@ -113,7 +138,7 @@ impl Fleet {
             is_finished: false,
             is_closing: false,
         };
-        let max = stream.max;
+        let (prompt, max) = (stream.prompt, stream.max);
         assert!(
             self.seats.insert(seat, view).is_none(),
             "slot used again before its closed"
@@ -123,6 +148,7 @@ impl Fleet {
             seat.session,
             Command::Open {
                 slot,
+                prompt,
                 pages,
                 max,
                 body,
@@ -231,7 +257,7 @@ impl Fleet {
             );
             let total = u64::from(session.pages_total.0);
             assert!(
-                session.pages_used <= total,
+                self.grows() || session.pages_used <= total,
                 "the account promised more than the pool"
             );
         }
