@@ -122,7 +122,7 @@ fn untrue(report: &mut StepReport, kind: u8, how: u8) {
         14 => report
             .stored
             .extend((0..500).map(|hash| hash * u64::from(how))),
-        15 => (report.role_epoch, report.draining) = (u64::from(how), how % 2 == 0),
+        15 => (report.role_epoch, report.draining) = (u64::from(how), how.is_multiple_of(2)),
         16 => report.opened.clear(),
         _ => report.reused.push((slot, many)),
     }

@@ -63,26 +63,29 @@ fn any_policy() -> impl Strategy<Value = PolicyConfig> {
     prop_oneof![select(policies()), any_rules(), any_rules()]
 }
 
+const ORDERS: [Order; 4] = [Order::Fcfs, Order::Sjf, Order::Edf, Order::Aged];
+
+const STEALS: [Steal; 4] = [
+    Steal::InTime,
+    Steal::Never,
+    Steal::Shorter(Tokens(8)),
+    Steal::InTime,
+];
+
+const PLACES: [PlaceBy; 4] = [
+    PlaceBy::LeastTokens,
+    PlaceBy::FewestSequences,
+    PlaceBy::MostPages,
+    PlaceBy::RoundRobin,
+];
+
 /// With times that a small model meets and times that it does not.
 fn any_rules() -> impl Strategy<Value = PolicyConfig> {
-    let orders = [Order::Fcfs, Order::Sjf, Order::Edf, Order::Aged];
-    let steals = [
-        Steal::InTime,
-        Steal::Never,
-        Steal::Shorter(Tokens(8)),
-        Steal::InTime,
-    ];
-    let places = [
-        PlaceBy::LeastTokens,
-        PlaceBy::FewestSequences,
-        PlaceBy::MostPages,
-        PlaceBy::RoundRobin,
-    ];
     let words = (
-        select(orders.to_vec()),
+        select(&ORDERS),
         select(vec![Bind::Late, Bind::Late, Bind::Early]),
-        select(steals.to_vec()),
-        select(places.to_vec()),
+        select(&STEALS),
+        select(&PLACES),
         select(vec![Reserve::MaxTokens, Reserve::FuturePeak]),
         select(vec![Refuse::Never, Refuse::Late, Refuse::Early]),
         select(vec![StepMode::PauseOrMix, StepMode::ChunkInTime]),
