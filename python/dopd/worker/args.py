@@ -126,7 +126,12 @@ def parser() -> argparse.ArgumentParser:
     add("--served-model-name", help="name that clients use (default: the model's own)")
     add("--data-host", metavar="HOST", help="address to receive KV on (default: 127.0.0.1)")
     add("--data-advertise", metavar="HOST:PORT", help="address that peers are told (default: own)")
-    add("--transports", metavar="LIST", help="ways to move KV, best first (default: shm,tcp)")
+    add(
+        "--transports",
+        metavar="LIST",
+        help="ways to move KV, best first, of cuda_ipc, nccl, shm and tcp, or auto: those that "
+        "memory and machine have (default: auto)",
+    )
     add("--device", help="auto, cpu, cuda or cuda:N (default: auto, the first GPU if there is one)")
     add("--dtype", help="auto, float32, bfloat16 or float16 (default: auto)")
     add("--kv-memory", metavar="SIZE", help="memory for KV pages, as 512MiB (default: by device)")

@@ -29,7 +29,7 @@ from dopd.worker.desk import Desk
 from dopd.worker.loop import StepLoop
 from dopd.worker.memory import KvMemory
 from dopd.worker.progress import Progress
-from dopd.worker.transports import open_transports
+from dopd.worker.transports import SYSTEM, Libraries, open_transports
 
 if TYPE_CHECKING:
     from dopd.worker.spans import Spans
@@ -131,7 +131,7 @@ def make_desk(
     return Desk(seats, batcher, memory, role, clock)
 
 
-def make_worker(config: WorkerConfig, engine: Engine) -> Worker:
+def make_worker(config: WorkerConfig, engine: Engine, libraries: Libraries = SYSTEM) -> Worker:
     """A worker around an engine. Raises ConfigError if no transport can be opened."""
     incarnation = secrets.randbits(64)
     max_batch_tokens = config.batch_tokens(engine.device)
@@ -148,7 +148,7 @@ def make_worker(config: WorkerConfig, engine: Engine) -> Worker:
     identity = LinkIdentity(
         config.name, incarnation, wire.layout_hash(engine.geometry), config.join_token
     )
-    transport = open_transports(config, identity, engine.pool, desk.links)
+    transport = open_transports(config, identity, engine.pool, desk.links, libraries)
     desk.links.set_transport(transport)
     endpoints = transport.endpoints
     facts = WorkerFacts(

@@ -13,7 +13,8 @@ from dopd.types import Role
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 LOG_FORMATS = ("text", "json")
-TRANSPORTS = ("shm", "tcp")
+TRANSPORTS = ("cuda_ipc", "nccl", "shm", "tcp")
+AUTO = "auto"
 # The link's join token travels in the clear.
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -31,7 +32,7 @@ class WorkerConfig:
     served_model_name: str | None = None
     data_host: str = "127.0.0.1"
     data_advertise: str | None = None
-    transports: str = ",".join(TRANSPORTS)
+    transports: str = AUTO
     device: str = "auto"
     dtype: str = "auto"
     kv_memory: str | None = None
@@ -69,7 +70,8 @@ class WorkerConfig:
         names = self.transport_names
         if not set(names) <= set(TRANSPORTS) or len(set(names)) < len(names):
             raise ConfigError(
-                f"transports {self.transports!r} is no list of {', '.join(TRANSPORTS)}, best first"
+                f"transports {self.transports!r} is neither auto nor a list of "
+                f"{', '.join(TRANSPORTS)}, best first"
             )
         self._check_numbers()
         if self.kv_memory is not None:
@@ -115,7 +117,9 @@ class WorkerConfig:
 
     @property
     def transport_names(self) -> tuple[str, ...]:
-        """Ways to move pages to be opened, best first."""
+        """Ways to move pages that must be opened, best first; none: those that there are."""
+        if self.transports == AUTO:
+            return ()
         return tuple(name.strip() for name in self.transports.split(","))
 
     def batch_tokens(self, device: str) -> int:
