@@ -162,7 +162,7 @@ impl Brain {
         self.trial_over(key);
         self.judge_handoff(key, Outcome::Succeeded);
         self.workers
-            .update(nxt.worker, |worker| worker.residents.runs(nxt.slot));
+            .work(nxt.worker, |worker| worker.residents.runs(nxt.slot));
         self.set_phase(key, Phase::Run { cur: nxt });
         self.handoffs_total += 1;
         self.actions.push(Action::Switch {
@@ -180,7 +180,7 @@ impl Brain {
         }
         self.close(nxt);
         self.workers
-            .update(cur.worker, |worker| worker.residents.stays(cur.slot));
+            .work(cur.worker, |worker| worker.residents.stays(cur.slot));
         self.send(cur, None);
         self.set_phase(key, Phase::Run { cur });
         None
@@ -239,9 +239,8 @@ impl Brain {
         sequence.phase = Phase::Wait { timer };
         sequence.leaves = None;
         self.leaving.remove(&key);
-        let request = sequence.id.request;
         self.enqueue(key);
-        self.sequences.waits(request);
+        self.sequences.waits(key);
         if let Some(at) = timer {
             self.timers.set(at, Timer::Waited(key));
         }
@@ -255,9 +254,8 @@ impl Brain {
             self.timers.clear(at, Timer::Waited(key));
             sequence.phase = Phase::Wait { timer: None };
         }
-        let request = sequence.id.request;
         self.dequeue(key);
-        self.sequences.waits_no_longer(request);
+        self.sequences.waits_no_longer(key);
     }
 
     /// WAIT ends with a place at that worker.

@@ -34,7 +34,9 @@ impl Brain {
             self.explain_refusal(facts, id(0), refusal.why);
             return;
         }
-        self.sequences.add_request(facts.id, facts.deadline);
+        let request = self
+            .sequences
+            .add_request(facts.id, facts.deadline, choices);
         self.timers.set(facts.deadline, Timer::Deadline(facts.id));
         let targets = self.targets(facts);
         let is_long = self.fair.arrived(facts.prompt_tokens);
@@ -42,6 +44,7 @@ impl Brain {
             self.arrivals += 1;
             let key = self.sequences.add(Sequence {
                 id: id(choice),
+                request,
                 prompt: facts.prompt_tokens,
                 max_tokens: facts.max_tokens,
                 is_of_many: choices > 1,

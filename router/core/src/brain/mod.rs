@@ -227,6 +227,9 @@ impl Brain {
         // While something waits, workers that are about to be free are given more in time.
         let is_waiting = !self.queue.is_empty();
         let due = self.workers.next_due().filter(|_| is_waiting);
-        self.timers.next().into_iter().chain(due).min()
+        match (self.timers.next(), due) {
+            (Some(timer), Some(due)) => Some(timer.min(due)),
+            (timer, due) => timer.or(due),
+        }
     }
 }

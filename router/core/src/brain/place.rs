@@ -114,6 +114,9 @@ impl Choice<'_> {
             return Some(place);
         }
         let group = self.group()?;
+        if !self.workers.is_anybody_ready(group) {
+            return None;
+        }
         let found = if self.marks.is_empty() {
             let mut ready = self.workers.ready_for_prompts(group).take(LOOKED);
             ready.find_map(|(key, _)| look(key, considered))

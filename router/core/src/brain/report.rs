@@ -64,7 +64,7 @@ impl Brain {
             self.drains(worker);
         }
         let now = self.now;
-        self.workers.update(worker, |worker| worker.correct(now));
+        self.workers.work(worker, |worker| worker.correct(now));
     }
 
     fn columns(&mut self, worker: usize, report: &StepReport) -> Result<(), Violation> {
@@ -112,7 +112,7 @@ impl Brain {
 
     fn closed(&mut self, worker: usize, closed: &ClosedSeat) -> Result<(), Violation> {
         let slot = closed.slot;
-        let owner = self.workers.update(worker, |worker| worker.closed(slot));
+        let owner = self.workers.work(worker, |worker| worker.closed(slot));
         let Some(owner) = owner.transpose()? else {
             return Ok(());
         };

@@ -25,7 +25,7 @@ impl Brain {
         let left = self.left_at(at, sequence);
         let claim = need.ask.claim(stay, at.facts.page_size);
         let (tpot, now) = (sequence.tpot, self.now);
-        let slot = self.workers.update(worker, |worker| {
+        let slot = self.workers.work(worker, |worker| {
             let shared = worker.shareable(prompt);
             let prefill = match stay {
                 Stay::Import => None,
@@ -96,7 +96,7 @@ impl Brain {
         };
         let pages = self
             .workers
-            .update(seat.worker, |worker| worker.open(seat.slot))
+            .work(seat.worker, |worker| worker.open(seat.slot))
             .flatten();
         if let (Some(pages), Some(seat)) = (pages, self.seat_id(seat)) {
             self.actions.push(Action::Open {
@@ -111,7 +111,7 @@ impl Brain {
     pub(super) fn close(&mut self, seat: Seat) {
         let sends = self
             .workers
-            .update(seat.worker, |worker| worker.close(seat.slot));
+            .work(seat.worker, |worker| worker.close(seat.slot));
         if let (Some(true), Some(seat)) = (sends, self.seat_id(seat)) {
             self.actions.push(Action::Close { seat });
         }

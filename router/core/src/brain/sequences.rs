@@ -107,6 +107,8 @@ pub(super) enum Risk {
 #[derive(Debug)]
 pub(super) struct Sequence {
     pub(super) id: SequenceId,
+    /// Key of its request.
+    pub(super) request: usize,
     pub(super) prompt: Tokens,
     pub(super) max_tokens: Tokens,
     /// Its request has other choices, or had.
@@ -187,11 +189,11 @@ impl Sequence {
     }
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 struct Request {
     deadline: Micros,
-    /// Sequences that are not ended.
-    alive: u32,
+    /// Keys of its sequences that are not ended, by choice.
+    alive: Vec<usize>,
     /// Sequences that wait.
     waiting: u32,
     /// Workers that died under it, or got stuck.
@@ -205,30 +207,39 @@ struct Request {
 pub(super) struct Sequences {
     /// Boxed, so that room for more costs two words each.
     by_key: Slab<Box<Sequence>>,
-    by_id: BTreeMap<SequenceId, usize>,
-    requests: BTreeMap<RequestId, Request>,
+    requests: Slab<Request>,
+    by_id: BTreeMap<RequestId, usize>,
     requests_waiting: usize,
 }
 
 impl Sequences {
-    pub(super) fn add_request(&mut self, id: RequestId, deadline: Micros) {
-        self.requests.insert(
-            id,
-            Request {
-                deadline,
-                alive: 0,
-                waiting: 0,
-                deaths: 0,
-                last_death: 0,
-            },
-        );
+    /// A request of so many choices, which are added then. Returns its key.
+    pub(super) fn add_request(&mut self, id: RequestId, deadline: Micros, choices: u8) -> usize {
+        let key = self.requests.insert(Request {
+            deadline,
+            alive: Vec::with_capacity(usize::from(choices)),
+            waiting: 0,
+            deaths: 0,
+            last_death: 0,
+        });
+        self.by_id.insert(id, key);
+        key
+    }
+
+    fn request(&self, id: RequestId) -> Option<&Request> {
+        self.requests.get(*self.by_id.get(&id)?)
+    }
+
+    fn request_of(&mut self, key: usize) -> Option<&mut Request> {
+        self.requests.get_mut(self.by_key.get(key)?.request)
     }
 
     /// A worker died under a sequence of the request; `incident` numbers such workers from 1.
     /// Returns how many did: one worker counts once, however many choices it held, and only the
     /// first one counts if the sequence `has_progress`.
     pub(super) fn died_under(&mut self, id: RequestId, incident: u64, has_progress: bool) -> u32 {
-        let Some(request) = self.requests.get_mut(&id) else {
+        let key = self.by_id.get(&id).copied();
+        let Some(request) = key.and_then(|key| self.requests.get_mut(key)) else {
             return 0;
         };
         let is_counted = request.last_death == incident || (has_progress && request.deaths > 0);
@@ -240,7 +251,7 @@ impl Sequences {
     }
 
     pub(super) fn has_request(&self, id: RequestId) -> bool {
-        self.requests.contains_key(&id)
+        self.by_id.contains_key(&id)
     }
 
     /// How likely it is that the sequence brings down who computes it.
@@ -248,7 +259,7 @@ impl Sequences {
         let is_dead = |request: &Request| request.deaths > 0;
         match sequence.queue_key.lane {
             Lane::Fresh => Risk::None,
-            _ if !self.requests.get(&sequence.id.request).is_some_and(is_dead) => Risk::None,
+            _ if !self.requests.get(sequence.request).is_some_and(is_dead) => Risk::None,
             Lane::Replay => Risk::Bystander,
             Lane::Retry => Risk::Suspect(sequence.id.request),
         }
@@ -256,7 +267,7 @@ impl Sequences {
 
     /// That was no death. O(requests); a worker whose stream broke is back.
     pub(super) fn forgive(&mut self, incident: u64) {
-        for request in self.requests.values_mut() {
+        for (_, request) in &mut self.requests {
             if request.last_death == incident {
                 request.last_death = 0;
                 request.deaths = request.deaths.saturating_sub(1);
@@ -264,44 +275,44 @@ impl Sequences {
         }
     }
 
-    /// Adds a sequence of a request that was added.
+    /// Adds the next choice of a request that was added.
     pub(super) fn add(&mut self, sequence: Sequence) -> usize {
-        if let Some(request) = self.requests.get_mut(&sequence.id.request) {
-            request.alive += 1;
-        }
-        let id = sequence.id;
+        let request = sequence.request;
         let key = self.by_key.insert(Box::new(sequence));
-        self.by_id.insert(id, key);
+        if let Some(request) = self.requests.get_mut(request) {
+            request.alive.push(key);
+        }
         key
     }
 
     /// Forgets a sequence. Returns the deadline of its request if it was the last.
     pub(super) fn remove(&mut self, key: usize) -> Option<Micros> {
         let sequence = self.by_key.try_remove(key)?;
-        self.by_id.remove(&sequence.id);
-        let request = self.requests.get_mut(&sequence.id.request)?;
-        request.alive -= 1;
-        if request.alive > 0 {
+        let request = self.requests.get_mut(sequence.request)?;
+        request.alive.retain(|&other| other != key);
+        if !request.alive.is_empty() {
             return None;
         }
-        self.requests
-            .remove(&sequence.id.request)
-            .map(|request| request.deadline)
+        self.by_id.remove(&sequence.id.request);
+        let request = self.requests.try_remove(sequence.request);
+        request.map(|request| request.deadline)
     }
 
-    /// A sequence of the request begins to wait.
-    pub(super) fn waits(&mut self, id: RequestId) {
-        if let Some(request) = self.requests.get_mut(&id) {
-            self.requests_waiting += usize::from(request.waiting == 0);
+    /// A sequence begins to wait.
+    pub(super) fn waits(&mut self, key: usize) {
+        if let Some(request) = self.request_of(key) {
             request.waiting += 1;
+            let is_first = request.waiting == 1;
+            self.requests_waiting += usize::from(is_first);
         }
     }
 
-    /// A sequence of the request waits no longer.
-    pub(super) fn waits_no_longer(&mut self, id: RequestId) {
-        if let Some(request) = self.requests.get_mut(&id) {
+    /// A sequence waits no longer.
+    pub(super) fn waits_no_longer(&mut self, key: usize) {
+        if let Some(request) = self.request_of(key) {
             request.waiting -= 1;
-            self.requests_waiting -= usize::from(request.waiting == 0);
+            let was_last = request.waiting == 0;
+            self.requests_waiting -= usize::from(was_last);
         }
     }
 
@@ -314,37 +325,22 @@ impl Sequences {
     }
 
     pub(super) fn key_of(&self, id: SequenceId) -> Option<usize> {
-        self.by_id.get(&id).copied()
+        let mut keys = self.request(id.request)?.alive.iter().copied();
+        keys.find(|&key| self.get(key).is_some_and(|sequence| sequence.id == id))
     }
 
     /// Keys of the other living sequences of the same request, by choice.
     pub(super) fn siblings(&self, key: usize) -> impl Iterator<Item = usize> {
-        let sequence = self.by_key.get(key);
-        let id = sequence
-            .filter(|sequence| sequence.is_of_many)
-            .map(|sequence| sequence.id);
-        let request = id.filter(|id| {
-            let request = self.requests.get(&id.request);
-            request.is_some_and(|request| request.alive > 1)
-        });
-        let range = request.map(|id| {
-            let of = |choice| SequenceId { choice, ..id };
-            self.by_id.range(of(0)..=of(u8::MAX))
-        });
-        range
-            .into_iter()
-            .flatten()
-            .map(|(_, &other)| other)
-            .filter(move |&other| other != key)
+        let many = self.get(key).filter(|sequence| sequence.is_of_many);
+        let request = many.and_then(|sequence| self.requests.get(sequence.request));
+        let alive = request.map_or(&[][..], |request| &request.alive);
+        alive.iter().copied().filter(move |&other| other != key)
     }
 
     /// Keys of the living sequences of a request, by choice.
     pub(super) fn of_request(&self, request: RequestId) -> Vec<usize> {
-        let id = |choice| SequenceId { request, choice };
-        self.by_id
-            .range(id(0)..=id(u8::MAX))
-            .map(|(_, &key)| key)
-            .collect()
+        let request = self.request(request);
+        request.map_or(Vec::new(), |request| request.alive.clone())
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Sequence> {

@@ -109,7 +109,8 @@ pub(super) struct Slots {
     fixed: u64,
     /// What growing seats need, now and later, and at the worst time.
     peak: Peak,
-    peak_pages: u64,
+    /// Unknown since claims were promised or taken back.
+    peak_pages: Option<u64>,
     /// Pages that all seats have now, as far as the brain knows.
     held: u64,
     seats_used: u32,
@@ -127,7 +128,7 @@ impl Slots {
             peak_reach: reach(peak_z),
             fixed: 0,
             peak: Peak::default(),
-            peak_pages: 0,
+            peak_pages: Some(0),
             held: 0,
             seats_used: 0,
             prefill_planned: 0,
@@ -153,7 +154,6 @@ impl Slots {
             is_compute,
         };
         self.promise(&claim);
-        self.count(&claim);
         self.seats_used += 1;
         self.prefill_planned += u64::from(prefill.0);
         if let Some(id) = self.free.pop() {
@@ -253,7 +253,6 @@ impl Slots {
         slot.state = SlotState::Free;
         let claim = slot.claim;
         self.take_back(&claim);
-        self.count(&claim);
         self.seats_used -= 1;
         self.free.push(id);
     }
@@ -262,7 +261,10 @@ impl Slots {
         self.held += u64::from(claim.pages().0);
         match claim {
             Claim::Fixed(pages) | Claim::Passing(pages, _) => self.fixed += u64::from(pages.0),
-            Claim::Grows(curve) => self.peak.add(curve),
+            Claim::Grows(curve) => {
+                self.peak.add(curve);
+                self.peak_pages = None;
+            }
         }
     }
 
@@ -270,15 +272,21 @@ impl Slots {
         self.held -= u64::from(claim.pages().0);
         match claim {
             Claim::Fixed(pages) | Claim::Passing(pages, _) => self.fixed -= u64::from(pages.0),
-            Claim::Grows(curve) => self.peak.remove(curve),
+            Claim::Grows(curve) => {
+                self.peak.remove(curve);
+                self.peak_pages = None;
+            }
         }
     }
 
-    /// The peak is as the claims that were promised or taken back; `claim`: one of them.
-    fn count(&mut self, claim: &Claim) {
-        if matches!(claim, Claim::Grows(_)) {
-            self.peak_pages = self.peak.pages(self.peak_z, self.page_size);
-        }
+    /// All changes of an event are in: whoever asks for the peak now need not work it out.
+    pub(super) fn settle(&mut self) {
+        self.peak_pages = Some(self.peak_pages());
+    }
+
+    fn peak_pages(&self) -> u64 {
+        self.peak_pages
+            .unwrap_or_else(|| self.peak.pages(self.peak_z, self.page_size))
     }
 
     /// The sequence of a slot has so many answer tokens: it may have begun another page.
@@ -291,7 +299,6 @@ impl Slots {
         if let Some((old, new)) = grown {
             self.take_back(&old);
             self.promise(&new);
-            self.count(&new);
             self.rows[id.0 as usize].claim = new;
         }
     }
@@ -337,8 +344,8 @@ impl Slots {
     }
 
     /// Pages that are promised: to those that do not grow, and to those that do at the worst time.
-    pub(super) const fn pages_used(&self) -> u64 {
-        self.fixed + self.peak_pages
+    pub(super) fn pages_used(&self) -> u64 {
+        self.fixed + self.peak_pages()
     }
 
     /// Pages that all seats have now, as far as the brain knows.

@@ -339,24 +339,32 @@ impl Workers {
         key: usize,
         change: impl FnOnce(&mut Worker) -> T,
     ) -> Option<T> {
-        let worker = self.by_key.get_mut(key)?;
-        let before = worker.standing();
-        let result = change(worker);
-        let after = worker.standing();
-        if !std::mem::replace(&mut worker.is_stale, true) {
-            self.stale.push(key);
-        }
+        let before = self.by_key.get(key)?.standing();
+        let (result, after) = self.work(key, |worker| (change(worker), worker.standing()))?;
         if before != after {
             self.count(key);
         }
         Some(result)
     }
 
+    /// Changes what a worker has before it, and nothing of what it may be given.
+    pub(super) fn work<T>(
+        &mut self,
+        key: usize,
+        change: impl FnOnce(&mut Worker) -> T,
+    ) -> Option<T> {
+        let worker = self.by_key.get_mut(key)?;
+        if !std::mem::replace(&mut worker.is_stale, true) {
+            self.stale.push(key);
+        }
+        Some(change(worker))
+    }
+
     /// A seat made tokens. Only the first changes what is asked of the worker; what the others do
     /// to its load is seen with its next change, at the latest with its next report.
     pub(super) fn made(&mut self, key: usize, slot: SlotId, tokens: Tokens, is_first: bool) {
         if is_first {
-            self.update(key, |worker| worker.made(slot, tokens));
+            self.work(key, |worker| worker.made(slot, tokens));
         } else if let Some(worker) = self.by_key.get_mut(key) {
             worker.made(slot, tokens);
         }

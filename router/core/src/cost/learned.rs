@@ -68,11 +68,12 @@ impl Default for Learned {
 
 impl Learned {
     /// Takes in what a report says of the last step. The same step twice counts once; an idle
-    /// report teaches nothing.
-    pub fn hear(&mut self, load: &WorkerLoad) {
+    /// report teaches nothing. True: steps that somebody predicts are predicted otherwise now.
+    pub fn hear(&mut self, load: &WorkerLoad) -> bool {
         if load.step <= self.step || load.step_us == 0 {
-            return;
+            return false;
         }
+        let before = self.ratios();
         self.step = load.step;
         let real = f64::from(load.step_us).min(US_MAX);
         let expected = f64::from(load.step_expected_us);
@@ -96,6 +97,7 @@ impl Learned {
             }
             (false, false) => {}
         }
+        before != self.ratios()
     }
 
     /// Time of a prompt of so many tokens, computed alone, in steps of at most `batch` tokens.

@@ -38,8 +38,11 @@ use crate::{
 /// Arrivals between two words of progress.
 const PROGRESS_EVERY: usize = 1 << 14;
 
+/// Nothing is ever due then.
+const NEVER: Micros = Micros(u64::MAX);
+
 /// What happens next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Next {
     Fault,
     Arrival,
@@ -162,14 +165,23 @@ impl Engine<'_> {
     }
 
     fn next(&self) -> Option<(Micros, Next)> {
-        let mut first: Option<(Micros, Next)> = None;
-        let mut look = |at: Option<Micros>, next: Next| {
-            if let Some(at) = at
-                && first.is_none_or(|least| (at, next) < least)
-            {
-                first = Some((at, next));
+        // Once all is over, only what the fleet has before it, to its last page.
+        let is_over = self.requests.open == 0 && self.is_all_arrived();
+        let (mut at, mut first) = (NEVER, None);
+        // In the order of what happens at one time.
+        let mut look = |due: Option<Micros>, next: Next| {
+            if let Some(due) = due.filter(|&due| due < at) {
+                (at, first) = (due, Some(next));
             }
         };
+        if !is_over {
+            let fault = self.scenario.faults.get(self.faulted);
+            look(fault.map(|fault| fault.at), Next::Fault);
+            let back = self.returns.peek().map(|Reverse((at, _))| *at);
+            look(back, Next::Fault);
+            let arrival = self.scenario.trace.requests.get(self.arrived);
+            look(arrival.map(|request| request.arrival), Next::Arrival);
+        }
         if let Some((at, worker)) = self.calendar.first() {
             look(Some(at), Next::Boundary(worker));
         }
@@ -178,21 +190,13 @@ impl Engine<'_> {
         let command = self.commands.front();
         look(command.map(|command| command.0), Next::Command);
         look(self.reports.front().map(|report| report.0), Next::Report);
-        if self.requests.open == 0 && self.is_all_arrived() {
-            // Only what the fleet has before it, to its last page.
-            return first;
+        if !is_over {
+            look(self.losses.front().map(|loss| loss.0), Next::Loss);
+            // What is overdue is due now.
+            let wake = self.brain.next_wake().map(|at| at.max(self.now));
+            look(wake, Next::Wake);
         }
-        let fault = self.scenario.faults.get(self.faulted);
-        let back = self.returns.peek().map(|Reverse((at, _))| *at);
-        let fault = fault.map(|fault| fault.at).into_iter().chain(back).min();
-        look(fault, Next::Fault);
-        let arrival = self.scenario.trace.requests.get(self.arrived);
-        look(arrival.map(|request| request.arrival), Next::Arrival);
-        look(self.losses.front().map(|loss| loss.0), Next::Loss);
-        // What is overdue is due now.
-        let wake = self.brain.next_wake().map(|at| at.max(self.now));
-        look(wake, Next::Wake);
-        first
+        Some((at, first?))
     }
 
     fn handle(&mut self, next: Next) {

@@ -30,7 +30,7 @@ use dopd_core::{
     fleet::WorkerFacts,
     ids::SlotId,
     step::{Belief, StepPolicy},
-    units::{Micros, Tokens},
+    units::Micros,
 };
 
 use self::{decoding::Decoding, prefix::Prefixes, report::Said, seat::Seat, step::Step};
@@ -226,7 +226,8 @@ impl Worker {
         self.pages_owned -= pages;
         self.let_go(&seat);
         if why != CloseReason::Asked {
-            self.tell_tokens(slot, &mut seat);
+            let pos = self.pos(&seat);
+            self.said.tokens_of(slot, &mut seat, pos);
         }
         self.said.closed.push(ClosedSeat {
             slot: SlotId(slot),
@@ -234,15 +235,6 @@ impl Worker {
             retry_after: Micros(0),
         });
         self.said.is_urgent |= self.step.is_none() || why != CloseReason::Asked;
-    }
-
-    fn tell_tokens(&mut self, slot: u32, seat: &mut Seat) {
-        let pos = self.pos(seat);
-        let made = pos - seat.told;
-        if made > 0 {
-            seat.told = pos;
-            self.said.tokens.push((SlotId(slot), Tokens(made)));
-        }
     }
 
     /// Out of the batch, with what it has made there.

@@ -12,7 +12,7 @@ use dopd_core::{
     units::{Micros, Pages, Tokens},
 };
 
-use super::{Phase, Worker, step::Over};
+use super::{Phase, Worker, seat::Seat, step::Over};
 
 /// What was not said yet.
 #[derive(Debug, Default)]
@@ -31,6 +31,15 @@ pub(super) struct Said {
 impl Said {
     pub(super) const fn is_empty(&self) -> bool {
         self.closed.is_empty() && self.opened.is_empty() && self.arrived.is_empty()
+    }
+
+    /// A seat has made so many tokens: those that were not told are.
+    pub(super) fn tokens_of(&mut self, slot: u32, seat: &mut Seat, pos: u32) {
+        let made = pos - seat.told;
+        if made > 0 {
+            seat.told = pos;
+            self.tokens.push((SlotId(slot), Tokens(made)));
+        }
     }
 }
 
@@ -56,25 +65,13 @@ impl Worker {
         turn_over(&mut self.prefixes.evicted, &mut report.evicted);
     }
 
-    /// A first token goes out at once.
-    pub(super) fn tell_now(&mut self, slot: u32) {
-        if let Some(mut seat) = self.seats.get_mut(slot as usize).and_then(Option::take) {
-            self.tell_tokens(slot, &mut seat);
-            self.seats[slot as usize] = Some(seat);
-        }
-    }
-
     /// What all that decode have made is told.
     pub(crate) fn tell_residents(&mut self, now: Micros) {
         self.told_at = now;
-        for slot in 0..self.seats.len() {
-            let seat = self.seats.get_mut(slot);
-            if let Some(seat) = seat
-                && let Some(mut own) = seat.take_if(|seat| seat.phase == Phase::Decode)
-            {
-                let number = u32::try_from(slot).unwrap_or(u32::MAX);
-                self.tell_tokens(number, &mut own);
-                self.seats[slot] = Some(own);
+        for (slot, seat) in (0..).zip(&mut self.seats) {
+            if let Some(seat) = seat.as_mut().filter(|seat| seat.phase == Phase::Decode) {
+                let pos = seat.pos + self.decoding.made(&seat.resident);
+                self.said.tokens_of(slot, seat, pos);
             }
         }
         self.said.is_urgent |= !self.said.tokens.is_empty();

@@ -305,8 +305,10 @@ impl Worker {
             if is_through {
                 seat.phase = Phase::Joining;
                 seat.pos += 1;
-                let is_last = seat.pos == seat.output;
-                let why = seat.end();
+                let (pos, why) = (seat.pos, seat.end());
+                let is_last = pos == seat.output;
+                // A first token goes out at once.
+                self.said.tokens_of(slot, seat, pos);
                 self.prompts.retain(|&other| other != slot);
                 self.joining.push(slot);
                 self.keep_prompt(slot);
@@ -315,7 +317,6 @@ impl Worker {
                     self.close(slot, why);
                     continue;
                 }
-                self.tell_now(slot);
             }
             self.write(now, slot);
             if is_through && self.ships_on(now, slot) {

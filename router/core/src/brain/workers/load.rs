@@ -71,7 +71,10 @@ impl Worker {
         let alone = self.step_alone_us;
         let tightest = self.residents.tightest(alone);
         let newcomer = newcomer.filter(|&target| target >= alone);
-        let met = tightest.into_iter().chain(newcomer).min();
+        let met = match (tightest, newcomer) {
+            (Some(tightest), Some(newcomer)) => Some(tightest.min(newcomer)),
+            (tightest, newcomer) => tightest.or(newcomer),
+        };
         met.unwrap_or_default()
             .max(Micros(alone.0.saturating_mul(STEP_ALONE_RATIO)))
     }
@@ -140,8 +143,13 @@ impl Worker {
 
     /// After a report was read: a step has ended just now, so what is left begins now.
     pub(in crate::brain) fn correct(&mut self, now: Micros) {
-        self.busy_until = now.plus(self.work_us().times(self.slow_or_max()));
-        self.busy_least = now.plus(self.work_us());
+        let work = self.work_us();
+        self.busy_least = now.plus(work);
+        self.busy_until = if work == Micros(0) {
+            now
+        } else {
+            now.plus(work.times(self.slow_or_max()))
+        };
     }
 
     /// Predicted time from now to the end of such a prompt, if it is bound now.

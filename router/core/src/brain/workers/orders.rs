@@ -188,6 +188,11 @@ impl Workers {
         self.orders.idle.iter().map(|&(_, key)| key)
     }
 
+    /// Somebody of a group is ready for a prompt.
+    pub(in crate::brain) fn is_anybody_ready(&self, group: Group) -> bool {
+        !self.orders.prompts[group as usize].is_empty()
+    }
+
     /// It is ready for that.
     pub(in crate::brain) fn is_ready(&self, key: usize, task: Task) -> bool {
         self.get(key).is_some_and(|worker| match task {
@@ -203,7 +208,7 @@ impl Workers {
 
     /// A worker was given a prompt of so many tokens; others of the same event may join it.
     pub(in crate::brain) fn pulled(&mut self, key: usize, tokens: Tokens) {
-        self.update(key, |worker| {
+        self.work(key, |worker| {
             let pull = worker.pull.get_or_insert(0);
             *pull = pull.saturating_add(u64::from(tokens.0));
         });
@@ -212,8 +217,8 @@ impl Workers {
 
     /// The event is over: what was given goes out.
     pub(in crate::brain) fn end_pulls(&mut self) {
-        for key in std::mem::take(&mut self.pulling) {
-            self.update(key, |worker| worker.pull = None);
+        while let Some(key) = self.pulling.pop() {
+            self.work(key, |worker| worker.pull = None);
         }
     }
 
@@ -246,6 +251,7 @@ impl Workers {
     pub(super) fn refresh(&mut self, key: usize) {
         if let Some(worker) = self.by_key.get_mut(key) {
             worker.is_stale = false;
+            worker.slots.settle();
             let wanted = worker.wanted_keys(self.now);
             let old = std::mem::replace(&mut worker.keys, wanted);
             self.orders.change(key, old, wanted);

@@ -1,8 +1,6 @@
 //! What the seats of a worker are to its load: who decodes there or will, against which targets,
 //! and what of their prompts is still to compute. Kept beside `slots`, by the same numbers.
 
-use std::collections::BTreeMap;
-
 use crate::{ids::SlotId, units::Micros};
 
 /// Longest prompt that is added up: twelve days, so that 16 million of them fit in 64 bits whatever
@@ -28,8 +26,8 @@ pub(in crate::brain) struct Resident {
 #[derive(Debug, Default)]
 pub(in crate::brain) struct Residents {
     rows: Vec<Option<Resident>>,
-    /// Targets of those that stay, with how many have each.
-    tpots: BTreeMap<Micros, u32>,
+    /// Targets of those that stay, with how many have each, the tightest first. Most are the same.
+    tpots: Vec<(Micros, u32)>,
     seqs: u32,
     running: u32,
     /// Tokens of KV of all, and of those that stay.
@@ -67,10 +65,10 @@ impl Residents {
         self.seqs -= 1;
         self.running -= u32::from(resident.runs);
         self.context -= resident.kv;
-        if let Some(count) = self.tpots.get_mut(&resident.tpot) {
-            *count -= 1;
-            if *count == 0 {
-                self.tpots.remove(&resident.tpot);
+        if let Ok(place) = self.place_of(resident.tpot) {
+            self.tpots[place].1 -= 1;
+            if self.tpots[place].1 == 0 {
+                self.tpots.remove(place);
             }
         }
     }
@@ -117,7 +115,14 @@ impl Residents {
         self.seqs += 1;
         self.running += u32::from(resident.runs);
         self.context += resident.kv;
-        *self.tpots.entry(resident.tpot).or_default() += 1;
+        match self.place_of(resident.tpot) {
+            Ok(place) => self.tpots[place].1 += 1,
+            Err(place) => self.tpots.insert(place, (resident.tpot, 1)),
+        }
+    }
+
+    fn place_of(&self, tpot: Micros) -> Result<usize, usize> {
+        self.tpots.binary_search_by_key(&tpot, |&(other, _)| other)
     }
 
     fn get_mut(&mut self, slot: SlotId) -> Option<&mut Resident> {
@@ -151,7 +156,8 @@ impl Residents {
 
     /// Tightest target of those that stay, from so much on.
     pub(in crate::brain) fn tightest(&self, from: Micros) -> Option<Micros> {
-        self.tpots.range(from..).next().map(|(&tpot, _)| tpot)
+        let tight = self.tpots.partition_point(|&(tpot, _)| tpot < from);
+        self.tpots.get(tight).map(|&(tpot, _)| tpot)
     }
 }
 

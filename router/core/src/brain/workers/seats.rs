@@ -21,8 +21,9 @@ impl Worker {
     /// A report came.
     pub(in crate::brain) fn heard(&mut self, load: WorkerLoad) {
         self.load = load;
-        self.learned.hear(&load);
-        self.predict();
+        if self.learned.hear(&load) || self.facts.timings.is_instant() {
+            self.predict();
+        }
         self.unseen = [0, self.unseen[0]];
     }
 
