@@ -31,6 +31,7 @@ from dopd.transfer.base import LinkEvents, LinkIdentity
 from dopd.transfer.cuda import Device, Stream, poll
 from dopd.transfer.nccl import UNIQUE_ID_BYTES, Communicator, Nccl
 from dopd.transfer.pulled_link import PulledLink
+from dopd.transfer.rest import come_to_rest
 from dopd.transfer.stream import Shaken
 from dopd.transfer.stream_link import StreamLink
 from dopd.transfer.tcp import TcpTransport, tune
@@ -48,8 +49,8 @@ GROUPS_MAX = 8
 JOIN_S = 20.0
 # From a Write's frame to its Pulled, behind GROUPS_MAX others.
 WRITE_S = 10.0
-# An abort, and then the stream's end.
-REST_S = 10.0
+# An abort; the stream's end has as long.
+ABORT_S = 10.0
 # How soon an idle link notices that its communicator broke, or that a Write is overdue.
 WATCH_S = 0.5
 
@@ -193,14 +194,10 @@ class NcclLink(PulledLink):
             return False
         if self._stream is None:
             return True
-        try:
-            is_at_rest = self._stream.synchronise(REST_S)
-        except LinkError as error:
-            log.error("data link %s: %s", self.label, error)
+        if not come_to_rest(self._stream):
             return False
-        if is_at_rest:
-            self._stream.close()
-        return is_at_rest
+        self._stream.close()
+        return True
 
     def _abort(self, communicator: Communicator) -> bool:
         """Whether it came back in time. NCCL has no limit for it, so a thread of its own waits."""
@@ -211,7 +208,7 @@ class NcclLink(PulledLink):
             log.error("data link %s: no thread to abort it in: %s", self.label, error)
             communicator.abort()
             return True
-        thread.join(REST_S)
+        thread.join(ABORT_S)
         return not thread.is_alive()
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 from dopd.errors import LinkError, LinkRefusedError
-from dopd.transfer import frames, nccl_link
+from dopd.transfer import frames, nccl_link, rest
 from dopd.transfer.nccl import UNIQUE_ID_BYTES, Communicator
 from dopd.transfer.nccl_link import GROUPS_MAX
 from dopd.types import Endpoint, LinkEnd, LinkPulled, LinkWelcome, LinkWrite, Peer
@@ -47,8 +47,9 @@ CALLS = {
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limits that a test can wait for."""
-    for name in ("JOIN_S", "WRITE_S", "REST_S"):
+    for name in ("JOIN_S", "WRITE_S", "ABORT_S"):
         monkeypatch.setattr(nccl_link, name, SHORT_S)
+    monkeypatch.setattr(rest, "REST_S", SHORT_S)
     monkeypatch.setattr(nccl_link, "WATCH_S", 0.05)
 
 
@@ -330,6 +331,16 @@ def test_a_message_that_breaks_the_rules_ends_the_link(message: LinkWrite | Link
             assert is_closed(sock)
         wait_for(lambda: is_at_rest(pair), lambda: what_is_left(pair))
         assert gpu_of(pair.destination).nccl.calls("ncclRecv") == 0
+
+
+def test_nothing_is_written_to_a_source() -> None:
+    with Pair("nccl") as pair:
+        pair.connect()
+        pair.settle(lambda: pair.destination.links, pair.destination)
+        pair.source.exposed[1] = [0]
+        pair.destination.links[0].write(1, 0, [0])
+        pair.settle(lambda: "down" in pair.source.names(), pair.source)
+        assert gpu_of(pair.source).nccl.calls("ncclRecv") == 0
 
 
 def test_a_source_has_a_bounded_number_of_groups_under_way() -> None:
