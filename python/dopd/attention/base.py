@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -53,6 +53,7 @@ class Attention(Protocol):
         ...
 
 
+@runtime_checkable
 class GraphAttention(Attention, Protocol):
     """A back end whose decode steps can be captured into CUDA graphs."""
 

@@ -11,8 +11,13 @@ from pathlib import Path
 import torch
 
 from dopd.attention import choose
+from dopd.attention.base import Attention, GraphAttention
+from dopd.engine import cuda, graphs
+from dopd.engine.runner import Runner
+from dopd.engine.stream import HostStream, Stream
 from dopd.engine.timings import Timings
 from dopd.engine.torch import TorchEngine
+from dopd.engine.torch_batch import RowLimits, Span
 from dopd.engine.torch_device import DTYPES, choose_device, choose_dtype, device_memory, set_threads
 from dopd.errors import ConfigError
 from dopd.kv.budget import memory_for, pages_in
@@ -31,7 +36,7 @@ GPU_MEMORY_UTILIZATION = 0.9
 
 # Called with a stage, the share of it that is done (0.0 to 1.0) and the bytes that it has handled,
 # 0 if it is not about bytes. Stages: "read" headers and hash, "map" weight files, "copy" weights to
-# their device and dtype, "warm-up" with the pool.
+# their device and dtype, "warm-up" with the pool, "graphs" of decode steps (on a GPU).
 Progress = Callable[[str, float, int], None]
 
 
@@ -47,7 +52,10 @@ def load(
     name: str | None = None,
     attention: str = choose.AUTO,
     max_num_seqs: int = 256,
+    max_batch_tokens: int = 8192,
     gpu_memory_utilization: float = GPU_MEMORY_UTILIZATION,
+    cuda_graphs: bool = True,
+    fixed_split: bool = False,
     timings: Timings | None = None,
     progress: Progress = lambda stage, share, num_bytes: None,
 ) -> TorchEngine:
@@ -57,7 +65,9 @@ def load(
     bfloat16 on a GPU, float32 on a CPU. kv_memory: "512MiB", None for a default: on a GPU what
     gpu_memory_utilization leaves. max_model_len: None for what model and pool allow. name: what the
     model is called, None for the name of its file or folder. attention: one of `choose.NAMES`.
-    max_num_seqs: sequences in a step. timings: what steps take, None for what the warm-up says.
+    max_num_seqs, max_batch_tokens: most rows and tokens of a step; a GPU's memory is kept free for
+    such a one. cuda_graphs: of decode steps, on a GPU. fixed_split: attention computes a row alike
+    in every batch, slowly: for tests. timings: what steps take, None for what the warm-up says.
     Raises ConfigError (ModelError for the model's own faults) with what to do.
     """
     path = Path(model)
@@ -68,29 +78,65 @@ def load(
     dtype = choose_dtype(dtype, place)
     attention = choose.choose(attention, place)
     weights, digest = _weights(path, max_model_len, dtype, place, attention, progress)
-
-    progress("warm-up", 0.0, 0)
     config, longest = weights.config, _longest(weights.config, max_model_len)
     geometry = _geometry(config, digest, dtype, page_size)
-    memory = memory_for(kv_memory, device_memory(place, gpu_memory_utilization))
+    # Measured without a pool, so that the pool can have all the rest.
+    reserve = cuda.step_bytes(weights, place, max_num_seqs, max_batch_tokens)
+    memory = memory_for(kv_memory, device_memory(place, gpu_memory_utilization, reserve))
     if max_model_len is None:
         # Nobody asked for a length: what fits is better than a refusal.
         longest = min(longest, max(1, memory // geometry.page_bytes) * page_size)
     num_pages = pages_in(memory, geometry.page_bytes, page_size, longest)
     shape = (config.num_layers, page_size, config.num_kv_heads, config.head_dim)
-    pool = KvPool(shape, num_pages, DTYPES[dtype], place)
-    progress("warm-up", 0.5, 0)
+    pool = KvPool(shape, num_pages, DTYPES[dtype], place, num_dummies=int(place.type == "cuda"))
     attend = choose.make(
         attention,
         pool.tensor,
         config.num_heads,
         max_rows=max_num_seqs,
         max_row_pages=pages_for(longest, page_size),
+        fixed_split=fixed_split,
     )
-    engine = TorchEngine(weights, pool, geometry, name or path.stem, place, longest, attend)
+    limits = RowLimits(config.vocab_size, longest, page_size, num_pages)
+    if place.type == "cuda":
+        stream: Stream = cuda.CudaStream(place)
+        sizes = graphs.sizes(max_num_seqs) if cuda_graphs else []
+        captured = make_graphs(weights, attend, pool, sizes, stream)
+        if captured is not None:
+            progress("graphs", 0.0, 0)
+            captured.warm(cuda.CudaCapture(place), lambda share: progress("graphs", share, 0))
+        runner = Runner(weights, attend, place, limits, captured, looks_ahead=True)
+    else:
+        stream = HostStream()
+        runner = Runner(weights, attend, place, limits)
+
+    progress("warm-up", 0.0, 0)
+    engine = TorchEngine(weights, pool, geometry, name or path.stem, limits, runner, stream)
     engine.warm_up(timings)
     progress("warm-up", 1.0, 0)
     return engine
+
+
+def make_graphs(
+    weights: Llama, attention: Attention, pool: KvPool, sizes: list[int], stream: Stream
+) -> graphs.DecodeGraphs | None:
+    """Graphs of these sizes, not captured yet; None: without sizes, or if attention has none."""
+    if not sizes or not isinstance(attention, GraphAttention):
+        return None
+    return graphs.DecodeGraphs(
+        weights,
+        attention,
+        torch.zeros(
+            (sizes[-1], weights.config.hidden_size),
+            dtype=pool.tensor.dtype,
+            device=pool.tensor.device,
+        ),
+        # The page behind those that anybody is told of.
+        Span(0, 1, [pool.num_pages]),
+        pool.page_size,
+        sizes,
+        stream,
+    )
 
 
 def _weights(

@@ -1,21 +1,23 @@
 """The real engine: a Llama-family model over the paged pool, one step at a time.
 
-Called by the worker's step loop.
+Called by the worker's step loop. The forward pass is `runner`'s, the draw `sampler`'s.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from dopd.attention.base import Attention
+from dopd.engine.runner import Foresight, Prepared, Runner
 from dopd.engine.sampler import Draw, sample, score
+from dopd.engine.stream import Stream
 from dopd.engine.timings import Timings
-from dopd.engine.torch_batch import RowLimits, build_batch, row_fault
+from dopd.engine.torch_batch import RowLimits, row_fault, token_fault
 from dopd.engine.torch_cost import StepCost, work_of
 from dopd.engine.torch_device import describe, is_sticky
 from dopd.errors import DopdError
@@ -40,21 +42,22 @@ class TorchEngine:
         pool: KvPool,
         geometry: KvGeometry,
         name: str,
-        device: torch.device,
-        max_model_len: int,
-        attention: Attention,
+        limits: RowLimits,
+        runner: Runner,
+        stream: Stream,
     ) -> None:
         self.geometry = geometry
         self.pool = pool
         self.model = name
-        self.device = describe(device)
-        self.vocab_size = weights.config.vocab_size
-        self.max_model_len = max_model_len
+        self.device = describe(pool.tensor.device)
+        self.vocab_size = limits.vocab_size
+        self.max_model_len = limits.max_model_len
         self.eos_token_ids = weights.config.eos_token_ids
         self._weights = weights
-        self._attention = attention
-        self._place = device
-        self._limits = RowLimits(self.vocab_size, max_model_len, pool.page_size, pool.num_pages)
+        self._runner = runner
+        self._stream = stream
+        self._place = pool.tensor.device
+        self._limits = limits
         self._cost = StepCost(Timings(name, weights_us=1.0))
         # Until the warm-up.
         self.timings_json = ""
@@ -63,18 +66,25 @@ class TorchEngine:
         """Compute one step (see engine/base.py)."""
         started = time.perf_counter()
         results: list[Result] = [None] * len(rows)
+        # Decode rows first, and rows of like length beside each other: attention pads them to one
+        # length.
+        order = sorted(
+            range(len(rows)), key=lambda index: (len(rows[index].tokens) > 1, rows[index].start)
+        )
+        prepared = self._runner.foreseen([rows[index] for index in order])
+        # Where the rows of a prepared step lie was looked at a step ago.
+        fault_of = row_fault if prepared is None else token_fault
         good: list[int] = []
-        for index, row in enumerate(rows):
-            fault = row_fault(row, self._limits)
+        for index in order:
+            fault = fault_of(rows[index], self._limits)
             if fault is None:
                 good.append(index)
             else:
-                results[index] = DopdError(f"slot {row.slot} cannot be computed: {fault}")
-        # Decode rows first, and rows of like length beside each other: attention pads them to one
-        # length.
-        good.sort(key=lambda index: (len(rows[index].tokens) > 1, rows[index].start))
+                prepared = None
+                slot = rows[index].slot
+                results[index] = DopdError(f"slot {slot} cannot be computed: {fault}")
         if good:
-            drawn = self._compute_each([rows[index] for index in good])
+            drawn = self._compute_each([rows[index] for index in good], prepared)
             for index, result in zip(good, drawn, strict=True):
                 results[index] = result
             self._cost.learn(work_of(rows), (time.perf_counter() - started) * 1e6)
@@ -83,6 +93,11 @@ class TorchEngine:
     def cost_us(self, work: StepWork) -> int:
         """See `Engine.cost_us`: from the warm-up and the steps since."""
         return self._cost.expect_us(work)
+
+    @property
+    def foresight(self) -> Foresight:
+        """How often the host's work for a step was done ahead."""
+        return self._runner.foresight
 
     def warm_up(self, timings: Timings | None = None) -> None:
         """Run each kind of step twice, first for the caches and then for the clock.
@@ -120,13 +135,13 @@ class TorchEngine:
         self._compute([row])
         return (time.perf_counter() - started) * 1e6
 
-    def _compute_each(self, rows: Sequence[Row]) -> list[Result]:
+    def _compute_each(self, rows: Sequence[Row], prepared: Prepared | None = None) -> list[Result]:
         """Compute together; if that fails, one by one: a row can fail only itself.
 
         Writing a row's KV twice writes the same. Raises if the device is unusable.
         """
         try:
-            return self._compute(rows)
+            return self._compute(rows, prepared)
         except Exception as error:
             if is_sticky(error):
                 raise
@@ -136,20 +151,21 @@ class TorchEngine:
         return [result for row in rows for result in self._compute_each([row])]
 
     @torch.inference_mode()
-    def _compute(self, rows: Sequence[Row]) -> list[Result]:
-        """Forward and draw; rows have passed `row_fault`."""
-        batch = build_batch(rows, self.pool.page_size)
-        self._attention.plan(batch.meta)
-        hidden = self._weights.forward(
-            batch.tokens.to(self._place), batch.positions.to(self._place), self._attention
-        )
-        logits = self._weights.logits(hidden[batch.last.to(self._place)])
+    def _compute(self, rows: Sequence[Row], prepared: Prepared | None = None) -> list[Result]:
+        """Forward and draw; rows have passed `row_fault`. All is done and written at the end."""
         draws = [
             Draw(row.sampling, row.pos, row.forbidden, row.history)
             for row in rows
             if row.sampling is not None
         ]
-        drawn = iter(sample(logits, draws)) if draws else iter(())
+        # A copy to a device waits for what it computes: this one must come first.
+        last = self._last(rows, len(draws))
+        hidden = self._runner.hidden(rows, prepared)
+        drawn: Iterator[Sampled | Exception] = iter(())
+        if draws:
+            logits = self._weights.logits(hidden if last is None else hidden[last])
+            self._runner.look_ahead(rows)
+            drawn = iter(sample(logits, draws))
         results: list[Result] = []
         first = 0
         for row in rows:
@@ -160,7 +176,17 @@ class TorchEngine:
                 told = hidden[first : first + len(row.targets)]
                 results.append(self._scored(told, row.targets, row.num_top, result))
             first += len(row.tokens)
+        # Pages are told as written, and times as taken, also where nothing was drawn.
+        self._stream.synchronise()
         return results
+
+    def _last(self, rows: Sequence[Row], num_draws: int) -> Tensor | None:
+        """Which tokens of the step a draw follows; None: each."""
+        ends = list(accumulate(len(row.tokens) for row in rows))
+        if ends[-1] == num_draws:
+            return None
+        drawn = [end - 1 for end, row in zip(ends, rows, strict=True) if row.sampling is not None]
+        return torch.tensor(drawn, dtype=torch.int64).to(self._place)
 
     def _scored(
         self, hidden: Tensor, targets: list[int], num_top: int, drawn: Sampled | None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,18 +26,12 @@ class RowLimits:
     num_pages: int
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """One step.
+class Span(NamedTuple):
+    """Where a row's tokens lie: positions start .. start + num_tokens of a sequence on `pages`."""
 
-    tokens, positions: [tokens] int64; last: [draws] int64, indices of tokens followed by a draw.
-    On the CPU.
-    """
-
-    tokens: Tensor
-    positions: Tensor
-    last: Tensor
-    meta: BatchMeta
+    start: int
+    num_tokens: int
+    pages: Sequence[int]
 
 
 def row_fault(row: Row, limits: RowLimits) -> str | None:
@@ -47,8 +43,8 @@ def row_fault(row: Row, limits: RowLimits) -> str | None:
     needed = pages_for(end, limits.page_size)
     if not row.tokens or row.start < 0 or end > limits.max_model_len:
         return f"tokens {row.start} to {end} are none, or not within 0 to {limits.max_model_len}"
-    if min(row.tokens) < 0 or max(row.tokens) >= limits.vocab_size:
-        return f"a token is outside the vocabulary of {limits.vocab_size}"
+    if fault := token_fault(row, limits):
+        return fault
     pages = row.pages[:needed]
     if len(pages) < needed:
         return f"{end} tokens need {needed} pages, the row has {len(pages)}"
@@ -57,44 +53,52 @@ def row_fault(row: Row, limits: RowLimits) -> str | None:
     return None
 
 
-def build_batch(rows: Sequence[Row], page_size: int) -> Batch:
-    """Lay rows end to end; each has passed `row_fault`, decode rows come first."""
-    counts = [len(row.tokens) for row in rows]
-    ends = [row.start + count for row, count in zip(rows, counts, strict=True)]
-    pages = [row.pages[: pages_for(end, page_size)] for row, end in zip(rows, ends, strict=True)]
-    positions = np.concatenate(
-        [np.arange(row.start, end) for row, end in zip(rows, ends, strict=True)]
-    )
-    slot_pages = np.concatenate(
-        [
-            np.asarray(own)[np.arange(row.start, end) // page_size]
-            for row, end, own in zip(rows, ends, pages, strict=True)
-        ]
-    )
-    qo_indptr = np.concatenate(([0], np.cumsum(counts)))
-    draws = [i for i, row in enumerate(rows) if row.sampling is not None]
-    meta = BatchMeta(
+def token_fault(row: Row, limits: RowLimits) -> str | None:
+    """What of it is the tokens' fault; they are some."""
+    if min(row.tokens) < 0 or max(row.tokens) >= limits.vocab_size:
+        return f"a token is outside the vocabulary of {limits.vocab_size}"
+    return None
+
+
+def span_of(row: Row) -> Span:
+    """Where a row's tokens lie."""
+    return Span(row.start, len(row.tokens), row.pages)
+
+
+def lay_out(spans: Sequence[Span], page_size: int) -> BatchMeta:
+    """Lay rows end to end: all of a step but the tokens themselves.
+
+    Each has passed `row_fault`; decode rows come first.
+    """
+    num_rows = len(spans)
+    starts = np.fromiter((span.start for span in spans), np.int64, num_rows)
+    counts = np.fromiter((span.num_tokens for span in spans), np.int64, num_rows)
+    ends = starts + counts
+    num_pages = -(-ends // page_size)
+    qo_indptr, kv_indptr = _indptr(counts), _indptr(num_pages)
+    # Only pages that hold tokens after this step.
+    pages = [span.pages[:count] for span, count in zip(spans, num_pages.tolist(), strict=True)]
+    kv_indices = np.fromiter(chain.from_iterable(pages), np.int32, int(kv_indptr[-1]))
+    # Each token's place in its row, from its place in the step.
+    positions = np.arange(qo_indptr[-1]) + np.repeat(starts - qo_indptr[:-1], counts)
+    page_of_token = np.repeat(kv_indptr[:-1], counts) + positions // page_size
+    others = np.flatnonzero(counts != 1)
+    return BatchMeta(
         qo_indptr=_int32(qo_indptr),
-        kv_indptr=_int32(np.concatenate(([0], np.cumsum([len(own) for own in pages])))),
-        kv_indices=_int32(np.concatenate([np.asarray(own) for own in pages])),
-        last_page_len=_int32(np.asarray([(end - 1) % page_size + 1 for end in ends])),
+        kv_indptr=_int32(kv_indptr),
+        kv_indices=_int32(kv_indices),
+        last_page_len=_int32((ends - 1) % page_size + 1),
         positions=_int32(positions),
-        slot_pages=_int32(slot_pages),
+        slot_pages=_int32(kv_indices[page_of_token]),
         slot_offsets=_int32(positions % page_size),
-        num_decode_rows=_leading_ones(counts),
-    )
-    tokens = np.concatenate([np.asarray(row.tokens, dtype=np.int64) for row in rows])
-    return Batch(
-        tokens=torch.from_numpy(tokens),
-        positions=torch.from_numpy(positions.astype(np.int64)),
-        last=torch.from_numpy((qo_indptr[1:] - 1)[draws].astype(np.int64)),
-        meta=meta,
+        # Rows from the front that have one token: those can be computed as decode rows.
+        num_decode_rows=int(others[0]) if len(others) else num_rows,
     )
 
 
-def _leading_ones(counts: list[int]) -> int:
-    """Rows from the front that have one token: those can be computed as decode rows."""
-    return next((index for index, count in enumerate(counts) if count != 1), len(counts))
+def _indptr(counts: np.ndarray) -> np.ndarray:
+    """Where each of these many begins, and at last where all end."""
+    return np.concatenate(([0], np.cumsum(counts)))
 
 
 def _int32(values: np.ndarray) -> Tensor:

@@ -26,7 +26,10 @@ def choose_device(asked: str) -> torch.device:
             raise ConfigError(
                 f"device {asked} is not there: {torch.cuda.device_count()} CUDA devices found"
             )
-        return torch.device("cuda", index)
+        device = torch.device("cuda", index)
+        # Streams, events and libraries that take no device take the current one.
+        torch.cuda.set_device(device)
+        return device
     if device.type != "cpu":
         raise ConfigError(f"device {asked!r} is not supported; give auto, cpu, cuda or cuda:N")
     return torch.device("cpu")

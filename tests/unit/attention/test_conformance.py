@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dopd.attention.base import Attention
 from dopd.attention.torch import TorchAttention
-from dopd.engine.torch_batch import build_batch
+from dopd.engine.torch_batch import lay_out, span_of
 from dopd.types import Row, SamplingParams
 
 NUM_LAYERS = 3
@@ -84,7 +84,7 @@ class Bench:
             )
             for index, count in parts
         ]
-        self.attention.plan(build_batch(rows, self.page_size).meta)
+        self.attention.plan(lay_out([span_of(row) for row in rows], self.page_size))
         total = sum(count for _, count in parts)
         for layer in range(NUM_LAYERS):
             # A view into a wider tensor, as a fused product gives it.

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dopd.engine.torch_batch import build_batch
+from dopd.engine.torch_batch import Span, lay_out, span_of
 from dopd.types import Row, SamplingParams
 
 DRAW = SamplingParams()
@@ -15,11 +15,8 @@ def test_rows_lie_end_to_end_decode_first() -> None:
         Row(2, [1, 2, 3], 30, [5, 6, 2], None, 0),
         Row(3, [4, 5], 0, [8], DRAW, 0),
     ]
-    batch = build_batch(rows, page_size=16)
-    meta = batch.meta
-    assert batch.tokens.tolist() == [7, 8, 1, 2, 3, 4, 5]
-    assert batch.positions.tolist() == [20, 15, 30, 31, 32, 0, 1]
-    assert batch.last.tolist() == [0, 1, 6]
+    meta = lay_out([span_of(row) for row in rows], page_size=16)
+    assert meta.positions.tolist() == [20, 15, 30, 31, 32, 0, 1]
     assert meta.qo_indptr.tolist() == [0, 1, 2, 5, 7]
     # Only pages that hold tokens after this step: 9 is reserved and left out.
     assert meta.kv_indices.tolist() == [3, 1, 4, 5, 6, 2, 8]
@@ -36,5 +33,5 @@ def test_rows_lie_end_to_end_decode_first() -> None:
 def test_decode_rows_are_those_of_one_token_from_the_front(
     counts: list[int], num_decode_rows: int
 ) -> None:
-    rows = [Row(i, [0] * count, 0, [i], DRAW, 0) for i, count in enumerate(counts)]
-    assert build_batch(rows, 16).meta.num_decode_rows == num_decode_rows
+    spans = [Span(0, count, [index]) for index, count in enumerate(counts)]
+    assert lay_out(spans, 16).num_decode_rows == num_decode_rows
