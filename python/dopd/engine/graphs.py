@@ -153,7 +153,6 @@ class DecodeGraphs:
         # The last step's inputs may still be on their way.
         self._stream.wait()
         count = len(tokens)
-        self._staged[:, :size] = 0
         self._staged[0, :count] = torch.tensor(tokens, dtype=torch.int64)
         self._staged[1, :count] = positions
         for there, staged in zip(self._inputs, self._staged, strict=True):

@@ -75,7 +75,7 @@ class Runner:
 
     def foreseen(self, rows: Sequence[Row]) -> Prepared | None:
         """What was prepared for a step of these rows, if anything was; for `hidden`."""
-        guess, self._guess = self._guess, None
+        guess = self._guess
         if guess is None:
             return None
         if guess.is_of(rows):
@@ -90,6 +90,7 @@ class Runner:
         The device may still be computing them. prepared: from `foreseen`, called with the same rows
         and with no other step in between.
         """
+        # Whatever comes now is planned, and the plan of a guess is gone with it.
         self._guess = None
         step = prepared or self._prepare([span_of(row) for row in rows])
         tokens = [token for row in rows for token in row.tokens]
