@@ -86,11 +86,16 @@ class NoAttention:
 
 
 @torch.inference_mode()
-def step_bytes(weights: Llama, device: torch.device, max_rows: int, max_tokens: int) -> int:
-    """Bytes of a GPU that steps take for a time, and graphs for good; 0 on a CPU.
+def reserve_bytes(
+    weights: Llama,
+    make_attention: Callable[[], object],
+    device: torch.device,
+    max_rows: int,
+    max_tokens: int,
+) -> int:
+    """Bytes of a GPU that steps take for a time, graphs and attention for good; 0 on a CPU.
 
-    Measured, by the largest step that there can be, but for attention, which has a workspace of its
-    own.
+    Measured, by the largest step that there can be; attention by making it.
     """
     if device.type != "cuda":
         return 0
@@ -104,8 +109,8 @@ def step_bytes(weights: Llama, device: torch.device, max_rows: int, max_tokens: 
     def step() -> None:
         sample(weights.logits(forward(max(max_tokens, max_rows))[:max_rows]), draws)
 
-    decode_bytes = _peak_bytes(device, lambda: forward(sizes[-1]))
-    return _peak_bytes(device, step) + decode_bytes + GRAPH_BYTES * len(sizes)
+    graph_bytes = _peak_bytes(device, lambda: forward(sizes[-1])) + GRAPH_BYTES * len(sizes)
+    return _peak_bytes(device, step) + graph_bytes + _peak_bytes(device, make_attention)
 
 
 def _peak_bytes(device: torch.device, function: Callable[[], object]) -> int:

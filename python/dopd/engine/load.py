@@ -6,6 +6,7 @@ Called by `worker/build`, tests and benches.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -80,41 +81,57 @@ def load(
     weights, digest = _weights(path, max_model_len, dtype, place, attention, progress)
     config, longest = weights.config, _longest(weights.config, max_model_len)
     geometry = _geometry(config, digest, dtype, page_size)
-    # Measured without a pool, so that the pool can have all the rest.
-    reserve = cuda.step_bytes(weights, place, max_num_seqs, max_batch_tokens)
+    shape = (config.num_layers, page_size, config.num_kv_heads, config.head_dim)
+    attend = partial(
+        choose.make,
+        attention,
+        num_heads=config.num_heads,
+        max_rows=max_num_seqs,
+        max_row_pages=pages_for(longest, page_size),
+        fixed_split=fixed_split,
+    )
+    # Measured on a pool of one page, so that the real one can have all the rest.
+    reserve = cuda.reserve_bytes(
+        weights,
+        lambda: attend(KvPool(shape, 1, DTYPES[dtype], place).tensor),
+        place,
+        max_num_seqs,
+        max_batch_tokens,
+    )
     memory = memory_for(kv_memory, device_memory(place, gpu_memory_utilization, reserve))
     if max_model_len is None:
         # Nobody asked for a length: what fits is better than a refusal.
         longest = min(longest, max(1, memory // geometry.page_bytes) * page_size)
     num_pages = pages_in(memory, geometry.page_bytes, page_size, longest)
-    shape = (config.num_layers, page_size, config.num_kv_heads, config.head_dim)
     pool = KvPool(shape, num_pages, DTYPES[dtype], place, num_dummies=int(place.type == "cuda"))
-    attend = choose.make(
-        attention,
-        pool.tensor,
-        config.num_heads,
-        max_rows=max_num_seqs,
-        max_row_pages=pages_for(longest, page_size),
-        fixed_split=fixed_split,
-    )
     limits = RowLimits(config.vocab_size, longest, page_size, num_pages)
-    if place.type == "cuda":
-        stream: Stream = cuda.CudaStream(place)
-        sizes = graphs.sizes(max_num_seqs) if cuda_graphs else []
-        captured = make_graphs(weights, attend, pool, sizes, stream)
-        if captured is not None:
-            progress("graphs", 0.0, 0)
-            captured.warm(cuda.CudaCapture(place), lambda share: progress("graphs", share, 0))
-        runner = Runner(weights, attend, place, limits, captured, looks_ahead=True)
-    else:
-        stream = HostStream()
-        runner = Runner(weights, attend, place, limits)
-
+    sizes = graphs.sizes(max_num_seqs) if cuda_graphs else []
+    runner, stream = _runner(weights, attend(pool.tensor), pool, limits, sizes, progress)
     progress("warm-up", 0.0, 0)
     engine = TorchEngine(weights, pool, geometry, name or path.stem, limits, runner, stream)
     engine.warm_up(timings)
     progress("warm-up", 1.0, 0)
     return engine
+
+
+def _runner(
+    weights: Llama,
+    attention: Attention,
+    pool: KvPool,
+    limits: RowLimits,
+    sizes: list[int],
+    progress: Progress,
+) -> tuple[Runner, Stream]:
+    """What computes steps on the pool's device, with graphs of these sizes if it is a GPU."""
+    place = pool.tensor.device
+    if place.type != "cuda":
+        return Runner(weights, attention, place, limits), HostStream()
+    stream = cuda.CudaStream(place)
+    captured = make_graphs(weights, attention, pool, sizes, stream)
+    if captured is not None:
+        progress("graphs", 0.0, 0)
+        captured.warm(cuda.CudaCapture(place), lambda share: progress("graphs", share, 0))
+    return Runner(weights, attention, place, limits, captured, looks_ahead=True), stream
 
 
 def make_graphs(
