@@ -66,10 +66,9 @@ def load(
     bfloat16 on a GPU, float32 on a CPU. kv_memory: "512MiB", None for a default: on a GPU what
     gpu_memory_utilization leaves. max_model_len: None for what model and pool allow. name: what the
     model is called, None for the name of its file or folder. attention: one of `choose.NAMES`.
-    max_num_seqs, max_batch_tokens: most rows and tokens of a step; a GPU's memory is kept free for
-    such a one. cuda_graphs: of decode steps, on a GPU. fixed_split: attention computes a row alike
-    in every batch, slowly: for tests. timings: what steps take, None for what the warm-up says.
-    Raises ConfigError (ModelError for the model's own faults) with what to do.
+    max_num_seqs, max_batch_tokens: most rows and tokens of a step. cuda_graphs: of decode steps, on
+    a GPU. fixed_split: attention computes a row alike in every batch, slowly: for tests. timings:
+    what steps take, None for what the warm-up says. Raises ConfigError with what to do.
     """
     path = Path(model)
     if not 1 <= page_size <= MAX_PAGE_SIZE:
