@@ -14,6 +14,7 @@ from dopd.sched.events import State
 from dopd.types import Result, Role, Row, SamplingParams
 from dopd.worker.build import Worker, make_worker
 from dopd.worker.config import WorkerConfig
+from dopd.worker.transports import SYSTEM, Libraries
 from tests.support.scripted_router import TOKEN, WAIT_S
 
 POLL_S = 0.005
@@ -116,12 +117,13 @@ def running(
     engine: Engine | None = None,
     num_pages: int = 4096,
     token: str = TOKEN,
+    libraries: Libraries = SYSTEM,
     **settings: Any,
 ) -> Iterator[Running]:
     """A whole worker in this process."""
     config = WorkerConfig(role=role, join=join, join_token=token, mock=True, name=name, **settings)
     engine = engine or MockEngine(num_pages)
-    one = Running(make_worker(config, engine), engine)
+    one = Running(make_worker(config, engine, libraries), engine)
     one.start()
     try:
         yield one

@@ -21,24 +21,24 @@ from dopd.transfer.cuda import Device, Driver
 SOURCE = Path(__file__).with_name("stub_cuda.c")
 FLAGS = ("-std=gnu11", "-Wall", "-Wextra", "-Werror", "-O1", "-g", "-shared", "-fPIC", "-pthread")
 FOLDER_VARIABLE = "STUB_CUDA_FOLDER"
-BUILT_VARIABLE = "STUB_CUDA_BUILT"
 
 _numbers = itertools.count()
 
 
 @cache
-def built() -> Path:
-    """The library, compiled once a process; those that it starts, which may be killed, use it."""
-    if told := os.environ.get(BUILT_VARIABLE):
+def built(source: Path = SOURCE) -> Path:
+    """A double, compiled once a process; those that it starts, which may be killed, use it."""
+    variable = f"{source.stem.upper()}_BUILT"
+    if told := os.environ.get(variable):
         return Path(told)
     compiler = shutil.which("cc")
     if compiler is None:
-        pytest.skip("no C compiler for the double of libcuda")
-    folder = tempfile.mkdtemp(prefix="dopd-stub-cuda-")
+        pytest.skip(f"no C compiler for {source.name}")
+    folder = tempfile.mkdtemp(prefix="dopd-stub-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    library = Path(folder) / "libcuda.so.1"
-    subprocess.run([compiler, *FLAGS, "-o", library, SOURCE], check=True)
-    os.environ[BUILT_VARIABLE] = str(library)
+    library = Path(folder) / f"{source.stem}.so"
+    subprocess.run([compiler, *FLAGS, "-o", library, source, "-ldl"], check=True)
+    os.environ[variable] = str(library)
     return library
 
 

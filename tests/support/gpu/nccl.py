@@ -4,38 +4,21 @@ from __future__ import annotations
 
 import ctypes
 import shutil
-import subprocess
-import tempfile
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
-import pytest
-
 from dopd.transfer.nccl import Nccl
-from tests.support.gpu.cuda import FLAGS, StubCuda
+from tests.support.gpu.cuda import StubCuda, built
 
 SOURCE = Path(__file__).with_name("stub_nccl.c")
-
-
-@cache
-def built() -> tuple[tempfile.TemporaryDirectory[str], Path]:
-    """The library, compiled once a process; the folder goes with the process."""
-    compiler = shutil.which("cc")
-    if compiler is None:
-        pytest.skip("no C compiler for the double of libnccl")
-    folder = tempfile.TemporaryDirectory(prefix="dopd-stub-nccl-")
-    library = Path(folder.name) / "libnccl.so.2"
-    subprocess.run([compiler, *FLAGS, "-o", library, SOURCE, "-ldl"], check=True)
-    return folder, library
 
 
 class StubNccl:
     """One loaded copy of the double: that of one process."""
 
     def __init__(self, folder: Path, cuda: StubCuda) -> None:
-        self.path = folder / f"nccl-{len(list(folder.glob('nccl-*.so')))}.so"
-        shutil.copy(built()[1], self.path)
+        self.path = folder / f"nccl-{cuda.path.name}"
+        shutil.copy(built(SOURCE), self.path)
         self.library = ctypes.CDLL(str(self.path))
         for name in ("stub_live", "stub_calls"):
             getattr(self.library, name).restype = ctypes.c_long

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 
 from dopd.sched.events import State
+from tests.support.gpu.cuda import shared_folder
+from tests.support.gpu.machine import StubGpu
+from tests.support.gpu.worker import libraries_of, on_gpu
+from tests.support.links import wait_for
 from tests.support.scripted_router import ScriptedRouter, close, open_compute, open_import, send
 from tests.support.workers import GatedEngine, Running, expected_answer, running
 
@@ -16,7 +21,8 @@ PROMPT = [(7 * i) % 256 for i in range(100)]
 MAX_TOKENS = 20_000
 P, D = 7, 4
 """Slots of source and destination."""
-WAYS = pytest.mark.parametrize("way", ["shm", "tcp"])
+WAYS = pytest.mark.parametrize("way", ["shm", "tcp", "cuda_ipc", "nccl"])
+DEVICE_WAYS = ("cuda_ipc", "nccl")
 
 
 class HandOff:
@@ -63,13 +69,29 @@ def allow(one: Running, num_steps: int) -> None:
 
 
 @contextmanager
+def one_end(name: str, join: str, transports: str, folder: Path) -> Iterator[Running]:
+    """A worker, its KV on a double's GPU if its transports are of these."""
+    if transports not in DEVICE_WAYS:
+        with running(name, join, engine=GatedEngine(), transports=transports) as one:
+            yield one
+        return
+    gpu = StubGpu(folder)
+    engine, libraries = on_gpu(GatedEngine(), gpu), libraries_of(gpu)
+    with running(name, join, engine=engine, libraries=libraries, transports=transports) as one:
+        yield one
+    wait_for(lambda: not gpu.left(), gpu.left)
+    gpu.check()
+
+
+@contextmanager
 def hand_off(way: str = "shm,tcp", theirs: str = "") -> Iterator[HandOff]:
     """The transports of the source, and those of the destination if they are others."""
-    with (
-        ScriptedRouter() as router,
-        running("p", router.address, engine=GatedEngine(), transports=way) as source,
-        running("d", router.address, engine=GatedEngine(), transports=theirs or way) as destination,
-    ):
+    with ScriptedRouter() as router, ExitStack() as ends:
+        folder = ends.enter_context(shared_folder())
+        source, destination = (
+            ends.enter_context(one_end(name, router.address, transports, folder))
+            for name, transports in (("p", way), ("d", theirs or way))
+        )
         yield HandOff(router, source, destination)
         # The steps under way may end.
         allow(source, 1)
