@@ -20,18 +20,19 @@ TOKEN_BYTES_MAX = 4096
 _KINDS = {"int": (int,), "float": (float, int), "bool": (bool,), "str": (str,)}
 
 
-def parse(argv: Sequence[str]) -> WorkerConfig:
-    """The settings. Raises ConfigError; argparse itself exits with 2."""
+def parse(argv: Sequence[str], join_token: str | None = None) -> WorkerConfig:
+    """The settings. join_token: None: of a file or the environment. Raises ConfigError; argparse
+    itself exits with 2."""
     given = dict(vars(parser().parse_args(argv)))
     file = given.pop("config", None)
     values = (_read_table(Path(file)) if file else {}) | given
     for required in ("role", "join"):
         if required not in values:
             raise ConfigError(f"--{required} is missing")
-    return WorkerConfig(**_convert(values))
+    return WorkerConfig(**_convert(values, join_token))
 
 
-def _convert(values: dict[str, Any]) -> dict[str, Any]:
+def _convert(values: dict[str, Any], join_token: str | None) -> dict[str, Any]:
     values = dict(values)
     try:
         values["role"] = Role(values["role"])
@@ -43,7 +44,9 @@ def _convert(values: dict[str, Any]) -> dict[str, Any]:
             values[path] = Path(values[path])
     values.setdefault("name", f"{values['role'].value}-{os.getpid()}")
     token_file = values.pop("join_token_file", None)
-    values["join_token"] = _read_token(Path(token_file)) if token_file else _token_of_env()
+    if token_file:
+        join_token = _read_token(Path(token_file))
+    values["join_token"] = _token_of_env() if join_token is None else join_token
     _check_types(values)
     return values
 

@@ -131,7 +131,9 @@ class Source:
         told = process.stdout.readline()
         if not told:
             raise DopdError(f"the destination of {transport} ended before it listened")
-        self._transports.dial(Peer("destination", 1, (Endpoint(**json.loads(told)),)))
+        endpoint = Endpoint(**json.loads(told))
+        self.transport = endpoint.transport
+        self._transports.dial(Peer("destination", 1, (endpoint,)))
         if not self._events.up.wait(WAIT_S):
             raise DopdError(f"no link over {transport} within {WAIT_S:g} s")
         self.seconds(1, 1)

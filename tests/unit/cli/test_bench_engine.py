@@ -14,7 +14,8 @@ from dopd.worker.handoff_probe import Place, pair
 
 pytest.importorskip("dopd._router")
 
-QUICK = ["bench", "engine", "--mock", "--quick", "--kv-memory", "64MiB", "--repeat", "2"]
+MOCK = ["--mock", "--mock-timings", "h100-8b"]
+QUICK = ["bench", "engine", *MOCK, "--quick", "--kv-memory", "64MiB", "--repeat", "2"]
 
 
 def test_a_mock_engine_gives_back_the_calibration_it_sleeps_by(
@@ -52,6 +53,7 @@ def test_the_router_and_the_simulator_read_the_file(tmp_path: Path) -> None:
         (["--mock", "--step-seconds-max", "nan"], "--step-seconds-max is nan"),
         (["--mock", "--out", "/nowhere/at/all.json"], "its folder is not there"),
         (["--mock", "--mock-timings", "h200"], "h200"),
+        (["--model", "/nowhere", "--device", "tpu"], "tpu"),
     ],
 )
 def test_bad_options(argv: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,7 +62,10 @@ def test_bad_options(argv: list[str], message: str, capsys: pytest.CaptureFixtur
 
 
 def test_a_transport_that_is_not_there_is_named() -> None:
-    with pytest.raises(ConfigError, match="'pigeon' is no list"), pair("pigeon", Place(4096, 4)):
+    with (
+        pytest.raises(ConfigError, match="'pigeon' is neither auto nor a list"),
+        pair("pigeon", Place(4096, 4)),
+    ):
         pass
 
 

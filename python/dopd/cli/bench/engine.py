@@ -26,6 +26,8 @@ Prompts by length, decoding by batch and context, both in one step, and pages fr
 another: each is timed --repeat times, in turns. The calibration is the router's cost model fitted
 to them; "off" is how far it is from what was measured. Nothing else should use the device then.
 
+Every further option is one of `dopd worker`: --model or --mock, --device, --dtype, --kv-memory, ...
+
   dopd bench engine --model ./Llama-3.1-8B-Instruct --out h100.json
   dopd worker --timings h100.json ...
   dopd simulate trace.csv --timings h100.json
@@ -35,22 +37,13 @@ REPEAT_MAX = 1000
 HANDOFF_TOKENS = (16, 512, 2048)
 # Bytes in either half of the probe's pool at most.
 HANDOFF_BYTES_MAX = 256 << 20
+NOBODY = ("--role", "mixed", "--join", "127.0.0.1:1", "--name", "bench")
 
 
 def parser() -> argparse.ArgumentParser:
     """The options."""
     made = console.parser("bench engine", "Time the steps of an engine, and write its calibration.")
     made.epilog = EPILOG
-    what = made.add_argument_group("engine (as of `dopd worker`)")
-    add = what.add_argument
-    add("--model", type=Path, metavar="PATH", help="model folder or .gguf file")
-    add("--mock", action="store_true", help="the mock engine instead of a model")
-    add("--mock-timings", default="h100-8b", metavar="NAME", help="its times (default: h100-8b)")
-    add("--dtype", default="auto", help="auto, float32, bfloat16 or float16 (default: auto)")
-    add("--kv-memory", metavar="SIZE", help="memory for KV pages (default: by device)")
-    add("--max-model-len", type=int, metavar="TOKENS", help="longest sequence that is timed")
-    add("--page-size", type=int, default=16, metavar="TOKENS", help="tokens of a page")
-    add("--threads", type=int, default=1, metavar="N", help="compute threads on a CPU (default: 1)")
     how = made.add_argument_group("measurement")
     add = how.add_argument
     add("--repeat", type=int, default=5, metavar="N", help="times of each step (default: 5)")
@@ -62,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="S",
         help="leave out steps that take longer (default: 10)",
     )
-    add("--transport", metavar="NAME", help="of the hand-off: none, or one of `dopd worker`'s")
+    add("--transport", metavar="NAME", help="of the hand-off, or none (default: the best there is)")
     report = made.add_argument_group("report")
     report.add_argument("--out", type=Path, metavar="FILE", help="write the calibration here")
     report.add_argument("--json", metavar="FILE", help="all that was measured; - for stdout")
@@ -71,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(argv: list[str]) -> int:
     """Measure, print, write."""
-    args = parser().parse_args(argv)
+    args, args.engine = parser().parse_known_args(argv)
     _check(args)
     engine = _load(args)
     cells, left_out = _measure(args, engine)
@@ -117,27 +110,12 @@ def _usage(message: str) -> console.CommandError:
 
 
 def _load(args: argparse.Namespace) -> Engine:
-    from dopd.types import Role
+    from dopd.worker import args as worker
     from dopd.worker.build import make_engine
-    from dopd.worker.config import WorkerConfig
 
     try:
-        config = WorkerConfig(
-            role=Role.MIXED,
-            # Nobody is joined.
-            join="127.0.0.1:1",
-            join_token="none",
-            name="bench",
-            model=args.model,
-            mock=args.mock,
-            mock_timings=args.mock_timings,
-            dtype=args.dtype,
-            kv_memory=args.kv_memory,
-            max_model_len=args.max_model_len,
-            page_size=args.page_size,
-            threads=args.threads,
-        )
-        return make_engine(config)
+        # Nobody is joined: what a worker needs to join is made up.
+        return make_engine(worker.parse([*NOBODY, *args.engine], join_token="none"))
     except ConfigError as error:
         raise _usage(str(error)) from error
 
@@ -180,13 +158,13 @@ def _handoff(args: argparse.Namespace, engine: Engine) -> dict[str, Any] | None:
     most = max(1, HANDOFF_BYTES_MAX // page_bytes)
     counts = sorted({min(most, -(-tokens // page_size)) for tokens in HANDOFF_TOKENS})
     device = "cpu" if engine.device in ("cpu", "mock") else engine.device.split()[0]
-    transport = args.transport or ("shm" if device == "cpu" else "cuda_ipc")
     try:
-        with pair(transport, Place(page_bytes, 2 * counts[-1], device)) as source:
+        with pair(args.transport or "auto", Place(page_bytes, 2 * counts[-1], device)) as source:
             took = {
                 count: statistics.median(source.seconds(1, count) for _ in range(4 * args.repeat))
                 for count in counts
             }
+            transport = source.transport
     except DopdError as error:
         if args.transport:
             raise
@@ -217,7 +195,6 @@ def _document(
         "device": engine.device,
         "dtype": engine.geometry.dtype,
         "page_size": engine.geometry.page_size,
-        "threads": args.threads,
         "repeat": args.repeat,
         "timings": asdict(found.timings),
         "median_error": found.median_error,
