@@ -43,8 +43,8 @@ def main(folder: Path, words: list[str]) -> int:
         assert isinstance(engine, MockEngine)
         return on_gpu(engine, gpu)
 
-    worker.make_engine = make  # type: ignore[attr-defined]
-    worker.make_worker = partial(make_worker, libraries=libraries_of(gpu))  # type: ignore[attr-defined]
+    worker.make_engine = make
+    worker.make_worker = partial(make_worker, libraries=libraries_of(gpu))
     code = worker.main(words)
     try:
         wait_for(lambda: not gpu.left(), gpu.left)

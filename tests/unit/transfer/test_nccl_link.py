@@ -168,6 +168,20 @@ def test_a_peer_that_leaves_instead_of_joining_costs_no_time() -> None:
         assert pair.destination.log == []
 
 
+def test_an_id_whose_link_is_not_made_is_retired() -> None:
+    """The peer hangs up just now, or the worker ends."""
+    with Pair("nccl") as pair:
+
+        def fail(*arguments: object) -> None:
+            raise LinkError("worker ends")
+
+        pair.streams[1]._link = fail
+        with pytest.raises(LinkError):
+            pair.streams[0].connect(pair.peer, pair.peer.endpoints[0].address)
+        wait_for(lambda: is_at_rest(pair), lambda: what_is_left(pair))
+        assert gpu_of(pair.destination).nccl.calls("ncclGetUniqueId") == 1
+
+
 def test_a_stranger_gets_no_id() -> None:
     with Pair("nccl") as pair, stranger(pair) as sock:
         frames.send_frame(sock, HELLO.__class__(1, "x", 1, HELLO.layout_hash, "wrong"), [])

@@ -173,6 +173,7 @@ class World:
 
     def synchronise(self, within_s: float) -> bool:
         assert "aborted" in self.log or "joined" not in self.log
+        assert self.abort != "hangs", "the stream tells nothing before the abort is over"
         kind = self.pick("done", "not done", "asked again") if not self.is_asked else "done"
         self.is_rest_known = kind == "done"
         self.is_asked = kind == "asked again"
