@@ -212,6 +212,9 @@ impl Brain {
     /// It has waited so long that its answer cannot be complete in time; when it came it could.
     /// Never so if it ran before: its client has a part of the answer.
     fn comes_too_late(&self, sequence: &Sequence) -> bool {
+        if sequence.deadline == Micros(u64::MAX) {
+            return false;
+        }
         let service = self.pace.service(sequence.prompt, sequence.max_tokens);
         let is_fresh = sequence.queue_key.lane == Lane::Fresh;
         service.is_some_and(|service| {

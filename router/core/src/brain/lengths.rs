@@ -106,14 +106,17 @@ impl Lengths {
     /// down for the next time.
     #[inline]
     pub(super) fn grows(&mut self, bucket: &mut u8, answer: Tokens) {
+        let first = usize::from(*bucket);
         while let Some(&next) = self.edges.get(usize::from(*bucket) + 1)
             && answer.0 >= next
             && usize::from(*bucket) + 1 < BUCKETS
         {
             self.forget(usize::from(*bucket));
             self.passed[usize::from(*bucket)] += 1.0;
-            self.count(usize::from(*bucket));
             *bucket += 1;
+        }
+        if usize::from(*bucket) > first {
+            self.count(first);
         }
     }
 
@@ -141,9 +144,13 @@ impl Lengths {
     pub(super) fn go_on<const N: usize>(&self, made: Tokens, further: [u32; N]) -> [f64; N] {
         let mut bucket = self.bucket(made.0.saturating_add(1));
         let whole = self.longer(made.0, &mut bucket);
+        let mut last = (0, 1.0);
         further.map(|more| {
-            let part = self.longer(made.0.saturating_add(more), &mut bucket) / whole;
-            if part < 1.0 { part } else { 1.0 }
+            if more != last.0 {
+                let part = self.longer(made.0.saturating_add(more), &mut bucket) / whole;
+                last = (more, if part < 1.0 { part } else { 1.0 });
+            }
+            last.1
         })
     }
 

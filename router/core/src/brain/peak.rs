@@ -127,22 +127,24 @@ impl Curve {
     /// Works out what it needs at each point if it goes on.
     fn reach(&mut self) {
         let left = self.shape.max.minus(self.shape.made).0;
+        let (mut before, mut longest) = (None, 0);
         for (most, horizon) in self.mosts.iter_mut().zip(HORIZONS) {
-            let held = self.shape.held().plus(Tokens(horizon.min(left)));
-            let pages = held.pages(self.page_size).max(self.pages);
-            let parts = u64::from(pages.0) * u64::from(self.page_size) * PARTS;
-            *most = u32::try_from(parts).unwrap_or(u32::MAX);
+            let more = horizon.min(left);
+            if before.replace(more) != Some(more) {
+                let held = self.shape.held().plus(Tokens(more));
+                let pages = held.pages(self.page_size).max(self.pages);
+                let parts = u64::from(pages.0) * u64::from(self.page_size) * PARTS;
+                longest = u32::try_from(parts).unwrap_or(u32::MAX);
+            }
+            *most = longest;
         }
     }
 
-    /// Mean, variance and most at a point; all zero if it is gone by then.
-    fn at(&self, index: usize) -> [u64; 3] {
+    /// Mean, variance and most at a point; `None`: it is gone by then.
+    fn at(&self, index: usize) -> Option<[u64; 3]> {
         let mean = u64::from(self.means[index]);
-        if mean == 0 {
-            return [0; 3];
-        }
         let most = u64::from(self.mosts[index]).max(mean);
-        [mean, mean * (most - mean), most]
+        (mean > 0).then(|| [mean, mean * (most - mean), most])
     }
 }
 
@@ -281,7 +283,10 @@ impl Peak {
 
     fn change(&mut self, curve: &Curve, by: impl Fn(u64, u64) -> u64) {
         for (index, sums) in self.sums.iter_mut().enumerate() {
-            for (sum, part) in sums.iter_mut().zip(curve.at(index)) {
+            let Some(parts) = curve.at(index) else {
+                continue;
+            };
+            for (sum, part) in sums.iter_mut().zip(parts) {
                 *sum = by(*sum, part);
             }
         }

@@ -291,15 +291,13 @@ impl Slots {
 
     /// The sequence of a slot has so many answer tokens: it may have begun another page.
     pub(super) fn grew(&mut self, id: SlotId, made: Tokens, lengths: &Lengths) {
-        let slot = self.rows.get(id.0 as usize);
-        let grown = slot.and_then(|slot| {
-            let claim = slot.claim.grown(made, self.page_size, lengths)?;
-            Some((slot.claim, claim))
-        });
-        if let Some((old, new)) = grown {
+        let Some(slot) = self.rows.get_mut(id.0 as usize) else {
+            return;
+        };
+        if let Some(new) = slot.claim.grown(made, self.page_size, lengths) {
+            let old = std::mem::replace(&mut slot.claim, new);
             self.take_back(&old);
             self.promise(&new);
-            self.rows[id.0 as usize].claim = new;
         }
     }
 

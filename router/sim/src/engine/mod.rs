@@ -167,11 +167,12 @@ impl Engine<'_> {
     fn next(&self) -> Option<(Micros, Next)> {
         // Once all is over, only what the fleet has before it, to its last page.
         let is_over = self.requests.open == 0 && self.is_all_arrived();
-        let (mut at, mut first) = (NEVER, None);
+        let (mut at, mut first) = (NEVER, Next::Wake);
         // In the order of what happens at one time.
         let mut look = |due: Option<Micros>, next: Next| {
-            if let Some(due) = due.filter(|&due| due < at) {
-                (at, first) = (due, Some(next));
+            let due = due.unwrap_or(NEVER);
+            if due < at {
+                (at, first) = (due, next);
             }
         };
         if !is_over {
@@ -196,7 +197,7 @@ impl Engine<'_> {
             let wake = self.brain.next_wake().map(|at| at.max(self.now));
             look(wake, Next::Wake);
         }
-        Some((at, first?))
+        (at < NEVER).then_some((at, first))
     }
 
     fn handle(&mut self, next: Next) {

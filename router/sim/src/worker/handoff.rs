@@ -75,6 +75,9 @@ impl Worker {
 
     /// Step boundary of those that decode while their pages travel.
     pub(super) fn freeze_ready(&mut self, now: Micros) {
+        if self.shipping.is_empty() {
+            return;
+        }
         let mut shipping = std::mem::take(&mut self.shipping);
         shipping.retain(|&slot| {
             self.write(now, slot);

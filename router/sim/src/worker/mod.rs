@@ -78,8 +78,8 @@ pub(crate) struct Worker {
     trace: Arc<Trace>,
     terms: Terms,
     index: u32,
-    /// Times of its steps, over those of its timings.
-    slowness: f64,
+    /// Times of its steps, over those of its timings; `None`: the same.
+    slowness: Option<f64>,
     seats: Vec<Option<Seat>>,
     /// Slots that compute prompts, oldest first.
     prompts: Vec<u32>,
@@ -123,7 +123,7 @@ impl Worker {
             trace: Arc::clone(trace),
             terms,
             index,
-            slowness: spec.slowness_ratio,
+            slowness: other_than_one(spec.slowness_ratio),
             seats: Vec::new(),
             prompts: Vec::new(),
             queued: 0,
@@ -147,7 +147,7 @@ impl Worker {
 
     /// Its steps take so many times as long as its timings say, from the next one on.
     pub(crate) const fn slow_down(&mut self, ratio: f64) {
-        self.slowness = self.spec.slowness_ratio * ratio;
+        self.slowness = other_than_one(self.spec.slowness_ratio * ratio);
     }
 
     /// When the step under way ends.
@@ -316,5 +316,12 @@ impl Worker {
     /// Pages that are not free.
     pub(crate) fn pages_held(&self) -> u64 {
         u64::from(self.pages_owned)
+    }
+}
+
+const fn other_than_one(ratio: f64) -> Option<f64> {
+    match ratio {
+        1.0 => None,
+        other => Some(other),
     }
 }

@@ -219,7 +219,11 @@ impl Worker {
     #[inline]
     pub(super) fn real_us(&self, work: StepWork) -> u64 {
         let us = self.spec.timings.work_us(work);
-        whole_us(us as f64 * self.slowness).max(1)
+        let us = match self.slowness {
+            Some(ratio) => whole_us(us as f64 * ratio),
+            None => us,
+        };
+        us.max(1)
     }
 
     fn finish(&mut self, now: Micros) {
