@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from ctypes import POINTER, c_char_p, c_int, c_size_t, c_uint, c_void_p
 from pathlib import Path
@@ -162,6 +163,8 @@ class Script:
         if name == "ncclCommGetAsyncError":
             arguments[1]._obj.value = self.codes.get("state", 0)
         code = self.codes.get(name, 0)
+        # Others have a turn while this one is inside.
+        time.sleep(1e-5)
         self.inside.release()
         return code
 
@@ -205,7 +208,7 @@ def test_one_thread_at_a_time_is_in_a_communicator() -> None:
 
     def use() -> None:
         try:
-            for _ in range(300):
+            for _ in range(50):
                 communicator.is_ready()
                 communicator.send([64, 128], 64, 7)
         except (AssertionError, LinkError) as error:
@@ -220,7 +223,7 @@ def test_one_thread_at_a_time_is_in_a_communicator() -> None:
     # No call of another thread between the start of a group and its end.
     group = ["ncclGroupStart", "ncclSend", "ncclSend", "ncclGroupEnd"]
     calls = [name for name in script.calls if name != "ncclCommGetAsyncError"]
-    assert calls == group * (4 * 300)
+    assert calls == group * (4 * 50)
     starts = [i for i, name in enumerate(script.calls) if name == "ncclGroupStart"]
     assert all(script.calls[i : i + 4] == group for i in starts)
 
