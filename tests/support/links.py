@@ -27,6 +27,7 @@ from dopd.transfer.tcp import TcpTransport
 from dopd.types import LinkEnd, LinkHello, LinkMessage, Peer
 from tests.support.gpu.cuda import shared_folder
 from tests.support.gpu.machine import StubGpu, StubPool
+from tests.support.gpu.real import RealGpu, RealPool
 
 WAIT_S = 30.0
 TOKEN = "join-token"
@@ -34,14 +35,16 @@ LAYOUT = 0x1234
 NUM_PAGES, PAGE_BYTES = 256, 4096
 # Their pages are on a device: a double's. "staged" is tcp.
 DEVICE_KINDS = ("nccl", "cuda_ipc", "staged")
-AnyPool = BytesPool | StubPool
+# On the device of this machine.
+REAL_NCCL = "real_nccl"
+AnyPool = BytesPool | StubPool | RealPool
 HELLO = LinkHello(PROTOCOL, "stranger", 77, LAYOUT, TOKEN)
 
 
 class Recorder:
     """Takes a transport's events: writes go where `expose` said, everything is noted in order."""
 
-    def __init__(self, pool: AnyPool, gpu: StubGpu | None = None) -> None:
+    def __init__(self, pool: AnyPool, gpu: StubGpu | RealGpu | None = None) -> None:
         self.pool = pool
         self.gpu = gpu
         self.changed = threading.Condition()
@@ -118,6 +121,9 @@ def is_of_device(kind: str) -> bool:
 
 def recorder(kind: str, num_pages: int, page_bytes: int, folder: Path | None = None) -> Recorder:
     """One worker's events and pool, where its transport needs it. folder: of the doubles."""
+    if kind == REAL_NCCL:
+        real = RealGpu()
+        return Recorder(real.pool(num_pages, page_bytes), real)
     if not is_of_device(kind):
         return Recorder(BytesPool(num_pages, page_bytes))
     assert folder is not None
@@ -128,7 +134,7 @@ def recorder(kind: str, num_pages: int, page_bytes: int, folder: Path | None = N
 def open_stream(kind: str, identity: LinkIdentity, events: Recorder) -> StreamTransport:
     """One worker's transport over sockets, listening."""
     if events.gpu is not None:
-        assert isinstance(events.pool, StubPool)
+        assert not isinstance(events.pool, BytesPool)
         pool, device = events.pool.own, events.gpu.cuda.device
         if kind == "cuda_ipc":
             return CudaIpcTransport(identity, pool, events, device)

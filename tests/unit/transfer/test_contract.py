@@ -7,9 +7,12 @@ from functools import partial
 import pytest
 
 from dopd.types import LinkEnd
-from tests.support.links import Pair
+from tests.support.links import REAL_NCCL, Pair
 
-KINDS = pytest.mark.parametrize("kind", ["tcp", "shm", "cuda_ipc", "nccl", "staged", "fake"])
+ON_GPU = pytest.param(REAL_NCCL, marks=pytest.mark.gpu)
+KINDS = pytest.mark.parametrize(
+    "kind", ["tcp", "shm", "cuda_ipc", "nccl", "staged", "fake", ON_GPU]
+)
 PAGES = list(range(100))
 TARGETS = [200 - page for page in PAGES]
 
