@@ -142,14 +142,9 @@ impl Driver {
             }
             for input in batch.drain(..) {
                 self.input(self.now(), input).await;
+                self.wake().await;
             }
-            if self
-                .brain
-                .next_wake()
-                .is_some_and(|wake| wake <= self.now())
-            {
-                self.feed(self.now(), Event::Woke).await;
-            }
+            self.wake().await;
             if let Some(recorder) = &mut self.recorder {
                 recorder.flush();
             }
@@ -168,6 +163,15 @@ impl Driver {
         }) {
             Some(at) => sleep_until(at).await,
             None => std::future::pending().await,
+        }
+    }
+
+    /// A part of what is due, if anything is. Between inputs as well: workers that are free do not
+    /// wait for the end of the batch, nor the inputs for all that is due.
+    async fn wake(&mut self) {
+        let now = self.now();
+        if self.brain.next_wake().is_some_and(|wake| wake <= now) {
+            self.feed(now, Event::Woke).await;
         }
     }
 

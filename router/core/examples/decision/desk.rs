@@ -1,6 +1,7 @@
 //! A brain with as many workers and waiting requests as one likes, and events that keep it so: what
-//! workers say of what they are told, in the order of the protocol, and one arrival per prompt that
-//! is placed.
+//! workers say of what they are told, in the order of the protocol, and one arrival for each request
+//! that waits no longer. It is woken when it wants to be, to a millisecond, as by a runtime's timers:
+//! all wakes that a millisecond made due follow an arrival at once.
 
 use std::collections::VecDeque;
 
@@ -14,6 +15,8 @@ use dopd_core::{
     request::{PREFIX_MARKS_MAX, PrefixMark, RequestFacts, Slo},
     units::{Micros, Pages, Tokens},
 };
+
+use rustix::time::{ClockId, clock_gettime};
 
 /// Time between requests.
 const GAP: Micros = Micros(1_000);
@@ -33,6 +36,9 @@ pub(crate) struct Desk {
     roles: Vec<Role>,
     /// Every request asks for a target and has the longest prefix.
     is_heavy: bool,
+    /// Which of all that ever came wait, and how many.
+    waits: Vec<bool>,
+    waiting: usize,
 }
 
 /// What an event was.
@@ -40,10 +46,19 @@ pub(crate) struct Desk {
 pub(crate) enum Kind {
     /// A request came.
     Arrival,
-    /// A worker said something, and a prompt got its place.
-    Place,
-    /// A worker said something else.
+    /// Time made something due.
+    Wake,
+    /// A worker said something.
     Report,
+}
+
+/// What an event took.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Told {
+    pub(crate) kind: Kind,
+    pub(crate) ns: u64,
+    /// Prompts that got their place.
+    pub(crate) placed: u64,
 }
 
 impl Desk {
@@ -61,6 +76,8 @@ impl Desk {
             reports: VecDeque::new(),
             roles: Vec::new(),
             is_heavy,
+            waits: vec![false],
+            waiting: 0,
         };
         desk.attach(workers);
         desk
@@ -87,12 +104,8 @@ impl Desk {
 
     /// Lets requests come until so many wait, and nobody answers.
     pub(crate) fn fill(&mut self, waiting: usize) {
-        loop {
-            let there = self.brain.status().requests_waiting;
-            if there >= waiting {
-                return;
-            }
-            self.arrive(waiting - there);
+        while self.waiting < waiting {
+            self.arrive(|| 0, &mut |_| {});
         }
     }
 
@@ -100,36 +113,38 @@ impl Desk {
     /// can be counted.
     #[inline(never)]
     pub(crate) fn counted_arrivals(&mut self, times: usize) {
-        self.arrive(times);
-    }
-
-    fn arrive(&mut self, times: usize) {
         for _ in 0..times {
-            let event = self.arrival();
-            self.tell(event, || 0);
+            self.arrive(|| 0, &mut |_| {});
         }
     }
 
-    /// So many times: a request comes, and workers say things until one was placed. `clock` counts
-    /// nanoseconds; `record` hears what each event took, and how many seats it opened.
-    pub(crate) fn run(
-        &mut self,
-        times: usize,
-        clock: fn() -> u64,
-        record: &mut impl FnMut(Kind, u64, u64),
-    ) {
+    /// So many times: a request comes, and workers say things until no more wait than before; all
+    /// they have to say, if nobody did. `clock` counts nanoseconds; `record` hears of each event.
+    pub(crate) fn run(&mut self, times: usize, clock: fn() -> u64, record: &mut impl FnMut(Told)) {
+        let waiting = self.waiting;
         for _ in 0..times {
-            let event = self.arrival();
-            let (_, took, opens) = self.tell(event, clock);
-            record(Kind::Arrival, took, opens);
-            while let Some(report) = self.reports.pop_front() {
+            self.arrive(clock, record);
+            while (waiting == 0 || self.waiting > waiting)
+                && let Some(report) = self.reports.pop_front()
+            {
                 let report = Event::StepReported(Box::new(report));
-                let (kind, took, opens) = self.tell(report, clock);
-                record(kind, took, opens);
-                if kind == Kind::Place {
-                    break;
-                }
+                record(self.tell(Kind::Report, report, clock));
+                self.wake(clock, record);
             }
+        }
+    }
+
+    fn arrive(&mut self, clock: fn() -> u64, record: &mut impl FnMut(Told)) {
+        let event = self.arrival();
+        self.waits.push(true);
+        self.waiting += 1;
+        record(self.tell(Kind::Arrival, event, clock));
+        self.wake(clock, record);
+    }
+
+    fn wake(&mut self, clock: fn() -> u64, record: &mut impl FnMut(Told)) {
+        while self.brain.next_wake().is_some_and(|at| at <= self.now) {
+            record(self.tell(Kind::Wake, Event::Woke, clock));
         }
     }
 
@@ -147,7 +162,10 @@ impl Desk {
             hash: random ^ u64::from(pages),
         };
         let marks = if self.is_heavy { PREFIX_MARKS_MAX } else { 0 };
-        let ttft = (self.is_heavy || id.is_multiple_of(2)).then_some(Micros::from_millis(3_000));
+        // Who waits longer than 13 s is refused, unless the longest wait is what counts.
+        let ttft = if self.is_heavy { 3_000_000 } else { 3_000 };
+        let is_asked = self.is_heavy || id.is_multiple_of(2);
+        let ttft = is_asked.then_some(Micros::from_millis(ttft));
         Event::RequestArrived(RequestFacts {
             deadline: self.now.plus(Micros::from_millis(3_600_000)),
             tenant: random % TENANTS,
@@ -157,23 +175,33 @@ impl Desk {
         })
     }
 
-    /// One event, what it took, and how many seats it opened: at an arrival one for each prompt
-    /// that got its place.
-    fn tell(&mut self, event: Event, clock: fn() -> u64) -> (Kind, u64, u64) {
+    fn tell(&mut self, kind: Kind, event: Event, clock: fn() -> u64) -> Told {
         let begun = clock();
         let actions = self.brain.handle(self.now, event);
-        let took = clock().saturating_sub(begun);
-        let (mut kind, mut opens) = (Kind::Report, 0);
+        let ns = clock().saturating_sub(begun);
+        let mut placed = 0;
         for action in actions {
-            if let Action::Open { kind: opened, .. } = action {
-                opens += 1;
-                if opened == OpenKind::Import {
-                    kind = Kind::Place;
+            match &action {
+                Action::Open { sequence, .. } => {
+                    placed += u64::from(self.waits_no_longer(sequence.request));
                 }
+                Action::Reject { sequence, .. } => {
+                    self.waits_no_longer(sequence.request);
+                }
+                _ => {}
             }
             self.answer(&action);
         }
-        (kind, took, opens)
+        Told { kind, ns, placed }
+    }
+
+    fn waits_no_longer(&mut self, id: RequestId) -> bool {
+        let waits = usize::try_from(id.0)
+            .ok()
+            .and_then(|id| self.waits.get_mut(id));
+        let did = waits.is_some_and(std::mem::take);
+        self.waiting -= usize::from(did);
+        did
     }
 
     /// What a worker says next of what it was told.
@@ -218,6 +246,13 @@ impl Desk {
             ..StepReport::new(seat.session, role.unwrap_or(Role::Mixed))
         }
     }
+}
+
+/// CPU time of this thread.
+pub(crate) fn thread_ns() -> u64 {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    let ns = time.tv_sec * 1_000_000_000 + time.tv_nsec;
+    u64::try_from(ns).unwrap_or_default()
 }
 
 const fn ended(seat: SeatId, why: CloseReason) -> ClosedSeat {

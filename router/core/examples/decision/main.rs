@@ -5,9 +5,10 @@
 //! cargo run --release -p dopd-core --example decision -- WORKERS WAITING TIMES
 //! ```
 //!
-//! Prints one JSON document. With WAITING = 0 requests are served as they come. An arrival is an
-//! event like any other: what else is due at that time happens as well, so in a large fleet a dozen
-//! workers get their prompts at some of them. `decision` is the same by prompt that got its place.
+//! Prints one JSON document. With WAITING = 0 requests are served as they come. `arrival`, `wake` and
+//! `report` are events, each with what it led to; `due` is an arrival with the wakes that its
+//! millisecond made due, a dozen prompts at some of them in a large fleet; `placed` and `total_ns`
+//! are over all events.
 #![expect(clippy::print_stdout, reason = "a program for people")]
 
 #[expect(dead_code, reason = "tests use the rest")]
@@ -15,8 +16,7 @@ mod desk;
 
 use std::{env, error::Error};
 
-use desk::{Desk, Kind};
-use rustix::time::{ClockId, clock_gettime};
+use desk::{Desk, Kind, Told, thread_ns};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let words: Vec<String> = env::args().skip(1).collect();
@@ -29,28 +29,29 @@ fn main() -> Result<(), Box<dyn Error>> {
     // The first ones are not to pay for what the fill left behind.
     desk.counted_arrivals(100);
     let mut taken: [Vec<u64>; 3] = Default::default();
-    let mut decisions = Vec::new();
-    desk.run(times, thread_ns, &mut |kind, ns, opens| {
-        if let Some(of_kind) = taken.get_mut(kind as usize) {
-            of_kind.push(ns);
+    let (mut due, mut placed, mut total_ns) = (Vec::new(), 0, 0);
+    desk.run(times, thread_ns, &mut |told: Told| {
+        placed += told.placed;
+        total_ns += told.ns;
+        if let Some(of_kind) = taken.get_mut(told.kind as usize) {
+            of_kind.push(told.ns);
         }
-        if kind == Kind::Arrival {
-            decisions.push(ns / opens.max(1));
+        match (told.kind, due.last_mut()) {
+            (Kind::Arrival, _) => due.push(told.ns),
+            (Kind::Wake, Some(due)) => *due += told.ns,
+            _ => {}
         }
     });
-    let mut parts = vec![summary("decision", &mut decisions)];
-    let kinds = [
-        ("arrival", Kind::Arrival),
-        ("place", Kind::Place),
-        ("report", Kind::Report),
+    let [arrivals, wakes, reports] = &mut taken;
+    let parts = [
+        summary("arrival", arrivals),
+        summary("wake", wakes),
+        summary("report", reports),
+        summary("due", &mut due),
     ];
-    parts.extend(
-        kinds
-            .into_iter()
-            .filter_map(|(name, kind)| Some(summary(name, taken.get_mut(kind as usize)?))),
-    );
     println!(
-        "{{\"workers\": {workers}, \"waiting\": {waiting}, \"clock_ns\": {}, {}}}",
+        "{{\"workers\": {workers}, \"waiting\": {waiting}, \"clock_ns\": {}, \"placed\": {placed}, \
+         \"total_ns\": {total_ns}, {}}}",
         clock_ns(),
         parts.join(", ")
     );
@@ -69,13 +70,6 @@ fn summary(name: &str, taken: &mut [u64]) -> String {
         "\"{name}\": {{\"count\": {count}, \"p50_ns\": {p50}, \"p99_ns\": {p99}, \
          \"mean_ns\": {mean}, \"max_ns\": {max}}}"
     )
-}
-
-/// CPU time of this thread.
-fn thread_ns() -> u64 {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    let ns = time.tv_sec * 1_000_000_000 + time.tv_nsec;
-    u64::try_from(ns).unwrap_or_default()
 }
 
 /// What reading the clock twice costs: it is part of every figure.

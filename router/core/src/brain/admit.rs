@@ -121,10 +121,16 @@ impl Brain {
     fn make_room(&mut self, facts: &RequestFacts) -> bool {
         /// For one newcomer.
         const REQUESTS_MAX: usize = 16;
-        // Those at the front that are late step behind. Noted now: who ends here leaves its key to
-        // the newcomer.
-        self.queue.first(|_| true);
-        self.note_demoted();
+        /// Times that some of those at the front step behind.
+        const ROUNDS_MAX: usize = 32;
+        // Noted now: who ends here leaves its key to the newcomer.
+        for _ in 0..ROUNDS_MAX {
+            self.queue.first(|_| true);
+            self.note_demoted();
+            if !self.queue.has_more_late() {
+                break;
+            }
+        }
         let share = &self.queue.share;
         let Some(largest) = share.largest_backlog() else {
             return false;

@@ -35,10 +35,15 @@ impl Brain {
         self.move_on();
         let reporter = self.reporter.take();
         self.place_first();
-        if self.steal(reporter) {
+        if !self.queue.has_more_late() && self.steal(reporter) {
             self.place_first();
         }
-        self.workers.end_pulls();
+        if self.queue.has_more_late() {
+            // This goes on at the wake that follows.
+            self.reporter = reporter;
+        } else {
+            self.workers.end_pulls();
+        }
     }
 
     /// Places from the front of the queue until one does not fit: the order is kept, so nothing

@@ -208,7 +208,12 @@ impl Brain {
     fn begin(&mut self, now: Micros) {
         self.now = self.now.max(now);
         self.queue.tick(self.now);
-        self.workers.advance(self.now);
+        self.workers.tick(self.now);
+        if self.queue.is_empty() {
+            // Whoever comes finds all that are free by now. While others wait, these are first, and
+            // what time makes due is a wake's business: no event places what many workers take.
+            self.workers.advance(self.now);
+        }
     }
 
     fn finish(&mut self) -> Vec<Action> {
@@ -222,8 +227,12 @@ impl Brain {
         std::mem::take(&mut self.actions)
     }
 
-    /// When the brain wants an [`Event::Woke`] at the latest.
+    /// When the brain wants an [`Event::Woke`] at the latest. A wake does a part of what is due:
+    /// the time may have passed already, and the caller goes on at once, before it sleeps.
     pub fn next_wake(&self) -> Option<Micros> {
+        if self.queue.has_more_late() {
+            return Some(self.now);
+        }
         // While something waits, workers that are about to be free are given more in time.
         let is_waiting = !self.queue.is_empty();
         let due = self.workers.next_due().filter(|_| is_waiting);

@@ -10,8 +10,8 @@
 //! Every operation is O(log n). What depends on time or on others' work is not kept up to date but
 //! looked at when it comes to the front: a sequence that turns out to be late steps behind, once; a
 //! tenant that was charged since steps back, once per charge. So each costs O(log n) more, whenever
-//! that is. Where thousands become late at once, after an outage say, [`DEMOTIONS_MAX`] step behind
-//! at one event, and the next late one at the front is taken for one in time.
+//! that is. Where many became late, [`DEMOTIONS_MAX`] step behind at one event and nobody goes
+//! before the others have, at wakes that follow at once.
 //!
 //! **Nobody starves** under demotion: see [`super::late`] for the bound.
 
@@ -39,8 +39,11 @@ pub(super) enum Lane {
 
 const LANES: [Lane; 3] = [Lane::Replay, Lane::Retry, Lane::Fresh];
 
-/// Most that step behind at one event.
-const DEMOTIONS_MAX: usize = 256;
+/// Most that step behind at one event before one of those behind them goes.
+const DEMOTIONS_MAX: usize = 8;
+
+/// The same where who goes first is only asked: the next late one is then taken for one in time.
+const DEMOTIONS_ASKED_MAX: usize = 256;
 
 /// Lanes from which may be placed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -183,6 +186,8 @@ pub(super) struct WaitQueue {
     demotes: bool,
     /// Who stepped behind at this event.
     demoted: Vec<usize>,
+    /// Others at the front are late as well, so that nobody goes at this event any more.
+    has_more_late: bool,
     now: Micros,
 }
 
@@ -198,13 +203,15 @@ impl WaitQueue {
             counts: [[0; 2]; LANES.len()],
             demotes: policy.demote,
             demoted: Vec::new(),
+            has_more_late: false,
             now: Micros(0),
         }
     }
 
-    /// Time goes on.
+    /// Another event.
     pub(super) const fn tick(&mut self, now: Micros) {
         self.now = now;
+        self.has_more_late = false;
     }
 
     /// Adds a sequence that arrived then.
@@ -275,7 +282,8 @@ impl WaitQueue {
                 is_late,
                 priority,
             };
-            let (head, _) = self.next(class).filter(|(head, _)| head.class == class)?;
+            let first = self.next(class, DEMOTIONS_ASKED_MAX);
+            let (head, _) = first.filter(|(head, _)| head.class == class)?;
             Some(self.share.service(head.account))
         })
     }
@@ -311,7 +319,9 @@ impl WaitQueue {
             return None;
         }
         loop {
-            let head = *self.heads.range(Head::least(from)..).next()?;
+            // Mostly nobody stands before.
+            let first = self.heads.first().filter(|head| head.class >= from);
+            let head = *first.or_else(|| self.heads.range(Head::least(from)..).next())?;
             if (head.class.lane, head.class.is_late) != (from.lane, from.is_late) {
                 return None;
             }
@@ -322,14 +332,19 @@ impl WaitQueue {
         }
     }
 
-    /// The same, of those that are in time where the class is for those.
-    fn next(&mut self, from: Class) -> Option<(Head, Item)> {
+    /// The same, of those that are in time where the class is for those. So many may have stepped
+    /// behind at this event.
+    fn next(&mut self, from: Class, demoted_max: usize) -> Option<(Head, Item)> {
         loop {
             let head = self.head(from)?;
             let spot = head.spot();
             let item = *self.lines.get(&spot.line())?.items.get(&spot.at)?;
             if !self.is_to_demote(&spot, &item) {
                 return Some((head, item));
+            }
+            if self.demoted.len() >= demoted_max {
+                self.has_more_late = true;
+                return None;
             }
             self.demote(spot);
         }
@@ -355,7 +370,7 @@ impl WaitQueue {
         self.demotes
             && !spot.class.is_late
             && item.start_by < self.now
-            && self.demoted.len() < DEMOTIONS_MAX
+            && self.demoted.len() < DEMOTIONS_ASKED_MAX
     }
 
     /// Who waited so long that it goes before all others of its lane.
@@ -363,12 +378,15 @@ impl WaitQueue {
         self.guard.owed(self.now)
     }
 
-    /// The sequence that goes next from the lanes that are open.
+    /// The sequence that goes next from the lanes that are open. `None` where more step behind
+    /// first, too: see [`WaitQueue::has_more_late`].
     pub(super) fn first(&mut self, is_open: impl Fn(Lane) -> bool) -> Option<usize> {
+        self.has_more_late = false;
         LANES
             .into_iter()
             .filter(|&lane| is_open(lane))
             .find_map(|lane| self.first_of(lane))
+            .filter(|_| !self.has_more_late)
     }
 
     fn first_of(&mut self, lane: Lane) -> Option<usize> {
@@ -386,7 +404,7 @@ impl WaitQueue {
                 is_late,
                 priority: i32::MIN,
             };
-            if let Some((_, item)) = self.next(class) {
+            if let Some((_, item)) = self.next(class, DEMOTIONS_MAX) {
                 return Some(item.sequence);
             }
         }

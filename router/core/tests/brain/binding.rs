@@ -46,6 +46,34 @@ fn a_worker_is_given_its_next_prompts_just_before_it_is_free() {
 }
 
 #[test]
+fn workers_that_are_due_are_served_at_wakes_one_each() {
+    let mut brain = fleet(
+        pull(),
+        &[
+            gpu(Mixed, 400_000),
+            gpu(Mixed, 400_000),
+            gpu(Mixed, 400_000),
+        ],
+    );
+    for (id, prompt) in [(1, 1_000), (2, 2_000), (3, 3_000)] {
+        assert_eq!(computes(&arrive(&mut brain, id, id, prompt)).len(), 1);
+    }
+    for id in 4..16 {
+        assert_eq!(computes(&arrive(&mut brain, id, id, 1_000)), []);
+    }
+    // All three were due long ago, and nobody woke it.
+    let late = 900_000;
+    assert_eq!(computes(&arrive(&mut brain, late, 16, 1_000)), []);
+    for session in 1..=3 {
+        assert!(brain.next_wake().is_some_and(|at| at.0 < late), "at once");
+        let given = computes(&wake(&mut brain, late));
+        let sessions: Vec<u64> = given.iter().map(|&(_, to)| to).collect();
+        assert_eq!(sessions, [session; 4], "what one worker takes at a time");
+    }
+    assert!(brain.next_wake().is_some_and(|at| at.0 > late));
+}
+
+#[test]
 fn the_report_of_a_step_corrects_the_prediction() {
     let mut brain = fleet(pull(), &[gpu(Prefill, 400_000)]);
     arrive(&mut brain, 0, 1, 20_000);

@@ -53,6 +53,11 @@ impl WaitQueue {
         (!goes_before).then(|| self.share.in_time(account))
     }
 
+    /// Nobody goes before more have stepped behind, at the next event.
+    pub(in crate::brain) const fn has_more_late(&self) -> bool {
+        self.has_more_late
+    }
+
     /// Sequences that stepped behind since this was last asked.
     pub(in crate::brain) fn take_demoted(&mut self) -> Vec<usize> {
         std::mem::take(&mut self.demoted)

@@ -2,10 +2,11 @@
 
 use std::{collections::BTreeSet, ops::Bound};
 
-use super::{Class, Head, LANES, Lane, WaitQueue};
+use super::{Class, DEMOTIONS_MAX, Head, LANES, Lane, WaitQueue};
 
 impl WaitQueue {
-    /// The next `count` at most, in the order in which they would go if nothing else came.
+    /// The next `count` at most, in the order in which they would go if nothing else came; nobody
+    /// where more step behind first.
     pub(in crate::brain) fn scan(
         &mut self,
         is_open: impl Fn(Lane) -> bool,
@@ -34,7 +35,7 @@ impl WaitQueue {
                 }
             }
         }
-        found.truncate(count);
+        found.truncate(if self.has_more_late { 0 } else { count });
         found
     }
 
@@ -44,6 +45,7 @@ impl WaitQueue {
             let mut turns = self.turns(class, count);
             let (mut found, mut late) = (Vec::new(), Vec::new());
             while found.len() < count
+                && !self.has_more_late
                 && let Some((head, service)) = turns.pop_first()
             {
                 let spot = head.spot();
@@ -57,6 +59,7 @@ impl WaitQueue {
                 let next = line.items.range(rest).next().map(|(&at, _)| at);
                 let service = if self.is_to_demote(&spot, &item) {
                     late.push(spot);
+                    self.has_more_late = self.demoted.len() + late.len() > DEMOTIONS_MAX;
                     service
                 } else {
                     found.push(item.sequence);
@@ -77,6 +80,9 @@ impl WaitQueue {
             }
             for spot in late {
                 self.demote(spot);
+            }
+            if self.has_more_late {
+                return found;
             }
         }
     }

@@ -222,11 +222,15 @@ impl Workers {
         }
     }
 
-    /// Time has passed: workers that are about to be free take prompts.
-    pub(in crate::brain) fn advance(&mut self, now: Micros) {
+    /// Time goes on.
+    pub(in crate::brain) const fn tick(&mut self, now: Micros) {
         self.now = now;
+    }
+
+    /// Workers that were about to be free by then take prompts; a time that has come.
+    pub(in crate::brain) fn advance(&mut self, until: Micros) {
         while let Some(&(at, key)) = self.orders.due.first()
-            && at <= now
+            && at <= until
         {
             self.refresh(key);
         }

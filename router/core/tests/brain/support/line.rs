@@ -61,7 +61,15 @@ impl Line {
         line
     }
 
+    /// One event, and what goes on at once.
     pub(crate) fn tell(&mut self, event: Event) {
+        self.tell_one(event);
+        while self.brain.next_wake().is_some_and(|at| at <= self.now) {
+            self.tell_one(Event::Woke);
+        }
+    }
+
+    fn tell_one(&mut self, event: Event) {
         let actions = self.brain.handle(self.now, event);
         for action in &actions {
             match *action {
