@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from importlib import import_module
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,7 +36,7 @@ def choose(asked: str, device: torch.device) -> str:
                 f"attention flashinfer computes on CUDA devices, not on {device.type}; "
                 "give --attention torch"
             )
-        _flashinfer()
+        flashinfer()
     return asked
 
 
@@ -58,23 +57,18 @@ def make(
     """
     if name == TORCH:
         return TorchAttention(pool)
-    flashinfer = _flashinfer()
-    flashinfer.Shape.of(pool, num_heads).check()
-    made: Attention = flashinfer.FlashInferAttention(
+    back_end = flashinfer()
+    back_end.Shape.of(pool, num_heads).check()
+    made: Attention = back_end.FlashInferAttention(
         pool, num_heads, max_rows=max_rows, max_row_pages=max_row_pages, fixed_split=fixed_split
     )
     return made
 
 
-def flashinfer_kernels(cos: Tensor, sin: Tensor, num_heads: int, device: torch.device) -> Any:
-    """See `FlashInferKernels`: `layers.kernels.Kernels`, which this floor does not know."""
-    return _flashinfer().FlashInferKernels(cos, sin, num_heads, device)
-
-
-def _flashinfer() -> ModuleType:
+def flashinfer() -> ModuleType:
     """`attention.flashinfer`. Raises ConfigError if FlashInfer is missing, broken or too old."""
     try:
-        flashinfer = import_module("dopd.attention.flashinfer")
+        found = import_module("dopd.attention.flashinfer")
     except Exception as error:
         # A wheel that does not fit this machine fails in whatever way: a missing library is an
         # OSError, another torch an AttributeError.
@@ -83,5 +77,5 @@ def _flashinfer() -> ModuleType:
             "pip install 'dopd[gpu]' brings flashinfer-python and apache-tvm-ffi; "
             "--attention torch does without, slowly"
         ) from error
-    flashinfer.check_version()
-    return flashinfer
+    found.check_version()
+    return found

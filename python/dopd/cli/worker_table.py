@@ -29,6 +29,7 @@ WORDS = {
     "role": [role.value for role in Role],
     "log_level": list(LOG_LEVELS),
     "dtype": ["auto", "float32", "bfloat16", "float16"],
+    "attention": ["auto", "flashinfer", "torch"],
 }
 JSON_TYPES = {"int": "integer", "float": "number", "bool": "boolean"}
 

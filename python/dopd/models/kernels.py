@@ -27,6 +27,8 @@ def make_kernels(
     """
     rope = Rope(inverse_frequencies(config), num_positions)
     if attention == choose.FLASHINFER:
-        kernels: Kernels = choose.flashinfer_kernels(rope.cos, rope.sin, config.num_heads, device)
-        return kernels
+        made: Kernels = choose.flashinfer().FlashInferKernels(
+            rope.cos, rope.sin, config.num_heads, device
+        )
+        return made
     return TorchKernels(rope, dtype, device)

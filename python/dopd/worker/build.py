@@ -77,6 +77,7 @@ def make_engine(config: WorkerConfig) -> Engine:
         config.model,
         device=config.device,
         dtype=config.dtype,
+        attention=config.attention,
         max_num_seqs=config.max_num_seqs,
         max_batch_tokens=config.batch_tokens("cuda"),
         gpu_memory_utilization=config.gpu_memory_utilization,

@@ -35,6 +35,7 @@ class WorkerConfig:
     transports: str = AUTO
     device: str = "auto"
     dtype: str = "auto"
+    attention: str = "auto"
     kv_memory: str | None = None
     max_model_len: int | None = None
     gpu_memory_utilization: float = 0.9

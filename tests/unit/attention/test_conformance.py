@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
+from dopd.attention import choose
 from dopd.attention.base import Attention
-from dopd.attention.torch import TorchAttention
 from dopd.engine.torch_batch import lay_out, span_of
 from dopd.types import Row, SamplingParams
+from tests.support.gpu import real_flashinfer, stub_flashinfer
 
 NUM_LAYERS = 3
 HEAD_DIM = 64
@@ -22,17 +25,46 @@ NUM_KV_HEADS = 2
 
 @dataclass(frozen=True)
 class BackEnd:
-    """How to make a back end over a pool, where it runs, and how exact it is."""
+    """How to make a back end over a pool, where it runs, and how exact it is.
 
-    make: Callable[[Tensor], Attention]
+    make: of a pool, the number of query heads, the longest row in pages.
+    """
+
+    make: Callable[[Tensor, int, int], Attention]
     device: str
     dtype: torch.dtype
     tolerance: float
+    library: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
+def make(name: str, fixed_split: bool, pool: Tensor, num_heads: int, row_pages: int) -> Attention:
+    """Without the check for kernels: the double computes in float32, too."""
+    if name == choose.TORCH:
+        return choose.make(name, pool, num_heads, max_rows=8, max_row_pages=row_pages)
+    back_end = choose.flashinfer().FlashInferAttention
+    made: Attention = back_end(
+        pool, num_heads, max_rows=8, max_row_pages=row_pages, fixed_split=fixed_split
+    )
+    return made
+
+
+TORCH = partial(make, choose.TORCH, False)
+FLASHINFER = partial(make, choose.FLASHINFER, False)
+FIXED_SPLIT = partial(make, choose.FLASHINFER, True)
+DOUBLE = stub_flashinfer.installed
 BACK_ENDS = {
-    "torch-float32": BackEnd(TorchAttention, "cpu", torch.float32, 1e-5),
-    "torch-bfloat16": BackEnd(TorchAttention, "cpu", torch.bfloat16, 2e-2),
+    "torch-float32": BackEnd(TORCH, "cpu", torch.float32, 1e-5),
+    "torch-bfloat16": BackEnd(TORCH, "cpu", torch.bfloat16, 2e-2),
+    "double-float32": BackEnd(FLASHINFER, "cpu", torch.float32, 1e-5, DOUBLE),
+    "double-bfloat16": BackEnd(FLASHINFER, "cpu", torch.bfloat16, 2e-2, DOUBLE),
+    "double-fixed-split": BackEnd(FIXED_SPLIT, "cpu", torch.float32, 1e-5, DOUBLE),
+    "flashinfer-bfloat16": BackEnd(
+        FLASHINFER, "cuda", torch.bfloat16, 2e-2, real_flashinfer.require
+    ),
+    "flashinfer-float16": BackEnd(FLASHINFER, "cuda", torch.float16, 5e-3, real_flashinfer.require),
+    "flashinfer-fixed-split": BackEnd(
+        FIXED_SPLIT, "cuda", torch.bfloat16, 2e-2, real_flashinfer.require
+    ),
 }
 
 
@@ -58,7 +90,7 @@ class Bench:
         shape = (count * per_sequence + 1, NUM_LAYERS, 2, page_size, NUM_KV_HEADS, HEAD_DIM)
         # What earlier owners left, at its worst: not even a number.
         self.pool = torch.full(shape, float("nan"), dtype=end.dtype, device=end.device)
-        self.attention = end.make(self.pool)
+        self.attention = end.make(self.pool, self.num_heads, per_sequence)
         free = list(range(1, len(self.pool)))
         self.random.shuffle(free)
         self.sequences = [Sequence([free.pop() for _ in range(per_sequence)]) for _ in range(count)]
@@ -117,26 +149,32 @@ class Bench:
 
 
 def naive(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Attention of the last positions, one query and one head at a time, in float32."""
+    """Attention of the last positions, one query at a time, in float32."""
     query, key, value = (part.float().cpu() for part in (query, key, value))
     groups = query.shape[1] // key.shape[1]
+    key, value = (part.repeat_interleave(groups, dim=1) for part in (key, value))
     before = len(key) - len(query)
     out = torch.empty_like(query)
     for row in range(len(query)):
         seen = slice(0, before + row + 1)
-        for head in range(query.shape[1]):
-            scores = key[seen, head // groups] @ query[row, head] / HEAD_DIM**0.5
-            out[row, head] = torch.softmax(scores, dim=0) @ value[seen, head // groups]
+        scores = (key[seen] * query[row]).sum(dim=-1, keepdim=True) / HEAD_DIM**0.5
+        out[row] = (torch.softmax(scores, dim=0) * value[seen]).sum(dim=0)
     return out
 
 
-@pytest.fixture(params=BACK_ENDS)
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=pytest.mark.gpu) if end.device == "cuda" else name
+        for name, end in BACK_ENDS.items()
+    ]
+)
 def end(request: pytest.FixtureRequest) -> Iterator[BackEnd]:
-    with torch.inference_mode():
-        yield BACK_ENDS[request.param]
+    end = BACK_ENDS[request.param]
+    with end.library(), torch.inference_mode():
+        yield end
 
 
-@pytest.mark.parametrize("groups", [1, 3, 4])
+@pytest.mark.parametrize("groups", [1, 3, 4, 5, 8])
 @pytest.mark.parametrize("page_size", [1, 16])
 def test_prefill_then_decode(end: BackEnd, groups: int, page_size: int) -> None:
     bench = Bench(end, groups, page_size, max_len=40, count=2)
