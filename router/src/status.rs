@@ -134,6 +134,8 @@ pub struct WorkerStatus {
     pub address: String,
     /// Device.
     pub device: String,
+    /// The data links on which it ships that are up.
+    pub links: Vec<LinkStatus>,
     /// Seats open at the worker.
     pub seats: u32,
     /// Seats that take part in steps.
@@ -156,6 +158,17 @@ pub struct WorkerStatus {
     pub page_size: u32,
     /// Pages by state; they add up to `total`.
     pub pages: PageStatus,
+}
+
+/// A data link, as the worker that ships on it sees it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct LinkStatus {
+    /// Name of the worker that is written to.
+    pub peer: String,
+    /// `cuda_ipc`, `nccl`, `shm` or `tcp`.
+    pub transport: String,
+    /// Measured rate of writes; 0: not yet.
+    pub bytes_per_s: u64,
 }
 
 /// Pages of one worker by state.

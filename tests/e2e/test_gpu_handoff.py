@@ -33,7 +33,9 @@ def gpu_worker(
     words = ["-m", "tests.support.gpu.worker", memory, "--mock", "--mock-timings", "h100-8b"]
     words += ["--role", role, "--name", role, "--transports", way, "--join", server.workers]
     words += ["--join-token-file", server.join_token_file, "--debug-checks", "--kv-poison"]
-    process = Process(folder / role, *words, program=Path(sys.executable))
+    # A page that is used before its copy is done is seen in the answer.
+    env = {"STUB_CUDA_DELAY_US": "1000"}
+    process = Process(folder / role, *words, env=env, program=Path(sys.executable))
     with ended(process):
         yield process
 
@@ -61,7 +63,9 @@ def is_right(server: Server, prompt: list[int], seed: int) -> bool:
     return text == mock_model.text(mock_model.answer(prompt, NUM_TOKENS, **sampling))
 
 
-@pytest.mark.parametrize(("way", "taken"), [("nccl", "nccl"), ("auto", "cuda_ipc")])
+@pytest.mark.parametrize(
+    ("way", "taken"), [("nccl", "nccl"), ("auto", "cuda_ipc"), ("tcp", "tcp")]
+)
 def test_every_answer_is_handed_off_between_gpus_and_all_is_given_back(
     way: str, taken: str, tmp_path: Path
 ) -> None:
@@ -74,18 +78,24 @@ def test_every_answer_is_handed_off_between_gpus_and_all_is_given_back(
         assert fleet["replays_total"] == 0
         assert f"over {taken} is up" in prefill.told()
         assert f"over {taken} is up" in decode.told()
+        links = {one["role"]: one["links"] for one in fleet["workers"]}
+        assert [(link["peer"], link["transport"]) for link in links["prefill"]] == [
+            ("decode", taken)
+        ]
+        assert links["decode"] == []
         # Without work it ends at once; 70: its libraries were used wrongly, or kept something.
         for worker in (prefill, decode):
             assert worker.stop(signal.SIGTERM) == 0, worker.told()
 
 
+@pytest.mark.parametrize("way", ["nccl", "cuda_ipc", "tcp"])
 def test_a_prefill_worker_that_is_killed_costs_no_answer_and_leaves_nothing(
-    tmp_path: Path,
+    way: str, tmp_path: Path
 ) -> None:
-    with split("nccl", tmp_path) as (server, prefill, decode):
+    with split(way, tmp_path) as (server, prefill, decode):
         with ThreadPoolExecutor(8) as pool:
             answers = [pool.submit(is_right, server, PROMPTS[4], n) for n in range(8)]
-            wait_for(lambda: "over nccl is up" in decode.told(), "the link is up")
+            wait_for(lambda: f"over {way} is up" in decode.told(), "the link is up")
             prefill.kill()
             assert all(answer.result() for answer in answers)
         server.wait_idle()

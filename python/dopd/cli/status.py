@@ -22,6 +22,8 @@ INTERVAL_MIN_S = 0.1
 # A day at one look a second; nobody watches longer without noticing the end.
 LOOKS_MAX = 100_000
 BAR_CELLS = 12
+# Links that are named; a fleet has prefill workers times decode workers of them.
+LINKS_SHOWN_MAX = 8
 COLUMNS_MAX = 1_000
 # Columns that a narrow terminal does without, first to last.
 SPARED = ("pid", "device", "step ms", "seats", "queued", "running")
@@ -124,12 +126,13 @@ def watch(server: Server, args: argparse.Namespace) -> int:
 
 
 def render(status: dict[str, Any]) -> str:
-    """A headline, one line per worker, one line for the requests."""
+    """A headline, one line per worker, one for the links, one for the requests."""
     workers = status["workers"]
     body = "no worker is attached"
     if workers:
         body = console.table(HEADER, [row(worker) for worker in workers], right=RIGHT)
-    return "\n\n".join([headline(status), body, totals(status)])
+    parts = [headline(status), body, ways(status), totals(status)]
+    return "\n\n".join(part for part in parts if part)
 
 
 def headline(status: dict[str, Any]) -> str:
@@ -145,6 +148,28 @@ def totals(status: dict[str, Any]) -> str:
         f"{status['sequences_running']} running, {status['handoffs_running']} handing off; "
         f"{status['handoffs_total']} hand-offs and {status['replays_total']} replays since start"
     )
+
+
+def ways(status: dict[str, Any]) -> str:
+    """How KV travels between the workers, where a link is up: `p0 -> d0 over shm (3.1 GB/s)`."""
+    texts = [
+        f"{worker['id']} -> {link['peer']} over {link['transport']}{rate(link['bytes_per_s'])}"
+        for worker in status["workers"]
+        for link in worker.get("links", ())
+    ]
+    shown = texts[:LINKS_SHOWN_MAX]
+    if len(texts) > len(shown):
+        shown.append(f"and {len(texts) - len(shown)} more")
+    return f"links: {', '.join(shown)}" if shown else ""
+
+
+def rate(bytes_per_s: int) -> str:
+    """` (3.1 GB/s)`; nothing if it was not measured."""
+    if not bytes_per_s:
+        return ""
+    if bytes_per_s < 1e9:
+        return f" ({bytes_per_s / 1e6:.0f} MB/s)"
+    return f" ({bytes_per_s / 1e9:.1f} GB/s)"
 
 
 def row(worker: dict[str, Any]) -> tuple[str, ...]:
@@ -178,6 +203,8 @@ def draw(status: dict[str, Any], terminal: Console, problem: str | None = None) 
     parts: list[RenderableType] = [Text(headline(status), "bold"), table]
     if not status["workers"]:
         parts[1] = Text("\nno worker is attached\n", "yellow")
+    if links := ways(status):
+        parts.append(Text(f"{links}\n"))
     parts.append(Text(totals(status)))
     if problem:
         parts.append(Text(f"\n{problem}; looking again", "red"))

@@ -41,8 +41,13 @@ class Link(Protocol):
         ...
 
     @property
+    def transport(self) -> str:
+        """Name of the transport that made it."""
+        ...
+
+    @property
     def bytes_per_s(self) -> float:
-        """Measured rate of writes."""
+        """Measured rate of writes; START_BYTES_PER_S until then."""
         ...
 
     def begin(self, nonce: int) -> None:

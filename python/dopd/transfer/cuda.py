@@ -155,15 +155,6 @@ class Driver:
         code: int = getattr(self._library, name)(*arguments)
         return code
 
-    def release(self, name: str, *arguments: object) -> None:
-        """A call that gives something back: tried again, and told in the log if it never works."""
-        code = 0
-        for _ in range(RELEASE_TRIES):
-            code = self.code(name, *arguments)
-            if not code:
-                return
-        log.error("%s: %s (%d): something of the device is lost", name, self.error_name(code), code)
-
     def error_name(self, code: int) -> str:
         """Name of a CUresult."""
         name = c_char_p()
@@ -201,17 +192,23 @@ class Device:
         self.driver.call(name, *arguments)
 
     def give_back(self, name: str, *arguments: object) -> None:
-        """See `Driver.release`. Never raises."""
-        try:
-            self.use()
-        except LinkError as error:
-            # Only a thread that has no context yet gets here; the call says what comes of it.
-            log.warning("device %d: %s", self.ordinal, error)
-        self.driver.release(name, *arguments)
+        """A call that gives something back: tried again, and told in the log if it never works.
+
+        Never raises.
+        """
+        error: LinkError | None = None
+        for _ in range(RELEASE_TRIES):
+            try:
+                self.call(name, *arguments)
+            except LinkError as failure:
+                error = failure
+            else:
+                return
+        log.error("%s: something of device %d is lost", error, self.ordinal)
 
     def release(self) -> None:
         """We are done with it. The context lives on while torch holds it."""
-        self.driver.release("cuDevicePrimaryCtxRelease_v2", self._device)
+        self.give_back("cuDevicePrimaryCtxRelease_v2", self._device)
 
     def stream(self) -> Stream:
         """A queue of its own, beside those of torch."""

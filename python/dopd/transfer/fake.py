@@ -157,6 +157,7 @@ class FakeLink:
     """One end of a connection; see `dopd.transfer.base.Link`."""
 
     other: FakeLink
+    transport = FakeTransport.name
 
     def __init__(self, network: FakeNetwork, node: FakeTransport) -> None:
         self.id = next(_ids)

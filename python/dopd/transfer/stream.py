@@ -145,6 +145,7 @@ class StreamTransport(abc.ABC):
     def _link(self, sock: socket.socket, shaken: Shaken) -> StreamLink:
         sock.settimeout(None)
         link = self._make_link(sock, shaken)
+        link.transport = self.name
         with self._lock:
             if self._closed.is_set():
                 raise LinkError("worker ends")

@@ -43,6 +43,9 @@ Op = LinkBegin | LinkGo | LinkEnd | LinkPulled | tuple[int, int, list[int]]
 class StreamLink(abc.ABC):
     """See `dopd.transfer.base.Link`. Started once, by `start`."""
 
+    # Of the transport that made it, which says so.
+    transport = ""
+
     def __init__(
         self,
         sock: socket.socket,

@@ -232,6 +232,15 @@ class ReportHead:
     preempted: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class LinkState:
+    """A data link on which we ship; bytes_per_s 0: not measured yet. See link.proto."""
+
+    peer: str
+    transport: str
+    bytes_per_s: int
+
+
 @dataclass(slots=True)
 class ReportColumns:
     """What one report changes. token_slots[i] made tokens[i]; the rest is rare and kept as tuples.
@@ -239,6 +248,7 @@ class ReportColumns:
     arrived: (slot, pos, tail). closed: (slot, reason, message, retry_ms).
     reused: (slot, tokens). stored, evicted: hashes of prefixes.
     logprobs: (index into tokens, values). prompt_logprobs: (slot, position of the first, values).
+    links: all of them, if they changed.
     """
 
     opened_slots: list[int] = field(default_factory=list)
@@ -252,8 +262,10 @@ class ReportColumns:
     reused: list[tuple[int, int]] = field(default_factory=list)
     stored: list[int] = field(default_factory=list)
     evicted: list[int] = field(default_factory=list)
+    links: list[LinkState] | None = None
 
     def __bool__(self) -> bool:
         seats = self.closed or self.opened_slots or self.arrived
         prefixes = self.reused or self.stored or self.evicted
-        return bool(self.tokens or seats or self.prompt_logprobs or prefixes)
+        told = self.prompt_logprobs or prefixes or self.links is not None
+        return bool(self.tokens or seats or told)

@@ -186,6 +186,10 @@ def report(head: ReportHead, columns: ReportColumns) -> pb.AttachRequest:
         it.reused_tokens.append(tokens)
     it.stored_hashes.extend(columns.stored)
     it.evicted_hashes.extend(columns.evicted)
+    if columns.links is not None:
+        it.links_changed = True
+        for link in columns.links:
+            it.links.add(peer=link.peer, transport=link.transport, bytes_per_s=link.bytes_per_s)
     return message
 
 

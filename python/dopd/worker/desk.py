@@ -223,12 +223,9 @@ class Desk:
     # Under the lock
 
     def _has_work(self) -> bool:
-        return bool(
-            self.is_stopped
-            or self._inbox
-            or len(self.batcher)
-            or ((self._outbox or self.seats.prefixes.has_news) and self.session is not None)
-        )
+        has_news = self._outbox or self.seats.prefixes.has_news or self.links.has_news
+        is_told = has_news and self.session is not None
+        return bool(self.is_stopped or self._inbox or len(self.batcher) or is_told)
 
     def _take(self, item: Started | Lost | Commands | ev.Dropped) -> None:
         match item:
@@ -241,9 +238,8 @@ class Desk:
                 self.seats.prefixes.is_compared = self.is_audited
                 self.seats.prefixes.begin_session(prefix_cache)
                 self.batcher.begin_session(step_policy)
-            case Lost(session):
-                if session is self.session:
-                    self._lose_session()
+            case Lost(session) if session is self.session:
+                self._lose_session()
             case ev.Dropped(slot):
                 seat = self.seats.by_slot.get(slot)
                 if seat is not None and seat.state < State.FROZEN:
@@ -354,6 +350,8 @@ class Desk:
         columns = self._outbox.take()
         if self.seats.prefixes.has_news:
             columns.stored, columns.evicted = self.seats.prefixes.take_news()
+        if self.session is not None:
+            columns.links = self.links.take_news(self.session.id, self._clock())
         if self.session is not None and (step_us or columns):
             self.session.report(wire.report(self._head(self.session.id, step_us), columns))
 
@@ -394,7 +392,6 @@ class Desk:
             self._decode_step_s += STEP_WEIGHT * (step_us / 1e6 - self._decode_step_s)
 
     def _head(self, session: int, step_us: int = 0) -> ReportHead:
-        head = self._last_head = head_of(
-            session, self.label, self._facts, self.seats, self.batcher, step_us
-        )
-        return head
+        facts, seats, batcher = self._facts, self.seats, self.batcher
+        self._last_head = head_of(session, self.label, facts, seats, batcher, step_us)
+        return self._last_head

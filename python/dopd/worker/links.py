@@ -14,12 +14,22 @@ from collections.abc import Callable
 
 from dopd.sched import events as ev
 from dopd.sched.seats import Seats
-from dopd.transfer.base import Link, Transport
-from dopd.types import LinkEnd, Peer
+from dopd.transfer.base import START_BYTES_PER_S, Link, Transport
+from dopd.types import LinkEnd, LinkState, Peer
+
+# Rates are told with a report that goes out anyway, if one of them has changed by so much of itself
+# and the last news is so old.
+RATE_CHANGE = 0.25
+RATE_NEWS_S = 1.0
+# Of report's limit; a worker has no more links.
+TOLD_MAX = 256
 
 
 class Links:
-    """The links of one worker. `changed` and `handle` are the desk's: its lock, an event of it."""
+    """The links of one worker. `changed` and `handle` are the desk's: its lock, an event of it.
+
+    has_news: a link on which we ship came up or went down since the router was told.
+    """
 
     def __init__(
         self,
@@ -31,6 +41,12 @@ class Links:
         self._seats = seats
         self._handle = handle
         self._by_id: dict[int, Link] = {}
+        self.has_news = False
+        # Link on which we ship -> the worker at its other end.
+        self._peers: dict[int, str] = {}
+        self._told: list[LinkState] = []
+        self._told_to = 0
+        self._told_at = 0.0
         self._transport: Transport | None = None
 
     def set_transport(self, transport: Transport) -> None:
@@ -62,6 +78,28 @@ class Links:
         found = self._by_id.get(link or 0)
         return 0.0 if found is None else found.bytes_per_s
 
+    def take_news(self, session: int, now: float) -> list[LinkState] | None:
+        """The links on which we ship, if a session is to be told of them."""
+        if session != self._told_to:
+            self._told, self._told_to = [], session
+            self.has_news = bool(self._peers)
+        is_due = bool(self._told) and now - self._told_at >= RATE_NEWS_S
+        if not (self.has_news or is_due):
+            return None
+        states = [self._state(link, peer) for link, peer in self._peers.items()][:TOLD_MAX]
+        self._told_at = now
+        pairs = zip(states, self._told, strict=False)
+        if not (self.has_news or any(has_changed(new, told) for new, told in pairs)):
+            return None
+        self._told, self.has_news = states, False
+        return states
+
+    def _state(self, link: int, peer: str) -> LinkState:
+        found = self._by_id[link]
+        rate = found.bytes_per_s
+        is_measured = rate != START_BYTES_PER_S
+        return LinkState(peer, found.transport, int(rate) if is_measured else 0)
+
     # From links; see transfer.base.LinkEvents
 
     def wants(self, peer: Peer) -> bool:
@@ -74,6 +112,8 @@ class Links:
         with self._changed:
             self._by_id[link.id] = link
             if peer is not None:
+                self._peers[link.id] = peer.worker
+                self.has_news = True
                 self._handle(ev.LinkUp(link.id, peer))
 
     def link_down(self, link: Link) -> None:
@@ -81,6 +121,9 @@ class Links:
         with self._changed:
             self._handle(ev.LinkDown(link.id))
             del self._by_id[link.id]
+            if self._peers.pop(link.id, None) is not None:
+                self.has_news = True
+            self._changed.notify_all()
 
     def begin(self, link: Link, nonce: int) -> None:
         """A source shows a ticket."""
@@ -122,3 +165,8 @@ class Links:
         with self._changed:
             event = ev.EndOk(link.id, end) if end.ok else ev.EndAborted(link.id, end.nonce)
             self._handle(event)
+
+
+def has_changed(new: LinkState, told: LinkState) -> bool:
+    """Whether a link's rate is news."""
+    return abs(new.bytes_per_s - told.bytes_per_s) > RATE_CHANGE * told.bytes_per_s

@@ -28,6 +28,7 @@ use crate::{
         thread::BrainThread,
     },
     error::{Error, Reason},
+    status::LinkStatus,
     streams::messages::{BrainInput, FrontMessage, Joined, Order, Reported, SeatOrder},
     wire::worker::Grant,
 };
@@ -87,6 +88,7 @@ pub(super) struct Session {
     pub(super) pid: u32,
     pub(super) device: String,
     pub(super) address: String,
+    pub(super) links: Vec<LinkStatus>,
 }
 
 #[derive(Debug)]
@@ -233,6 +235,7 @@ impl Driver {
                 pid: joined.pid,
                 device: joined.device,
                 address: joined.address,
+                links: Vec::new(),
             },
         );
         Event::WorkerJoined {
@@ -243,8 +246,15 @@ impl Driver {
 
     /// Keeps the grants, forgets the closed seats. `None`: of a session that is over.
     fn reported(&mut self, reported: Reported) -> Option<Event> {
-        let Reported { report, grants } = reported;
+        let Reported {
+            report,
+            grants,
+            links,
+        } = reported;
         let session = self.sessions.get_mut(&report.session)?;
+        if let Some(links) = links {
+            session.links = links;
+        }
         for (slot, grant) in report.opened.iter().zip(grants) {
             if let Some(seat) = session.seats.get_mut(slot) {
                 seat.grant = Some(grant);

@@ -103,6 +103,7 @@ fn worker(status: &SessionStatus, session: Option<&Session>) -> WorkerStatus {
         },
         address: session.map_or_else(String::new, |session| session.address.clone()),
         device: session.map_or_else(String::new, |session| session.device.clone()),
+        links: session.map_or_else(Vec::new, |session| session.links.clone()),
         seats: status.seats_open,
         running: load.running,
         prefill_tokens_queued: load.prefill_tokens_queued.0,

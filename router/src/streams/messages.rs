@@ -22,7 +22,7 @@ use tokio::sync::oneshot;
 
 use crate::{
     error::Error,
-    status::FleetStatus,
+    status::{FleetStatus, LinkStatus},
     streams::{
         key::{Life, StreamKey},
         sink::TokenLogprobs,
@@ -242,4 +242,6 @@ pub struct Reported {
     pub report: StepReport,
     /// Grants of `report.opened`, in its order.
     pub grants: Vec<Grant>,
+    /// Its data links, if it told them anew.
+    pub links: Option<Vec<LinkStatus>>,
 }

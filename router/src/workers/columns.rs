@@ -17,7 +17,7 @@ use crate::{
     workers::{
         hello,
         link::{Kept, Link, Phase, Seat, State, add_row},
-        prompt,
+        links, prompt,
         report::{LogprobCursor, Malformed, check, close_reason, malformed, take},
     },
 };
@@ -47,6 +47,7 @@ impl Link {
             .map(|(slot, why)| self.spoil(state, slot, why))
             .sum();
         let closed = self.closed(state, &mut report)?;
+        let links = links::take(&mut report);
         let step = StepReport {
             session: self.identity.session,
             role,
@@ -67,6 +68,7 @@ impl Link {
         let reported = Reported {
             report: step,
             grants,
+            links,
         };
         self.front
             .outbox

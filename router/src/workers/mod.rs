@@ -18,6 +18,7 @@ mod health;
 mod hello;
 mod lease;
 mod link;
+mod links;
 mod outgoing;
 mod prompt;
 mod registry;

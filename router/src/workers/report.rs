@@ -3,7 +3,7 @@
 use crate::{
     streams::{deliver::LOGPROB_UNKNOWN, sink::TokenLogprobs},
     wire::worker::{CloseReason as WireReason, Logprobs, Report},
-    workers::prompt,
+    workers::{links, prompt},
 };
 use dopd_core::event::CloseReason;
 
@@ -20,6 +20,7 @@ pub(super) fn malformed<T>(message: String) -> Result<T, Malformed> {
 /// Checks the lengths of all columns of `report`, and its pages against those of the Hello.
 pub(super) fn check(report: &Report, pages_total: u32) -> Result<(), Malformed> {
     check_lengths(report)?;
+    links::check(report)?;
     let Report {
         pages_free,
         pages_owned,

@@ -5,7 +5,7 @@ use dopd_router::{
     error::Reason,
     metrics::Format,
     streams::sink::FinishReason,
-    wire::worker::{CloseReason, Logprobs, Report, Role},
+    wire::worker::{CloseReason, LinkState, Logprobs, Report, Role},
 };
 use std::io::BufRead as _;
 
@@ -134,7 +134,7 @@ async fn a_request_under_which_workers_die_is_given_up() {
 type Spoil = fn(&mut Report, u32);
 
 /// Every way to spoil a report.
-const SPOILED: [(&str, Spoil); 22] = [
+const SPOILED: [(&str, Spoil); 26] = [
     ("opened without grant", |r, s| r.opened_slots.push(s)),
     ("opened a compute seat", |r, s| {
         *r = Say(r.clone()).opened(s).0;
@@ -196,8 +196,52 @@ const SPOILED: [(&str, Spoil); 22] = [
         r.stored_hashes = vec![1; 4_000];
         r.evicted_hashes = vec![2; 97];
     }),
+    ("more links than a worker may have", |r, _| {
+        r.links_changed = true;
+        r.links = vec![link("d", "tcp"); 257];
+    }),
+    ("a link to nobody", |r, _| {
+        r.links_changed = true;
+        r.links = vec![link("", "tcp")];
+    }),
+    ("a link over nothing", |r, _| {
+        r.links_changed = true;
+        r.links = vec![link("d", "")];
+    }),
+    ("links that are not told", |r, _| {
+        r.links = vec![link("d", "tcp")]
+    }),
     ("no role", |r, _| r.role = 0),
 ];
+
+fn link(peer: &str, transport: &str) -> LinkState {
+    LinkState {
+        peer: peer.to_owned(),
+        transport: transport.to_owned(),
+        bytes_per_s: 1,
+    }
+}
+
+#[tokio::test]
+async fn links_are_shown_as_they_were_told_last() {
+    let router = Router::start(Options::default());
+    let mut worker = Worker::join(router.addresses[0], "p", Role::Prefill).await;
+    let both = vec![link("d0", "cuda_ipc"), link("d1", "tcp")];
+    for (links, is_told, wanted) in [
+        (both.clone(), true, both.clone()),
+        (vec![], false, both.clone()),
+        (vec![], true, vec![]),
+        (both.clone(), true, both),
+    ] {
+        let wanted: Vec<&str> = wanted.iter().map(|link| &*link.transport).collect();
+        let mut report = worker.report(Say::nothing());
+        (report.links, report.links_changed) = (links, is_told);
+        let step = report.step;
+        worker.send(report).await;
+        router.until_links("p", &wanted, step).await;
+    }
+    router.end();
+}
 
 #[tokio::test]
 async fn a_malformed_report_ends_the_session() {

@@ -139,6 +139,22 @@ def test_status_for_people() -> None:
     assert "no worker is attached" in status.render(fleet | {"workers": []})
 
 
+def test_status_names_the_ways_between_workers_and_not_too_many() -> None:
+    def worker(name: str, *links: tuple[str, str, int]) -> dict[str, object]:
+        told = [{"peer": p, "transport": t, "bytes_per_s": rate} for p, t, rate in links]
+        return {"id": name, "links": told}
+
+    two = [worker("p0", ("d0", "cuda_ipc", 312_000_000_000), ("d1", "tcp", 0)),
+           worker("p1", ("d0", "shm", 740_000_000)), worker("d0")]  # fmt: skip
+    assert status.ways({"workers": two}) == (
+        "links: p0 -> d0 over cuda_ipc (312.0 GB/s), p0 -> d1 over tcp, "
+        "p1 -> d0 over shm (740 MB/s)"
+    )
+    many = [worker("p", *[(f"d{k}", "tcp", 0) for k in range(20)])]
+    assert status.ways({"workers": many}).endswith("p -> d7 over tcp, and 12 more")
+    assert status.ways({"workers": [worker("d0"), {"id": "older"}]}) == ""
+
+
 DOPD = [sys.executable, "-m", "dopd"]
 
 

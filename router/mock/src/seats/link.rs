@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use dopd_core::units::Micros;
-use dopd_router::wire::worker::link_frame::Kind;
+use dopd_router::wire::worker::{LinkState, Report, link_frame::Kind};
 
 use super::{
     Effect, LinkId, LinkMessage, PeerKey, Seats,
@@ -123,6 +123,24 @@ impl Seats {
         for link in links {
             self.abort_in(link, AbortReason::FenceTimer);
         }
+    }
+
+    /// The links on which we ship, if they are others than those that the router knows.
+    pub(super) fn add_links(&mut self, report: &mut Report) {
+        let up = |peer: &&Peer| matches!(peer.state, PeerState::Up(_));
+        let peers = (self.peers.values().filter(up)).map(|peer| peer.key.worker.clone());
+        let peers: Vec<String> = peers.collect();
+        if peers == self.links_told {
+            return;
+        }
+        report.links_changed = true;
+        let state = |peer: &String| LinkState {
+            peer: peer.clone(),
+            transport: "tcp".to_owned(),
+            bytes_per_s: 0,
+        };
+        report.links = peers.iter().map(state).collect();
+        self.links_told = peers;
     }
 
     /// When `Tick` has something to do next.

@@ -69,6 +69,8 @@ pub struct Seats {
     peers: BTreeMap<u64, Peer>,
     peers_seen: u64,
     links_out: u64,
+    /// Peers whose links are up, as the router was told.
+    links_told: Vec<String>,
     /// Columns of the next report.
     columns: Report,
     is_dirty: bool,
@@ -108,6 +110,7 @@ impl Seats {
             peers: BTreeMap::new(),
             peers_seen: 0,
             links_out: 0,
+            links_told: Vec::new(),
             columns: Report::default(),
             is_dirty: false,
             steps: 0,
@@ -192,6 +195,7 @@ impl Seats {
         report.running = types::count(self.stepping().count());
         report.prefill_tokens_queued = queued;
         self.add_outlook(&mut report);
+        self.add_links(&mut report);
         Some(report)
     }
 
@@ -300,6 +304,7 @@ impl Seats {
         }
         self.active.clear();
         self.columns = Report::default();
+        self.links_told.clear();
         self.is_dirty = false;
     }
 }

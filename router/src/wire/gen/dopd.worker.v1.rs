@@ -144,21 +144,18 @@ pub struct End {
     #[prost(fixed64, optional, tag = "7")]
     pub checksum: ::core::option::Option<u64>,
 }
-/// A data link, as one of its ends sees it; told to the router (Report.links).
+/// A data link to a peer that we ship to; told to the router (Report.links).
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct LinkState {
-    /// Name of the worker at the other end.
+    /// Name of the worker that is written to.
     #[prost(string, tag = "1")]
     pub peer: ::prost::alloc::string::String,
     /// "cuda_ipc", "nccl", "shm" or "tcp".
     #[prost(string, tag = "2")]
     pub transport: ::prost::alloc::string::String,
-    /// Measured rate of writes; 0: not measured yet, or we are its destination.
+    /// Measured rate of writes; 0: not measured yet.
     #[prost(uint64, tag = "3")]
     pub bytes_per_s: u64,
-    /// We write, the peer is written to.
-    #[prost(bool, tag = "4")]
-    pub is_source: bool,
 }
 /// Columns over runs of prompt positions, then over positions. The first token of a prompt has no log probability: runs
 /// begin at position 1 or later.
@@ -686,7 +683,7 @@ pub struct Report {
     pub steps_paused: u64,
     #[prost(uint64, tag = "42")]
     pub preempted: u64,
-    /// All data links that are up, at most 256, if `links_changed`: only where they did since this session was last told.
+    /// All links to peers that we ship to, at most 256, if `links_changed`: where they did since this session was told.
     #[prost(message, repeated, tag = "43")]
     pub links: ::prost::alloc::vec::Vec<LinkState>,
     #[prost(bool, tag = "44")]

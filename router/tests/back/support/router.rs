@@ -234,6 +234,22 @@ impl Router {
         }
     }
 
+    /// Waits until a worker is shown with links over these transports, after its newest report.
+    pub(crate) async fn until_links(&self, name: &str, transports: &[&str], step: u64) {
+        let deadline = Instant::now() + super::PATIENCE;
+        loop {
+            let status = self.dispatch.status().await;
+            let worker = status.workers.iter().find(|worker| worker.id == name);
+            if let Some(worker) = worker.filter(|worker| worker.steps == step) {
+                let links = worker.links.iter().map(|link| &*link.transport);
+                assert_eq!(links.collect::<Vec<_>>(), transports);
+                return;
+            }
+            assert!(Instant::now() < deadline, "never step {step}: {status:?}");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+
     /// Drops a ticket where it was made, as a front does.
     pub(crate) async fn cancel_on(&self, thread: usize, ticket: Ticket) {
         self.on(thread, move |_| drop(ticket)).await;

@@ -346,33 +346,29 @@ Global___End: _TypeAlias = End  # noqa: Y015
 
 @_typing.final
 class LinkState(_message.Message):
-    """A data link, as one of its ends sees it; told to the router (Report.links)."""
+    """A data link to a peer that we ship to; told to the router (Report.links)."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PEER_FIELD_NUMBER: _builtins.int
     TRANSPORT_FIELD_NUMBER: _builtins.int
     BYTES_PER_S_FIELD_NUMBER: _builtins.int
-    IS_SOURCE_FIELD_NUMBER: _builtins.int
     peer: _builtins.str
-    """Name of the worker at the other end."""
+    """Name of the worker that is written to."""
     transport: _builtins.str
     """"cuda_ipc", "nccl", "shm" or "tcp"."""
     bytes_per_s: _builtins.int
-    """Measured rate of writes; 0: not measured yet, or we are its destination."""
-    is_source: _builtins.bool
-    """We write, the peer is written to."""
+    """Measured rate of writes; 0: not measured yet."""
     def __init__(
         self,
         *,
         peer: _builtins.str = ...,
         transport: _builtins.str = ...,
         bytes_per_s: _builtins.int = ...,
-        is_source: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_s", b"bytes_per_s", "is_source", b"is_source", "peer", b"peer", "transport", b"transport"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_per_s", b"bytes_per_s", "peer", b"peer", "transport", b"transport"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

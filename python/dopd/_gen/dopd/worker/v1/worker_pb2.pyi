@@ -1090,7 +1090,7 @@ class Report(_message.Message):
     def evicted_hashes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
     def links(self) -> _containers.RepeatedCompositeFieldContainer[_link_pb2.LinkState]:
-        """All data links that are up, at most 256, if `links_changed`: only where they did since this session was last told."""
+        """All links to peers that we ship to, at most 256, if `links_changed`: where they did since this session was told."""
 
     def __init__(
         self,
