@@ -63,9 +63,7 @@ def is_right(server: Server, prompt: list[int], seed: int) -> bool:
     return text == mock_model.text(mock_model.answer(prompt, NUM_TOKENS, **sampling))
 
 
-@pytest.mark.parametrize(
-    ("way", "taken"), [("nccl", "nccl"), ("auto", "cuda_ipc"), ("tcp", "tcp")]
-)
+@pytest.mark.parametrize(("way", "taken"), [("nccl", "nccl"), ("auto", "cuda_ipc"), ("tcp", "tcp")])
 def test_every_answer_is_handed_off_between_gpus_and_all_is_given_back(
     way: str, taken: str, tmp_path: Path
 ) -> None:
