@@ -25,8 +25,9 @@ const LINKS_MAX: usize = 8_192;
 pub fn salt(tenant: &str, cache_salt: &str) -> Salt {
     let mut hash = Sha256::new();
     hash.update(b"dopd-prefix-1");
+    // Its length says where the tenant ends, whatever bytes names may have.
+    hash.update((tenant.len() as u64).to_le_bytes());
     hash.update(tenant.as_bytes());
-    hash.update([0]);
     hash.update(cache_salt.as_bytes());
     link(hash)
 }
@@ -129,24 +130,32 @@ mod tests {
     #[test]
     fn chain_is_that_of_the_workers() {
         let salt = salt("default", "");
-        assert_eq!(hex(&salt), "b8f0398905df69f7f3528019f99e8990");
+        assert_eq!(hex(&salt), "876a3844d7b29ea1213d32cc43b56136");
         let prompt: Vec<u32> = (0..40).map(|token| token * 70_001).collect();
         let prefix = Prefix::new(salt, &prompt, 16);
         assert_eq!(
             hex(prefix.links()),
-            "aae432042ab6e2c8861d8721f3c5fb2d65b8e4ec87a50a09b9390eefd09457c0"
+            "3b26803bcb4e1a272722c0d728d05960eb4535925a88cd5f8ef84d717be00543"
         );
         assert_eq!(prefix.tail(&prompt), &prompt[32..]);
         let first = prefix.marks(prompt.len());
         assert_eq!(
             first.first().map(|mark| mark.hash),
-            Some(0xc8e2_b62a_0432_e4aa)
+            Some(0x271a_4ecb_3b80_263b)
         );
     }
 
     #[test]
     fn tenants_and_salts_begin_other_chains() {
-        let all = [salt("a", ""), salt("", "a"), salt("a", "a"), salt("", "")];
+        let all = [
+            salt("a", ""),
+            salt("", "a"),
+            salt("a", "a"),
+            salt("", ""),
+            salt("a\0b", ""),
+            salt("a", "b\0"),
+            salt("a", "\0b"),
+        ];
         for (place, one) in all.iter().enumerate() {
             assert!(!all[place + 1..].contains(one));
         }

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 
 from dopd.sched.chain import LINK_BYTES, Chain
 
-SALT = bytes.fromhex("b8f0398905df69f7f3528019f99e8990")
-LINKS = "aae432042ab6e2c8861d8721f3c5fb2d65b8e4ec87a50a09b9390eefd09457c0"
+SALT = bytes.fromhex("876a3844d7b29ea1213d32cc43b56136")
+LINKS = "3b26803bcb4e1a272722c0d728d05960eb4535925a88cd5f8ef84d717be00543"
 TOKENS = [70_001 * token for token in range(40)]
 
 
 def test_chain_is_that_of_the_router() -> None:
-    salt = hashlib.sha256(b"dopd-prefix-1default\0").digest()[:16]
+    salt = hashlib.sha256(b"dopd-prefix-1\7\0\0\0\0\0\0\0default").digest()[:16]
     assert salt == SALT
     chain = Chain(SALT, known=TOKENS)
     assert chain.extend(2, 16, []) == 2

@@ -66,6 +66,7 @@ impl Brain {
             Cell::CloseNext => {
                 self.close(phase.nxt()?);
                 self.set_phase(key, Phase::Run { cur: phase.cur()? });
+                self.looks_again(key);
                 None
             }
             Cell::GiveUpNext => self.give_up_next(key, phase.cur()?, phase.nxt()?),
@@ -183,7 +184,18 @@ impl Brain {
             .work(cur.worker, |worker| worker.residents.stays(cur.slot));
         self.send(cur, None);
         self.set_phase(key, Phase::Run { cur });
+        self.looks_again(key);
         None
+    }
+
+    /// It stays, and looks for a place anew with its next token; so often, and no more.
+    fn looks_again(&mut self, key: usize) {
+        let moves_max = self.config.moves_max;
+        if let Some(sequence) = self.sequences.get_mut(key)
+            && sequence.moves < moves_max
+        {
+            sequence.leaves = Some(sequence.answer.plus(Tokens(1)));
+        }
     }
 
     /// How long an answer took, if it ran.

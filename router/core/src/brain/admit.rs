@@ -117,7 +117,8 @@ impl Brain {
 
     /// The queue is full: the tenant that has most waiting for its share makes room, as long as it
     /// has more than the newcomer's tenant. If that is the newcomer's own, those make room that are
-    /// late already, for one that is not. They are told so, with a hint when to try again.
+    /// late already, for one that is not. They are told so, with a hint when to try again. Who is
+    /// next of those that waited too long is spared.
     fn make_room(&mut self, facts: &RequestFacts) -> bool {
         /// For one newcomer.
         const REQUESTS_MAX: usize = 16;
@@ -144,16 +145,21 @@ impl Brain {
         let tokens = self.queue.tokens().saturating_add(tokens_of(facts));
         let too_many = tokens.saturating_sub(self.config.queue_tokens_max);
         let is_full = self.sequences.requests_waiting() >= self.config.queue_requests_max;
+        let overdue = self.queue.overdue().and_then(|key| self.sequences.get(key));
+        let spared = overdue.map(|sequence| sequence.id.request);
         let (mut freed, mut chosen) = (0_u64, BTreeSet::new());
         for (key, item) in self.queue.last_of(largest, is_own) {
             if freed >= too_many && chosen.len() >= usize::from(is_full) {
                 break;
             }
+            let request = self.sequences.get(key).map(|sequence| sequence.id.request);
+            if spared.is_some() && request == spared {
+                continue;
+            }
             freed += u64::from(item.tokens.0);
             if !is_own && share.backlog_without(largest, freed) < own {
                 return false;
             }
-            let request = self.sequences.get(key).map(|sequence| sequence.id.request);
             let Some(request) = request.filter(|&request| self.never_ran(request)) else {
                 return false;
             };

@@ -2,7 +2,8 @@
 //!
 //! A prompt that cannot be in time any more steps behind all of its lane that can (`queue` does
 //! that): the time it would take is better spent on one that still can. What is late is served when
-//! nothing else waits; whoever asked for a target is refused `late_max` after it.
+//! nothing else waits; whoever asked for a target is refused `late_max` after it, unless another
+//! choice of the request has begun.
 //!
 //! **Starvation bound.** Under demotion nobody waits for ever, whatever arrives. A sequence that
 //! never ran is *overdue* once it has waited for `ttft + late_max` of the policy. From then on, of
@@ -94,6 +95,12 @@ impl Guard {
         is_owed.then_some(aged.sequence)
     }
 
+    /// The oldest of all that never ran, if it is overdue: nobody else may cost it its turn.
+    pub(super) fn overdue(&self, now: Micros) -> Option<usize> {
+        let (_, aged) = self.ages.first_key_value()?;
+        (self.is_overdue(aged.arrived, now)).then_some(aged.sequence)
+    }
+
     fn is_overdue(&self, arrived: Micros, now: Micros) -> bool {
         now.since(arrived) > self.wait
     }
@@ -134,12 +141,14 @@ impl Brain {
             .then(|| sequence.ttft_due.plus(policy.late_max))
     }
 
-    /// A sequence still waits so long after its target that it is refused.
+    /// A sequence still waits so long after its target that it is refused; not if another choice of
+    /// its request answers already.
     pub(super) fn late(&mut self, key: usize) {
         let Some(sequence) = self.sequences.get(key) else {
             return;
         };
-        if sequence.phase.kind() == PhaseKind::Wait {
+        let has_begun = self.sequences.has_begun(sequence);
+        if sequence.phase.kind() == PhaseKind::Wait && !has_begun {
             let target = sequence.ttft_due.since(sequence.arrived);
             let waited = self.now.since(sequence.arrived);
             let refusal = Refusal::later(RejectReason::Late, self.retry_after());

@@ -163,8 +163,11 @@ impl Brain {
             return;
         };
         let account = sequence.queue_key.account;
-        self.queue.share.answered(account, tokens);
         let is_in_time = self.now <= sequence.ttft_due;
+        if sequence.is_of_many && sequence.answer == Tokens(0) {
+            self.sequences.begins(key);
+        }
+        self.queue.share.answered(account, tokens);
         self.judge_target(key, is_in_time);
     }
 

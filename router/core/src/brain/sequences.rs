@@ -196,6 +196,8 @@ struct Request {
     alive: Vec<usize>,
     /// Sequences that wait.
     waiting: u32,
+    /// One of them has made a token.
+    has_begun: bool,
     /// Workers that died under it, or got stuck.
     deaths: u32,
     /// Number of the last of these incidents.
@@ -219,6 +221,7 @@ impl Sequences {
             deadline,
             alive: Vec::with_capacity(usize::from(choices)),
             waiting: 0,
+            has_begun: false,
             deaths: 0,
             last_death: 0,
         });
@@ -252,6 +255,19 @@ impl Sequences {
 
     pub(super) fn has_request(&self, id: RequestId) -> bool {
         self.by_id.contains_key(&id)
+    }
+
+    /// A choice of the request of this sequence has made a token.
+    pub(super) fn has_begun(&self, sequence: &Sequence) -> bool {
+        let request = self.requests.get(sequence.request);
+        request.is_some_and(|request| request.has_begun)
+    }
+
+    /// A sequence makes its first token.
+    pub(super) fn begins(&mut self, key: usize) {
+        if let Some(request) = self.request_of(key) {
+            request.has_begun = true;
+        }
     }
 
     /// How likely it is that the sequence brings down who computes it.

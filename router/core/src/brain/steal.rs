@@ -13,7 +13,8 @@
 use super::{
     Brain,
     explain::{Chosen, Considered, Task, Verdict},
-    place::{Place, may_meet},
+    peak::Stay,
+    place::{Need, Place, may_meet},
     sequences::Sequence,
     table::Input,
     workers::{Group, Worker},
@@ -164,12 +165,22 @@ impl Brain {
         worker.fits(&need)?;
         if !may_meet(worker, need.risk) {
             Err(Verdict::Quarantine)
-        } else if self.siblings(waits).next().is_some() {
-            // It shares the prompt with a choice that another worker computes.
+        } else if self.is_awaited(waits, &need) {
             Err(Verdict::NotNeeded)
         } else {
             Ok(())
         }
+    }
+
+    /// It shares the prompt with a choice that another worker computes, and gets there, or to a
+    /// worker labelled for prompts, by itself.
+    fn is_awaited(&self, waits: usize, need: &Need<'_>) -> bool {
+        let first = self.siblings(waits).next();
+        first.is_some_and(|key| {
+            let worker = self.workers.get(key);
+            self.workers.totals(Group::Prompts).workers > 0
+                || worker.is_some_and(|worker| worker.can_take(&need.ask, Stay::Here))
+        })
     }
 
     /// The worker is done by then; or nobody would be, and no other has anything better to do.

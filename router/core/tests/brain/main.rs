@@ -21,6 +21,7 @@ mod placing;
 mod preempting;
 mod random_events;
 mod refusal;
+mod second_tries;
 mod share;
 mod single_worker;
 mod starvation;

@@ -192,6 +192,23 @@ fn nobody_is_refused_late_where_the_policy_never_refuses_or_once_it_is_placed() 
 }
 
 #[test]
+fn a_choice_of_a_request_that_answers_is_not_refused_late() {
+    for answers in [false, true] {
+        let mut line = Line::new(late(Refuse::Late), 1);
+        let mut both = due(request(0, 50, 10), millis(1_500));
+        both.choices = 2;
+        line.arrive(both);
+        if answers {
+            let mut step = report(1, Role::Mixed);
+            step.tokens = vec![(line.running[0].0.slot, Tokens(1))];
+            line.tell(said(step));
+        }
+        line.wait(millis(60_000));
+        assert_eq!(line.refused.is_empty(), answers);
+    }
+}
+
+#[test]
 fn targets_that_no_order_could_meet_are_refused_at_once_only_if_asked_for_and_early() {
     let never = [(Refuse::Never, 0), (Refuse::Late, 0), (Refuse::Early, 1)];
     for (refuse, refused) in never {

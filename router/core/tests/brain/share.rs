@@ -7,7 +7,7 @@ use dopd_core::{
     event::CloseReason,
     fleet::Role,
     ids::RequestId,
-    policy::PolicyConfig,
+    policy::{Order, PolicyConfig},
     request::{RejectReason, RequestFacts},
     units::Tokens,
 };
@@ -375,6 +375,24 @@ fn late_ones_make_room_for_one_in_time_of_the_same_tenant() {
     );
     line.placed.clear();
     assert_eq!(line.drain()[..3], [11, 0, 1]);
+}
+
+#[test]
+fn who_is_next_of_those_that_waited_too_long_makes_no_room() {
+    let policy = PolicyConfig {
+        demote: true,
+        order: Order::Sjf,
+        ..PolicyConfig::plain()
+    };
+    let (wait, late_max) = (policy.ttft, policy.late_max);
+    let mut line = small_queue(policy);
+    line.arrive(request(0, 150, 1));
+    for id in 1..10 {
+        line.arrive(request(id, 90, 1));
+    }
+    line.wait(wait.plus(late_max).plus(millis(1)));
+    line.arrive(request(10, 50, 1));
+    assert_eq!(refused(&mut line), [9], "0 is last of all, and the oldest");
 }
 
 #[test]

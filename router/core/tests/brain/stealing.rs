@@ -336,6 +336,22 @@ fn a_choice_whose_prompt_is_computed_elsewhere_is_left() {
 }
 
 #[test]
+fn choices_spread_where_all_are_labelled_decode_and_the_first_has_no_room() {
+    for (seats, found) in [(1, vec![(1, 1), (1, 2)]), (2, vec![(1, 1), (1, 1)])] {
+        let one = WorkerFacts {
+            num_seqs_max: seats,
+            ..gpu(Decode, 400_000)
+        };
+        let mut brain = fleet(policy(), &[one.clone(), one]);
+        let mut facts = request(1, 4_000, 100);
+        facts.choices = 2;
+        let mut opened = computes(&brain.handle(Micros(0), Event::RequestArrived(facts)));
+        opened.extend(computes(&tell(&mut brain, 1_000, report(2, Decode))));
+        assert_eq!(opened, found, "{seats}");
+    }
+}
+
+#[test]
 fn what_a_helper_has_cached_it_need_not_compute() {
     for (stored, use_prefixes) in [(vec![], true), (vec![77], false), (vec![77], true)] {
         let rules = PolicyConfig {

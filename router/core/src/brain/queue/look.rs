@@ -68,6 +68,11 @@ impl WaitQueue {
         key.lane != Lane::Fresh || self.owed() == Some(sequence)
     }
 
+    /// Who has waited so long that nobody may cost it its turn.
+    pub(in crate::brain) fn overdue(&self) -> Option<usize> {
+        self.guard.overdue(self.now)
+    }
+
     /// What the queue makes of a sequence that waits.
     pub(in crate::brain) fn seen(&self, key: QueueKey) -> Option<Seen> {
         /// Of a token, in the count.
