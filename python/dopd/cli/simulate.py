@@ -13,6 +13,9 @@ from typing import Any
 
 from dopd.cli import console
 
+# Of the built-in calibrations; both have the same context.
+MODELS = ("llama-3.1-8b", "llama-70b")
+CONTEXT_TOKENS = 131_072
 SHARES = (80, 90, 99)
 RATE_MAX = 10_000.0
 JOBS = 2
@@ -66,9 +69,7 @@ def _fleet(group: Any) -> None:
     group.add_argument(
         "--fleet", type=fleet, default=("h100", 8), metavar="KIND:N", help="(default: h100:8)"
     )
-    group.add_argument(
-        "--model", default="llama-3.1-8b", help="llama-3.1-8b or llama-70b (default: %(default)s)"
-    )
+    group.add_argument("--model", default=MODELS[0], choices=MODELS, help="(default: %(default)s)")
     group.add_argument("--timings", metavar="FILE", help="a calibration instead of the built-in")
     group.add_argument(
         "--penalty",
@@ -209,8 +210,7 @@ def _run(args: argparse.Namespace) -> int:
         trace = trace.first(args.seconds)
     if not len(trace):
         raise console.CommandError(f"no request within {args.seconds} s", code=console.USAGE)
-    if trace.skipped_rows:
-        console.note(f"{trace.skipped_rows} rows left out: their requests failed at the source")
+    _note_oddities(trace)
     names = list(study.ALL) if args.policy == "all" else args.policy.split(",")
     more: dict[str, Any] = {"rate": args.rate}
     if args.find_rate is None:
@@ -238,6 +238,19 @@ def _run(args: argparse.Namespace) -> int:
             "tells them apart"
         )
     return console.OK
+
+
+def _note_oddities(trace: Any) -> None:
+    """Rows that were left out, and requests that have more tokens than the model takes."""
+    if trace.skipped_rows:
+        console.note(f"{trace.skipped_rows} rows left out: their requests failed at the source")
+    found = {name: memoryview(data).cast("q") for name, data in trace.raw.columns()}
+    both = zip(found["prompt_tokens"], found["output_tokens"], strict=True)
+    if longer := sum(prompt + output > CONTEXT_TOKENS for prompt, output in both):
+        console.note(
+            f"{longer} requests are longer than the context of {CONTEXT_TOKENS} tokens: a server "
+            "refuses them, here they are computed"
+        )
 
 
 def options(args: argparse.Namespace) -> dict[str, Any]:

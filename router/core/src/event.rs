@@ -77,7 +77,7 @@ pub enum Suspicion {
     Stuck,
 }
 
-/// What one report changed. Handled in the order of the fields.
+/// What one report changed. The brain handles it in the order of the fields.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StepReport {
     /// Whose.
@@ -102,7 +102,8 @@ pub struct StepReport {
     pub tokens: Vec<(SlotId, Tokens)>,
     /// Seats that ended.
     pub closed: Vec<ClosedSeat>,
-    /// Seats that began with pages of the prefix cache, with the tokens that these hold.
+    /// Seats that began with pages of the prefix cache, with the tokens that these hold. For those
+    /// who count them, routers and simulators; the brain does not look.
     #[serde(default)]
     pub reused: Vec<(SlotId, Tokens)>,
     /// Prefixes that the worker keeps from now on, as in [`crate::request::PrefixMark`].

@@ -45,7 +45,8 @@ pub struct WorkerFacts {
     pub timings: Timings,
 }
 
-/// Load of a worker as of one report.
+/// Load of a worker as of one report. `pages_free`, `pages_cached`, `running` and the counts of
+/// steps and preemptions are for the status page; the brain decides by the rest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WorkerLoad {
     /// Steps made by this incarnation.
@@ -74,9 +75,6 @@ pub struct WorkerLoad {
     /// What the worker had expected of the last step; zero if it cannot tell.
     #[serde(default)]
     pub step_expected_us: u32,
-    /// What it expects of the step that begins now; zero if idle.
-    #[serde(default)]
-    pub next_step_us: u32,
     /// What it expects of a step that only decodes those that run.
     #[serde(default)]
     pub decode_step_us: u32,

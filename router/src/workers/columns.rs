@@ -369,7 +369,6 @@ fn load(report: &Report) -> WorkerLoad {
         step_prefill_tokens: Tokens(report.step_prefill_tokens),
         step_decode_seqs: report.step_decode_seqs,
         step_expected_us: report.step_expected_us,
-        next_step_us: report.next_step_us,
         decode_step_us: report.decode_step_us,
         mixed_penalty_permille: report.mixed_penalty_permille,
         steps_mixed: report.steps_mixed,

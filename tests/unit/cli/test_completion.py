@@ -46,6 +46,7 @@ def test_flags_of_rust_and_python_are_in_every_script(
         ("config ", {"show", "check", "schema"}),
         ("config show --ori", {"--origin"}),
         ("completion f", {"fish"}),
+        ("simulate --model llama-7", {"llama-70b"}),
         ("help doc", {"doctor"}),
         ("bench --sp", {"--speed"}),
         ("status --watch ", set()),

@@ -12,8 +12,8 @@ import pytest
 
 pytest.importorskip("dopd._router", reason="the extension is not built")
 
-from dopd import sim
-from dopd.cli import app, console
+from dopd import _router, sim
+from dopd.cli import app, console, simulate
 from dopd.sim import plot, study
 from dopd.sim.pool import Stopped
 
@@ -56,6 +56,17 @@ def test_the_highest_rate_of_one_policy(capsys: pytest.CaptureFixture[str]) -> N
     assert row["figures"]["attainment"]["overall"] >= 0.9
 
 
+def test_models_are_those_of_the_calibrations() -> None:
+    assert {model for _, model, _ in _router.sim_kinds()} == set(simulate.MODELS)
+
+
+def test_what_no_server_takes_is_counted_and_said(capsys: pytest.CaptureFixture[str]) -> None:
+    long = "poisson:rate=5,prompt=131000,output={},seconds=1"
+    for output, is_longer in ((72, False), (73, True)):
+        _, _, notes = run(capsys, long.format(output), "--policy", "static", "--json", "-")
+        assert ("requests are longer than the context of 131072 tokens" in notes) == is_longer
+
+
 def test_rules_rates_and_cuts_reach_the_run(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--policy", "dopd", "--json", "-", "--rate", "2", "--seconds", "5"]
     words += ["--rule", "order=fcfs", "--rule", "step.mode=fill", "--penalty", "0.4"]
@@ -75,7 +86,7 @@ def test_rules_rates_and_cuts_reach_the_run(capsys: pytest.CaptureFixture[str]) 
         ([LOAD, "--policy", "static-9:9"], 'no policy "static-9:9"'),
         ([LOAD, "--fleet", "h100"], "must be KIND:COUNT, such as h100:8"),
         ([LOAD, "--fleet", "abacus:2"], 'no device "abacus"; there are h100'),
-        ([LOAD, "--model", "x"], 'no model "x"; there are llama-3.1-8b'),
+        ([LOAD, "--model", "x"], "choose from"),
         ([LOAD, "--rate", "0"], "must be a number from 0.001"),
         ([LOAD, "--rate", "2", "--find-rate", "90"], "not allowed with argument --rate"),
         ([LOAD, "--find-rate", "95"], "invalid choice: 95"),

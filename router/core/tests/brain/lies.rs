@@ -46,7 +46,6 @@ fn any_load() -> impl Strategy<Value = WorkerLoad> {
         step_prefill_tokens: a,
         step_decode_seqs: b.0,
         step_expected_us: a.0 / 3,
-        next_step_us: b.0,
         decode_step_us: a.0,
         mixed_penalty_permille: a.0,
         steps_mixed: step,

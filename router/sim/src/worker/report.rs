@@ -94,7 +94,6 @@ impl Worker {
             step_prefill_tokens: Tokens(over.prefill),
             step_decode_seqs: over.decode_seqs,
             step_expected_us: short(over.expected_us),
-            next_step_us: self.step.map_or(0, |step| short(step.expected_us)),
             decode_step_us: short(decode_us),
             mixed_penalty_permille: self.belief.penalty_permille(),
             steps_mixed: self.belief.steps_mixed(),
