@@ -225,9 +225,9 @@ mod tests {
     #[test]
     fn the_same_step_counts_once_and_idle_reports_teach_nothing() {
         let mut learned = Learned::default();
-        learned.hear(&load(5, 100, 0, 200, 100));
+        assert!(learned.hear(&load(5, 100, 0, 200, 100)), "twice as slow");
         let once = learned.clone();
-        learned.hear(&load(5, 100, 0, 200, 100));
+        assert!(!learned.hear(&load(5, 100, 0, 200, 100)), "heard already");
         learned.hear(&load(4, 100, 0, 900, 100));
         learned.hear(&load(6, 100, 0, 0, 100));
         assert_eq!(learned, once);
