@@ -4,7 +4,7 @@ The control connection is TCP's, handshake and all; the listening side is rank 0
 which goes out in its welcome, so only to who showed the join token. Both ends join in the thread of
 their handshake, before the link is up. A Write has no payload: the source posts one send for each
 page, the destination as many receives when it reads the frame, and says Pulled when they are in
-place (T1, T3). So a send without its receive, or the other way round, is under way only between two
+place (T3); it goes on to the next Write meanwhile, and to no other message (T1). So a send without its receive, or the other way round, is under way only between two
 frames of a connection that both ends watch.
 
 Each end calls the communicator from one thread at a time: the handshake's; then the source's writer
@@ -20,22 +20,24 @@ import select
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 
 from dopd.errors import LinkError, LinkRefusedError
 from dopd.kv.base import PagePool
 from dopd.transfer import frames
 from dopd.transfer.base import LinkEvents, LinkIdentity
-from dopd.transfer.cuda import Device, Stream, poll
+from dopd.transfer.cuda import Device, Event, Stream, poll
 from dopd.transfer.nccl import UNIQUE_ID_BYTES, Communicator, Nccl
 from dopd.transfer.pulled_link import PulledLink
 from dopd.transfer.rest import come_to_rest
 from dopd.transfer.stream import Shaken
 from dopd.transfer.stream_link import StreamLink
 from dopd.transfer.tcp import TcpTransport, tune
-from dopd.types import LinkPulled, LinkWelcome, LinkWrite
+from dopd.types import LinkMessage, LinkPulled, LinkWelcome, LinkWrite
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +47,9 @@ GROUP_BYTES_MAX = 64 << 20
 # Groups that a source has under way. A stream takes about a thousand launches, then it waits inside
 # of NCCL, where no abort reaches it.
 GROUPS_MAX = 8
+# Groups of receives that a destination has on its stream, besides the newest: while one is waited
+# for, the next one moves.
+LANDING_MAX = 1
 # Two ranks find each other in a second or so; the first time in a process takes longer.
 JOIN_S = 20.0
 # From a Write's frame to its Pulled, behind GROUPS_MAX others.
@@ -75,6 +80,8 @@ class NcclLink(PulledLink):
         self._device = device
         self._stream: Stream | None = None
         self._communicator: Communicator | None = None
+        # Receives under way and their ends, oldest first. Of the reader.
+        self._landing: deque[tuple[LinkWrite, Event]] = deque()
         most = min(GROUP_PAGES_MAX, GROUP_BYTES_MAX // pool.page_bytes)
         self._frame_pages = max(most, 1)
         self._hang_up = select.poll()
@@ -129,13 +136,24 @@ class NcclLink(PulledLink):
         pages = self._events.targets(self, write.nonce, write.first, write.count)
         communicator, stream = self._up()
         self._post(communicator.receive, pages)
-        event = stream.record()
-        try:
-            self._wait(event.is_done, WRITE_S, f"{write.count} pages were announced, but not sent")
-        finally:
-            event.close()
+        self._landing.append((write, stream.record()))
+        if len(self._landing) > LANDING_MAX:
+            self._complete()
+
+    def _handle(self, message: LinkMessage, num_payload: int) -> None:
+        # Whatever it is, it is behind the writes that came before it (T1).
+        while self._landing and not isinstance(message, LinkWrite):
+            self._complete()
+        super()._handle(message, num_payload)
+
+    def _complete(self) -> None:
+        """Wait for the oldest group of receives."""
+        write, event = self._landing[0]
+        self._wait(event.is_done, WRITE_S, _unsent(write))
         # A communicator that breaks ends its kernels as well, whatever they have received.
-        communicator.is_ready()
+        self._up()[0].is_ready()
+        self._landing.popleft()
+        event.close()
         self._events.landed(self, write.nonce, write.first, write.count)
         self._put(LinkPulled(write.nonce, write.count))
 
@@ -174,11 +192,21 @@ class NcclLink(PulledLink):
         """Reads, and sees meanwhile whether all is well: a dead peer's sends spin in silence."""
 
         def watched(views: Sequence[memoryview]) -> int:
-            while not self._readable.poll(WATCH_S * 1000):
-                self._check()
+            while not self._readable.poll(0 if self._landing else WATCH_S * 1000):
+                if not self._landing:
+                    self._check()
+                    continue
+                # The next frame comes, or the oldest group of receives is done.
+                write, event = self._landing[0]
+                self._wait(partial(self._is_any, event), WRITE_S, _unsent(write))
+                if event.is_done():
+                    self._complete()
             return read(views)
 
         return watched
+
+    def _is_any(self, event: Event) -> bool:
+        return event.is_done() or bool(self._readable.poll(0))
 
     def _check(self) -> None:
         # Says only whether it is broken; whether it is ready is the business of who posted.
@@ -190,6 +218,8 @@ class NcclLink(PulledLink):
             )
 
     def _quiesce(self) -> bool:
+        for _, event in self._landing:
+            event.close()
         if self._communicator is not None and not self._abort(self._communicator):
             return False
         if self._stream is None:
@@ -210,6 +240,10 @@ class NcclLink(PulledLink):
             return True
         thread.join(ABORT_S)
         return not thread.is_alive()
+
+
+def _unsent(write: LinkWrite) -> str:
+    return f"{write.count} pages were announced, but not sent"
 
 
 class NcclTransport(TcpTransport):

@@ -21,7 +21,7 @@ from dopd.errors import DopdError, LinkError
 from dopd.kv.base import PagePool
 from dopd.transfer import frames
 from dopd.transfer.base import START_BYTES_PER_S, LinkEvents
-from dopd.types import LinkBegin, LinkEnd, LinkGo, LinkPulled, LinkWrite
+from dopd.types import LinkBegin, LinkEnd, LinkGo, LinkMessage, LinkPulled, LinkWrite
 
 log = logging.getLogger(__name__)
 
@@ -242,6 +242,9 @@ class StreamLink(abc.ABC):
         message = frames.receive_message(self._read_into, num_message)
         if num_payload and not isinstance(message, LinkWrite):
             raise LinkError(f"{type(message).__name__} with a payload of {num_payload} bytes")
+        self._handle(message, num_payload)
+
+    def _handle(self, message: LinkMessage, num_payload: int) -> None:
         match message:
             case LinkWrite():
                 self._land(message, num_payload)

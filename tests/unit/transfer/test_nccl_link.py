@@ -375,6 +375,25 @@ def test_a_source_has_a_bounded_number_of_groups_under_way() -> None:
         assert nccl.calls("ncclSend") == 3 * GROUPS_MAX * len(PAGES)
 
 
+def test_the_next_group_moves_while_one_is_waited_for() -> None:
+    with Pair("nccl") as pair:
+        link = pair.connect()
+        pair.settle(lambda: pair.destination.links, pair.destination)
+        pair.destination.exposed[1] = TARGETS
+        gpu = gpu_of(pair.destination)
+        gpu.cuda.hold(is_held=True)
+        for _ in range(3):
+            link.write(1, 0, PAGES)
+        link.end(LinkEnd(1, ok=True))
+        # Two and no more; a kernel and an event each.
+        wait_for(lambda: gpu.left().get("queued") == 4, gpu.left)
+        assert gpu.nccl.calls("launch") == 2
+        assert pair.destination.names() == ["up"]
+        gpu.cuda.hold(is_held=False)
+        pair.settle(lambda: "end" in pair.destination.names(), pair.destination)
+        assert pair.destination.names() == ["up", "landed", "landed", "landed", "end"]
+
+
 def test_groups_that_are_launched_late_land_all_the_same() -> None:
     with Pair("nccl") as pair:
         for end in (pair.source, pair.destination):
