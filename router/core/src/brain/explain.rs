@@ -2,11 +2,9 @@
 //!
 //! Who decides notes what was seen, chosen and refused; people read it (`GET /admin/explain/{id}`,
 //! `dopd explain`). Nothing is decided by it: a brain with and one without it act alike. A row is
-//! about 250 bytes, [`BrainConfig::explain_decisions_max`] of them at most; 0 turns it off, and a
+//! about 250 bytes, `BrainConfig::explain_decisions_max` of them at most; 0 turns it off, and a
 //! note then costs one comparison. A prompt that waits at the front is looked at after every event:
 //! that is one decision, which is brought up to date.
-//!
-//! [`BrainConfig::explain_decisions_max`]: super::BrainConfig::explain_decisions_max
 
 mod told;
 
@@ -211,8 +209,7 @@ impl Explain {
 
     fn decision(&self, number: u64) -> Option<Decision> {
         let row = self.row(number)?;
-        let rows = row.considered.rows;
-        let alternatives: Vec<Alternative> = rows.into_iter().flatten().collect();
+        let alternatives: Vec<Alternative> = row.considered.rows.into_iter().flatten().collect();
         let listed = u32::try_from(alternatives.len()).unwrap_or(u32::MAX);
         Some(Decision {
             number,

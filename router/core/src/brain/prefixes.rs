@@ -1,7 +1,7 @@
 //! Which worker holds which prefix: an index of what workers say that they keep, for placing.
 //!
-//! An estimate: a worker finds out by itself what it has. Bounded for the whole fleet. Where room is
-//! needed, entries of sessions that ended go first, then of that which has most, what it told
+//! An estimate: a worker finds out by itself what it has. Bounded for the whole fleet. Where room
+//! is needed, entries of sessions that ended go first, then of that which has most, what it told
 //! longest ago: however wildly one stores, each of n keeps an n-th. Fed by `report`, asked by
 //! `place`. A session that ended is forgotten at once, its entries leave when room is needed.
 
