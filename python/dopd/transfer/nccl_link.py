@@ -4,8 +4,9 @@ The control connection is TCP's, handshake and all; the listening side is rank 0
 which goes out in its welcome, so only to who showed the join token. Both ends join in the thread of
 their handshake, before the link is up. A Write has no payload: the source posts one send for each
 page, the destination as many receives when it reads the frame, and says Pulled when they are in
-place (T3); it goes on to the next Write meanwhile, and to no other message (T1). So a send without its receive, or the other way round, is under way only between two
-frames of a connection that both ends watch.
+place (T3); it goes on to the next Write meanwhile, and to no other message (T1). So a send without
+its receive, or the other way round, is under way only between two frames of a connection that both
+ends watch.
 
 Each end calls the communicator from one thread at a time: the handshake's; then the source's writer
 or the destination's reader, and the reader to ask whether it is well; last the reader, when the
