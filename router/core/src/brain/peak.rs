@@ -12,7 +12,8 @@
 //! part is as of at most a page's tokens ago, and rounded up to a page: `peak::tests` holds it to
 //! 8 % below and 10 % above the exact sum over residents; it is farthest off where one is alone.
 //! Between two points of the grid the need is not looked at, but who reaches its limit there counts
-//! in full at the next one.
+//! in full at the next one. Beyond the last, 8,192 tokens ahead, nothing is: a pool full of answers
+//! that are longer is promised by what they need until then, and preempts for the rest.
 //!
 //! **What is not covered.** The sum of many is taken for normal and residents for independent: at
 //! z = 2.33 one in a hundred peaks is higher. Then a worker has no page for a token, preempts a
