@@ -85,6 +85,7 @@ class NcclLink(PulledLink):
         self._landing: deque[tuple[LinkWrite, Event]] = deque()
         most = min(GROUP_PAGES_MAX, GROUP_BYTES_MAX // pool.page_bytes)
         self._frame_pages = max(most, 1)
+        self._checked_at = time.monotonic()
         self._hang_up = select.poll()
         self._hang_up.register(sock, select.POLLRDHUP)
         self._readable = select.poll()
@@ -202,6 +203,9 @@ class NcclLink(PulledLink):
                 self._wait(partial(self._is_any, event), WRITE_S, _unsent(write))
                 if event.is_done():
                     self._complete()
+            # A peer that talks all the time is looked after as well.
+            if time.monotonic() - self._checked_at > WATCH_S:
+                self._check()
             return read(views)
 
         return watched
@@ -210,6 +214,7 @@ class NcclLink(PulledLink):
         return event.is_done() or bool(self._readable.poll(0))
 
     def _check(self) -> None:
+        self._checked_at = time.monotonic()
         # Says only whether it is broken; whether it is ready is the business of who posted.
         self._up()[0].is_ready()
         if self._sent and time.monotonic() - self._sent[0][2] > WRITE_S:

@@ -326,6 +326,32 @@ def test_a_send_without_its_receive_is_given_up_in_time(impatient: None) -> None
         assert "written" not in pair.source.names()
 
 
+def test_a_peer_that_talks_and_never_pulls_is_given_up_in_time(
+    impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Longer than any pause between two of its words.
+    monkeypatch.setattr(nccl_link, "WATCH_S", 3.0)
+    with Pair("nccl") as pair:
+        end = pair.streams[1]
+        make_link = end._make_link
+
+        def deaf(*arguments: object) -> object:
+            link = make_link(*arguments)
+            link._land = lambda write, num_payload: link.go(7, [])
+            return link
+
+        end._make_link = deaf
+        # Each word of the one is answered by one of the other.
+        pair.source.hook = lambda *event: event[0] == "go" and pair.source.links[0].begin(7)
+        pair.destination.exposed[7] = []
+        link = pair.connect()
+        link.write(1, 0, PAGES)
+        pair.settle(lambda: "down" in pair.source.names(), pair.source)
+        wait_for(lambda: is_at_rest(pair), lambda: what_is_left(pair))
+        assert "written" not in pair.source.names()
+        assert pair.source.names().count("go") > 10, "the test shows nothing"
+
+
 @pytest.mark.parametrize(
     "message",
     [

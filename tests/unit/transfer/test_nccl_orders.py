@@ -65,7 +65,10 @@ class World:
 
     page_bytes = 64
 
-    def __init__(self, choices: Choices, *, is_listener: bool) -> None:
+    def __init__(self, choices: Choices, worlds: list[World], *, is_listener: bool) -> None:
+        # The clock is asked from the beginning on.
+        self.now = 0.0
+        worlds[:] = [self]
         self.pick = choices.pick
         self.is_listener = is_listener
         self.log: list[Any] = []
@@ -79,7 +82,6 @@ class World:
         self.is_idle = False
         self.open_groups = self.open_events = self.open_streams = 0
         self.is_rest_known: bool | None = None
-        self.now = 0.0
         self.abort = ""
         self.is_asked = False
         self.to_write = list(WRITES)
@@ -374,8 +376,7 @@ def test_the_books_are_right_after_every_order_of_failure(
     choices, runs = Choices(), 0
     seen: set[str] = set()
     while True:
-        world = World(choices, is_listener=is_listener)
-        worlds[:] = [world]
+        world = World(choices, worlds, is_listener=is_listener)
         with world.theirs:
             live(world)
             check(world)
