@@ -58,10 +58,7 @@ pub(super) fn start(
         brain: Brain::new(brain_config),
         recorder,
         dispatch: dispatch.clone(),
-        bounds: Bounds {
-            limits: config.limits,
-            late_max: config.policy.late_max,
-        },
+        bounds: Bounds::new(config.limits, config.policy.late_max),
         sessions: HashMap::new(),
         handoffs: Tally::default(),
         is_draining: false,

@@ -15,12 +15,16 @@ use crate::{
 /// The bounds that messages name.
 #[derive(Clone, Debug)]
 pub(super) struct Bounds {
-    pub(super) limits: LimitsConfig,
+    limits: LimitsConfig,
     /// How long one that missed its target waits at most.
-    pub(super) late_max: Micros,
+    late_max: Micros,
 }
 
 impl Bounds {
+    pub(super) const fn new(limits: LimitsConfig, late_max: Micros) -> Self {
+        Self { limits, late_max }
+    }
+
     /// What a client is told.
     pub(super) fn error(
         &self,
@@ -104,10 +108,7 @@ mod tests {
     use super::*;
 
     fn told(why: RejectReason, wait: u64) -> Error {
-        let bounds = Bounds {
-            limits: LimitsConfig::default(),
-            late_max: Micros::from_millis(10_000),
-        };
+        let bounds = Bounds::new(LimitsConfig::default(), Micros::from_millis(10_000));
         let missed = MissedTarget {
             target: Micros::from_millis(500),
             wait: Micros(wait),

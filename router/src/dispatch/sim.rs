@@ -66,10 +66,7 @@ impl Sim {
                 receivers: Mutex::new(Vec::new()),
             }),
         };
-        let bounds = Bounds {
-            limits,
-            late_max: config.policy.late_max,
-        };
+        let bounds = Bounds::new(limits, config.policy.late_max);
         Self {
             driver: Driver {
                 brain: Brain::new(config),
