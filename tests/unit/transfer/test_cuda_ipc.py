@@ -145,6 +145,25 @@ def test_gpus_that_do_are_joined_directly() -> None:
         assert pair.connect().transport == "cuda_ipc"
 
 
+def test_a_handle_is_closed_if_no_link_comes_of_it() -> None:
+    with Pair("cuda_ipc") as pair:
+        listener: Any = pair.streams[1]
+        make_link, opened = listener._make_link, []
+
+        def late(*arguments: Any) -> Any:
+            opened.append(stub(pair, 1).live()["imports"])
+            raise LinkError("worker ends")
+
+        listener._make_link = late
+        with stranger(pair) as sock:
+            shake(pair, sock, HELLO)
+            assert is_closed(sock)
+        wait_for(lambda: not any(stub(pair, 1).live().values()), stub(pair, 1).live)
+        assert opened == [1]
+        listener._make_link = make_link
+        pair.connect()
+
+
 @pytest.mark.parametrize("kind", ["cuda_ipc", "staged"])
 def test_nothing_has_landed_before_its_copy_is_done(kind: str) -> None:
     """T1 and T3, held open: the device has not begun."""
