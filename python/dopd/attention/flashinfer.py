@@ -10,7 +10,7 @@ kernels alone read, and FlashInfer waits for the whole GPU where it copies them 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flashinfer
@@ -287,6 +287,24 @@ class FlashInferKernels:
         """See `Kernels.silu_mul`."""
         product: Tensor = flashinfer.silu_and_mul(gate_up)
         return product
+
+    def keep_top(
+        self, probabilities: Tensor, top_k: Sequence[int], top_p: Sequence[float]
+    ) -> Tensor:
+        """See `Kernels.keep_top`: in float32, and of equals at the border all stay."""
+        device, size = probabilities.device, probabilities.shape[-1]
+        probabilities = (probabilities / probabilities.sum(dim=-1, keepdim=True)).float()
+        if any(top_k):
+            most = torch.tensor([min(k or size, size) for k in top_k], dtype=torch.int32)
+            probabilities = flashinfer.top_k_renorm_probs(
+                probabilities, most.to(device, non_blocking=True)
+            )
+        if min(top_p) < 1:
+            shares = torch.tensor(top_p, dtype=torch.float32).to(device, non_blocking=True)
+            kept = flashinfer.top_p_renorm_probs(probabilities, shares, is_deterministic=True)
+            # A share of 1 is met by rounding before the last of them is reached.
+            probabilities = torch.where(shares.unsqueeze(1) < 1, kept, probabilities)
+        return probabilities
 
 
 def _num_sms(device: torch.device) -> int:

@@ -84,14 +84,21 @@ def _sample_one(
     draw: Draw, raw: Tensor, row: Tensor, best: float, token: int
 ) -> Sampled | Exception:
     """One row's token: `row` is what it is drawn from, `best` and `token` its largest logit."""
-    if not abs(best) < float("inf"):
-        return DopdError(f"logits are not finite (largest is {best})")
+    if broken := not_finite(best):
+        return broken
     try:
         if draw.params.temperature >= GREEDY_BELOW:
             token = _draw(row, draw)
         return Sampled(token, _logprobs(raw, token, draw.params.top_logprobs))
     except Exception as error:  # noqa: BLE001
         return error
+
+
+def not_finite(best: float) -> DopdError | None:
+    """What a row fails with whose largest logit is no number to draw by."""
+    if abs(best) < float("inf"):
+        return None
+    return DopdError(f"logits are not finite (largest is {best})")
 
 
 def score(logits: Tensor, tokens: list[int], num_top: int) -> list[Logprobs]:

@@ -13,8 +13,9 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from dopd.engine.device_sampler import sample_where_it_lies
 from dopd.engine.runner import Foresight, Prepared, Runner
-from dopd.engine.sampler import Draw, sample, score
+from dopd.engine.sampler import Draw, score
 from dopd.engine.stream import Stream
 from dopd.engine.timings import Timings
 from dopd.engine.torch_batch import RowLimits, row_fault, token_fault
@@ -165,7 +166,7 @@ class TorchEngine:
         if draws:
             logits = self._weights.logits(hidden if last is None else hidden[last])
             self._runner.look_ahead(rows)
-            drawn = iter(sample(logits, draws))
+            drawn = iter(sample_where_it_lies(logits, draws, self._weights.kernels))
         results: list[Result] = []
         first = 0
         for row in rows:

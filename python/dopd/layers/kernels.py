@@ -6,7 +6,7 @@ the kernels for NVIDIA GPUs. Made by `models.kernels`, called by the models.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -47,6 +47,17 @@ class Kernels(Protocol):
         """silu(gate) * up of `gate_up` [tokens, 2 * width], gate before up; returns [.., width]."""
         ...
 
+    def keep_top(
+        self, probabilities: Tensor, top_k: Sequence[int], top_p: Sequence[float]
+    ) -> Tensor:
+        """Zero in place of what is not among a row's most likely: [rows, vocab_size].
+
+        probabilities: float64, of a sum that may be below 1. top_k: how many stay, 0 for all;
+        top_p: which share of those stays, 1 for all. Of others than zeros only which they are
+        counts. Among equals at the border the lowest ids stay, or, with some kernels, all.
+        """
+        ...
+
 
 class TorchKernels:
     """`Kernels` in plain torch; overwrites nothing."""
@@ -76,3 +87,19 @@ class TorchKernels:
         """See `Kernels.silu_mul`."""
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate) * up
+
+    def keep_top(
+        self, probabilities: Tensor, top_k: Sequence[int], top_p: Sequence[float]
+    ) -> Tensor:
+        """See `Kernels.keep_top`; the lowest ids stay."""
+        device, size = probabilities.device, probabilities.shape[-1]
+        most = torch.tensor([k or size for k in top_k]).to(device, non_blocking=True)
+        shares = torch.tensor([p if p < 1 else float("inf") for p in top_p], dtype=torch.float64)
+        values, ids = probabilities.sort(dim=-1, descending=True, stable=True)
+        ranks = torch.arange(size, device=device)
+        values = values.masked_fill(ranks >= most.unsqueeze(1), 0.0)
+        enough = shares.to(device, non_blocking=True) * values.sum(dim=-1)
+        # One stays as long as those before it do not hold enough.
+        before = F.pad(values.cumsum(dim=-1)[:, :-1], (1, 0))
+        values = values.masked_fill(before >= enough.unsqueeze(1), 0.0)
+        return torch.zeros_like(probabilities).scatter_(-1, ids, values)

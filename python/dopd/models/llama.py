@@ -48,7 +48,7 @@ class Llama:
 
         embedding = fetch("model.embed_tokens.weight")
         self._embedding = embedding
-        self._kernels = kernels
+        self.kernels = kernels
         self._layers = []
         for index in range(config.num_layers):
             self._layers.append(LlamaLayer(config, index, kernels, fetch))
@@ -65,18 +65,18 @@ class Llama:
         states [tokens, hidden] in the model's dtype.
         """
         residual = F.embedding(tokens, self._embedding)
-        rotate = self._kernels.rotation(positions)
+        rotate = self.kernels.rotation(positions)
         first, eps = self._layers[0], self.config.rms_norm_eps
-        x = self._kernels.rms_norm(residual, first.attention_norm, eps)
+        x = self.kernels.rms_norm(residual, first.attention_norm, eps)
         for layer, following in zip(self._layers, self._layers[1:], strict=False):
             x, residual = layer(x, residual, rotate, attention)
-            x, residual = self._kernels.add_rms_norm(x, residual, following.attention_norm, eps)
+            x, residual = self.kernels.add_rms_norm(x, residual, following.attention_norm, eps)
         x, residual = self._layers[-1](x, residual, rotate, attention)
         return residual + x
 
     def logits(self, hidden: Tensor) -> Tensor:
         """What follows each of these hidden states: [tokens, vocab_size], in the model's dtype."""
-        return self._head(self._kernels.rms_norm(hidden, self._norm, self.config.rms_norm_eps))
+        return self._head(self.kernels.rms_norm(hidden, self._norm, self.config.rms_norm_eps))
 
 
 class LlamaLayer:

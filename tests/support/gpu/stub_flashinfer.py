@@ -81,6 +81,30 @@ def silu_and_mul(input: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
+def top_k_renorm_probs(probs: Tensor, top_k: Tensor) -> Tensor:
+    """As flashinfer's: equals at the border all stay."""
+    assert probs.dtype == torch.float32 and top_k.dtype == torch.int32
+    assert top_k.shape == probs.shape[:1] and bool((top_k > 0).all())
+    ordered = probs.sort(dim=-1, descending=True).values
+    return _renormed(probs, ordered.gather(1, top_k.long().unsqueeze(1) - 1))
+
+
+def top_p_renorm_probs(probs: Tensor, top_p: Tensor, *, is_deterministic: bool) -> Tensor:
+    """As flashinfer's: the least threshold above which the probabilities hold `top_p`."""
+    assert is_deterministic and probs.dtype == top_p.dtype == torch.float32
+    assert top_p.shape == probs.shape[:1]
+    assert torch.allclose(probs.sum(dim=-1), torch.ones(len(probs)), atol=1e-4)
+    ordered = probs.sort(dim=-1, descending=True).values
+    before = ordered.double().cumsum(dim=-1) - ordered
+    last = (before < top_p.unsqueeze(1)).sum(dim=-1, keepdim=True) - 1
+    return _renormed(probs, ordered.gather(1, last))
+
+
+def _renormed(probs: Tensor, least: Tensor) -> Tensor:
+    kept = probs.masked_fill(probs < least, 0.0)
+    return kept / kept.sum(dim=-1, keepdim=True)
+
+
 def apply_rope_with_cos_sin_cache_inplace(
     positions: Tensor, query: Tensor, key: Tensor, head_size: int, cos_sin_cache: Tensor
 ) -> None:

@@ -52,6 +52,7 @@ TORCH = partial(make, choose.TORCH, False)
 FLASHINFER = partial(make, choose.FLASHINFER, False)
 FIXED_SPLIT = partial(make, choose.FLASHINFER, True)
 DOUBLE = stub_flashinfer.installed
+REAL = real_flashinfer.require
 BACK_ENDS = {
     "torch-float32": BackEnd(TORCH, "cpu", torch.float32, 1e-5),
     "torch-bfloat16": BackEnd(TORCH, "cpu", torch.bfloat16, 2e-2),
@@ -61,7 +62,7 @@ BACK_ENDS = {
     "flashinfer-bfloat16": BackEnd(
         FLASHINFER, "cuda", torch.bfloat16, 2e-2, real_flashinfer.require
     ),
-    "flashinfer-float16": BackEnd(FLASHINFER, "cuda", torch.float16, 5e-3, real_flashinfer.require),
+    "flashinfer-float16": BackEnd(FLASHINFER, "cuda", torch.float16, 5e-3, REAL),
     "flashinfer-fixed-split": BackEnd(
         FIXED_SPLIT, "cuda", torch.bfloat16, 2e-2, real_flashinfer.require
     ),

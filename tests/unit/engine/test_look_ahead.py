@@ -113,7 +113,8 @@ def test_a_step_that_failed_after_the_guess_is_planned_again(
 ) -> None:
     """It is computed row by row then, which takes the plan of the guess away."""
     running = begun(engine)
-    monkeypatch.setattr("dopd.engine.torch.sample", failing_once("dopd.engine.torch.sample"))
+    drawing = "dopd.engine.torch.sample_where_it_lies"
+    monkeypatch.setattr(drawing, failing_once(drawing))
     assert stepping.run(engine, running, NUM_TOKENS) == expected
 
 
