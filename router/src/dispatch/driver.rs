@@ -165,12 +165,10 @@ impl Driver {
         }
     }
 
-    /// A part of what is due, if anything is. Between inputs as well: workers that are free do not
-    /// wait for the end of the batch, nor the inputs for all that is due.
+    /// A part of what is due, between inputs: neither waits for all of the other.
     async fn wake(&mut self) {
-        let now = self.now();
-        if self.brain.next_wake().is_some_and(|wake| wake <= now) {
-            self.feed(now, Event::Woke).await;
+        if (self.brain.next_wake()).is_some_and(|wake| wake <= self.now()) {
+            self.feed(self.now(), Event::Woke).await;
         }
     }
 

@@ -1,7 +1,7 @@
 //! A brain with as many workers and waiting requests as one likes, and events that keep it so: what
-//! workers say of what they are told, in the order of the protocol, and one arrival for each request
-//! that waits no longer. It is woken when it wants to be, to a millisecond, as by a runtime's timers:
-//! all wakes that a millisecond made due follow an arrival at once.
+//! workers say of what they are told, in the order of the protocol, and one arrival for each
+//! request that waits no longer. It is woken when it wants to be, to a millisecond, as by a
+//! runtime's timers: all wakes that a millisecond made due follow an arrival at once.
 
 use std::collections::VecDeque;
 

@@ -5,9 +5,9 @@
 //! cargo run --release -p dopd-core --example decision -- WORKERS WAITING TIMES
 //! ```
 //!
-//! Prints one JSON document. With WAITING = 0 requests are served as they come. `arrival`, `wake` and
-//! `report` are events, each with what it led to; `due` is an arrival with the wakes that its
-//! millisecond made due, a dozen prompts at some of them in a large fleet; `placed` and `total_ns`
+//! Prints one JSON document. With WAITING = 0 requests are served as they come. `arrival`, `wake`
+//! and `report` are events, each with what it led to; `due` is an arrival with the wakes that its
+//! millisecond made due, several prompts at some of them in a large fleet; `placed` and `total_ns`
 //! are over all events.
 #![expect(clippy::print_stdout, reason = "a program for people")]
 

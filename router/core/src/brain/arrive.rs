@@ -148,8 +148,8 @@ impl Brain {
         }
     }
 
-    /// Does what is due. Of the workers that are about to be free it takes those of one time, so that
-    /// a wake places what one worker takes; `next_wake` has the others.
+    /// Does what is due. Of the workers that are about to be free it takes those of one time, so
+    /// that a wake places what one worker takes; `next_wake` has the others.
     pub(super) fn wake(&mut self) {
         if let Some(first) = self.workers.next_due().filter(|&at| at <= self.now) {
             self.workers.advance(first);

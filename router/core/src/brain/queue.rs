@@ -150,17 +150,6 @@ pub(super) struct Item {
     pub(super) start_by: Micros,
 }
 
-/// What the queue makes of a sequence, for people.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Seen {
-    /// By the policy's order: microseconds, or zero.
-    pub(super) rank: i64,
-    /// It can no longer meet its target, as far as anybody looked.
-    pub(super) is_late: bool,
-    /// Tokens that its tenant was charged, by weight.
-    pub(super) service: u64,
-}
-
 /// What waits of an account in a class, in order. Small trees stay in the cache where one of all
 /// that wait does not.
 #[derive(Debug, Default)]
@@ -257,14 +246,6 @@ impl WaitQueue {
     /// How many wait where those of this class do.
     const fn count(&mut self, class: Class) -> &mut usize {
         &mut self.counts[class.lane as usize][class.is_late as usize]
-    }
-
-    fn find(&self, key: QueueKey) -> Option<(Spot, Item)> {
-        [false, true].into_iter().find_map(|is_late| {
-            let spot = Spot::of(key, is_late);
-            let item = self.lines.get(&spot.line())?.items.get(&spot.at)?;
-            Some((spot, *item))
-        })
     }
 
     /// A sequence that was removed got its place.

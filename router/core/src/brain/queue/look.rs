@@ -1,7 +1,18 @@
 //! What others ask of the queue.
 
-use super::{Class, Head, Item, Lane, QueueKey, Seen, WaitQueue};
+use super::{Class, Head, Item, Lane, QueueKey, Spot, WaitQueue};
 use crate::units::Micros;
+
+/// What the queue makes of a sequence, for people.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::brain) struct Seen {
+    /// By the policy's order: microseconds, or zero.
+    pub(in crate::brain) rank: i64,
+    /// It can no longer meet its target, as far as anybody looked.
+    pub(in crate::brain) is_late: bool,
+    /// Tokens that its tenant was charged, by weight.
+    pub(in crate::brain) service: u64,
+}
 
 impl WaitQueue {
     /// All that wait; tenants one after the other.
@@ -71,6 +82,14 @@ impl WaitQueue {
     /// Who has waited so long that nobody may cost it its turn.
     pub(in crate::brain) fn overdue(&self) -> Option<usize> {
         self.guard.overdue(self.now)
+    }
+
+    fn find(&self, key: QueueKey) -> Option<(Spot, Item)> {
+        [false, true].into_iter().find_map(|is_late| {
+            let spot = Spot::of(key, is_late);
+            let item = self.lines.get(&spot.line())?.items.get(&spot.at)?;
+            Some((spot, *item))
+        })
     }
 
     /// What the queue makes of a sequence that waits.
