@@ -215,6 +215,7 @@ class NcclLink(PulledLink):
 
     def _check(self) -> None:
         self._checked_at = time.monotonic()
+        self._device.use()
         # Says only whether it is broken; whether it is ready is the business of who posted.
         self._up()[0].is_ready()
         if self._sent and time.monotonic() - self._sent[0][2] > WRITE_S:
@@ -237,12 +238,22 @@ class NcclLink(PulledLink):
 
     def _abort(self, communicator: Communicator) -> bool:
         """Whether it came back in time. NCCL has no limit for it, so a thread of its own waits."""
-        thread = threading.Thread(target=communicator.abort, name=f"link-{self.id}-a", daemon=True)
+
+        def abort() -> None:
+            # The library leaves a thread on the device that it found there: on a new thread that is
+            # the first one, where it would make a context if ours is another.
+            try:
+                self._device.use()
+            except LinkError as error:
+                log.error("data link %s: %s", self.label, error)
+            communicator.abort()
+
+        thread = threading.Thread(target=abort, name=f"link-{self.id}-a", daemon=True)
         try:
             thread.start()
         except RuntimeError as error:
             log.error("data link %s: no thread to abort it in: %s", self.label, error)
-            communicator.abort()
+            abort()
             return True
         thread.join(ABORT_S)
         return not thread.is_alive()
@@ -281,6 +292,7 @@ class NcclTransport(TcpTransport):
 
     def _own_welcome(self, welcome: LinkWelcome, left: ExitStack) -> LinkWelcome:
         try:
+            self._device.use()
             unique_id = self._nccl.unique_id()
         except LinkError as error:
             return replace(welcome, error=str(error))

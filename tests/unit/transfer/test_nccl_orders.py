@@ -74,6 +74,7 @@ class World:
         self.log: list[Any] = []
         self.state = IN_PROGRESS
         self.query = OK
+        self.is_used = False
         self.has_frame = False
         self.is_launched = False
         self.is_event_done = self.is_event_broken = False
@@ -103,6 +104,7 @@ class World:
             self.abort = self.pick("done", "failed", "hangs", "no thread")
             if self.abort == "no thread":
                 raise RuntimeError("can't start new thread")
+            self.is_used = False
             try:
                 target()
             except HangsError:
@@ -125,6 +127,7 @@ class World:
 
     def code(self, name: str, *arguments: Any) -> int:
         assert "aborted" not in self.log, f"{name} after abort"
+        assert self.is_used, f"{name} on a thread that is on no device"
         if name == "ncclCommGetAsyncError":
             arguments[1]._obj.value = self.state
             return self.query
@@ -152,7 +155,7 @@ class World:
     # The device
 
     def use(self) -> None:
-        pass
+        self.is_used = True
 
     def stream(self) -> World:
         if not self.pick(True, False):
