@@ -90,6 +90,8 @@ pub(crate) struct Engine<'a> {
     options: Options,
     terms: Terms,
     brain: Brain,
+    /// When the brain wants to be woken, since its last event.
+    wake: Option<Micros>,
     now: Micros,
     posts: Vec<Post>,
     /// Post of each session, by number.
@@ -194,8 +196,7 @@ impl Engine<'_> {
         if !is_over {
             look(self.losses.front().map(|loss| loss.0), Next::Loss);
             // What is overdue is due now.
-            let wake = self.brain.next_wake().map(|at| at.max(self.now));
-            look(wake, Next::Wake);
+            look(self.wake.map(|at| at.max(self.now)), Next::Wake);
         }
         (at < NEVER).then_some((at, first))
     }
@@ -332,6 +333,7 @@ impl Engine<'_> {
             self.act(&action);
         }
         self.brain.give_back(actions);
+        self.wake = self.brain.next_wake();
     }
 
     fn post_of(&self, session: SessionId) -> Option<u32> {

@@ -55,6 +55,7 @@ impl<'a> Engine<'a> {
             options,
             terms,
             brain: Brain::new(brain),
+            wake: None,
             now: Micros(0),
             posts: posts.collect(),
             // Sessions count from 1.
