@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from dopd.attention.base import Attention
+from dopd.attention.probe import probe
 from dopd.attention.torch import TorchAttention
 from dopd.errors import ConfigError
 
@@ -53,7 +54,7 @@ def make(
 
     name: as `choose` returned it. num_heads: of the queries. max_rows: sequences in a step that
     decodes; max_row_pages: pages of one. fixed_split: see `FlashInferAttention`. Raises ConfigError
-    if the back end has no kernels for this model or device.
+    if the back end has no kernels for this model or device. The last page must be nobody's yet.
     """
     if name == TORCH:
         return TorchAttention(pool)
@@ -62,6 +63,7 @@ def make(
     made: Attention = back_end.FlashInferAttention(
         pool, num_heads, max_rows=max_rows, max_row_pages=max_row_pages, fixed_split=fixed_split
     )
+    probe(made, pool, num_heads)
     return made
 
 

@@ -119,3 +119,40 @@ def test_model_without_kernels_is_refused_with_what_to_do(
     with pytest.raises(ConfigError, match=message) as raised:
         choose.make("flashinfer", pool, 1, max_rows=1, max_row_pages=1)
     assert "--attention torch" in str(raised.value)
+
+
+def small_pool(dtype: torch.dtype = torch.bfloat16, page_size: int = 16) -> torch.Tensor:
+    return torch.zeros(3, 2, 2, page_size, 2, 64, dtype=dtype)
+
+
+@pytest.mark.parametrize("page_size", [1, 3, 16])
+def test_back_end_is_probed_on_a_page_that_is_clean_afterwards(
+    page_size: int, double: ModuleType
+) -> None:
+    pool = small_pool(page_size=page_size)
+    choose.make("flashinfer", pool, 6, max_rows=1, max_row_pages=1)
+    assert double.State.plans == ["prefill", "decode"]
+    assert not pool.any()
+
+
+def test_kernels_that_cannot_be_compiled_are_an_error_at_the_start(
+    double: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*args: object, **named: object) -> None:
+        raise RuntimeError("ninja: not found")
+
+    monkeypatch.setattr(double.BatchPrefillWithPagedKVCacheWrapper, "plan", fails)
+    with pytest.raises(ConfigError, match=r"does not run on cpu .*ninja: not found.* nvcc"):
+        choose.make("flashinfer", small_pool(), 6, max_rows=1, max_row_pages=1)
+
+
+@pytest.mark.parametrize("wrong", [0.2, float("nan")])
+def test_kernels_that_compute_nonsense_are_an_error_at_the_start(
+    wrong: float, double: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = double._attend
+    monkeypatch.setattr(double, "_attend", lambda *args: right(*args) + wrong)
+    pool = small_pool()
+    with pytest.raises(ConfigError, match="computes wrong numbers on cpu"):
+        choose.make("flashinfer", pool, 6, max_rows=1, max_row_pages=1)
+    assert not pool.any()

@@ -94,3 +94,36 @@ def test_float32_on_flashinfer_is_refused_before_it_computes(
         with pytest.raises(ConfigError, match="cannot compute in float32"):
             load_tiny(tmp_path, choose.FLASHINFER)
     assert not double.plans
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("rmsnorm", "rms norm"),
+        ("fused_add_rmsnorm", "sum and norm"),
+        ("apply_rope_with_cos_sin_cache_inplace", "rotation"),
+        ("silu_and_mul", "silu-mul"),
+        ("top_k_renorm_probs", "top-k and top-p"),
+        ("top_p_renorm_probs", "top-k and top-p"),
+    ],
+)
+def test_each_kernel_is_probed_before_it_is_used(
+    name: str, word: str, tmp_path: Path, double: type[State], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*args: object, **named: object) -> None:
+        raise RuntimeError("no kernel image")
+
+    reference.tiny_llama(head_dim=64).save_pretrained(tmp_path)
+    monkeypatch.setattr(stub_flashinfer, name, fails)
+    with pytest.raises(ConfigError, match=f"FlashInfer's {word} does not run on cpu.*no kernel"):
+        load_tiny(tmp_path, choose.FLASHINFER)
+
+
+def test_kernel_that_is_off_is_refused(
+    tmp_path: Path, double: type[State], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = stub_flashinfer.silu_and_mul
+    reference.tiny_llama(head_dim=64).save_pretrained(tmp_path)
+    monkeypatch.setattr(stub_flashinfer, "silu_and_mul", lambda x: right(x) * 1.5)
+    with pytest.raises(ConfigError, match="FlashInfer's silu-mul computes wrong numbers"):
+        load_tiny(tmp_path, choose.FLASHINFER)
