@@ -34,8 +34,9 @@ _HOST_ALLOC_PORTABLE = 0x1
 
 # Of a call that gives something back: it may return the error of earlier work, and then not do it.
 RELEASE_TRIES = 3
-# A copy of a frame takes tens of microseconds: so long it is waited for without sleeping.
-SPIN_S = 50e-6
+# A frame takes 50 us at the speed of a device's memory, and a sleep at least as long: so long it is
+# waited for without sleeping.
+SPIN_S = 200e-6
 POLL_MIN_S, POLL_MAX_S = 20e-6, 1e-3
 
 

@@ -403,3 +403,24 @@ fn no_write_on_unexposed_page() {
         assert_eq!(bench.outcome(), "none abort! lost");
     }
 }
+
+/// The links on which a worker ships are told once, and again when they are others.
+#[test]
+fn links_are_told_when_they_change() {
+    let told = |bench: &mut Bench| {
+        let report = bench.seats.take_report(0).expect("session");
+        let links = report.links.into_iter();
+        let named = links.map(|link| (link.peer, link.transport)).collect();
+        let links: Option<Vec<(String, String)>> = report.links_changed.then_some(named);
+        links
+    };
+    let mut bench = Bench::with("want", 9);
+    assert_eq!(told(&mut bench), None);
+    bench.event("link up");
+    let up = Some(vec![("peer".to_owned(), "tcp".to_owned())]);
+    assert_eq!(told(&mut bench), up);
+    assert_eq!(told(&mut bench), None);
+    bench.event("link out down");
+    assert_eq!(told(&mut bench), Some(Vec::new()));
+    assert_eq!(told(&mut bench), None);
+}
