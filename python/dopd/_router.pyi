@@ -35,12 +35,14 @@ def main(
     worker_command: Sequence[str] | None = None,
     known_models: dict[str, str | None] | None = None,
     worker_table: Callable[[str], str] | None = None,
+    gpus: Callable[[], int] | None = None,
 ) -> int:
     """Run `dopd ARGV...` in this process; returns the exit code (0, 1, 2 or 130).
 
     worker_command: program and first arguments of a local worker.
     known_models: names that MODEL may have; the path, or None if it is not installed.
     worker_table: Python's half of the settings (`dopd.cli.worker_table.answer`).
+    gpus: how many GPUs local workers find, if a real model is served.
     Handles SIGINT, SIGTERM and SIGHUP itself while it runs; never raises KeyboardInterrupt.
     """
 

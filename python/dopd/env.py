@@ -10,6 +10,11 @@ def get(name: str) -> str | None:
     return os.environ.get(f"DOPD_{name}") or None
 
 
+def given(name: str) -> str | None:
+    """Value of a variable that is not dopd's own, empty or not; None if unset."""
+    return os.environ.get(name)
+
+
 def foreign(name: str) -> str | None:
     """Value of a variable that is not dopd's own, or None if unset or empty."""
     return os.environ.get(name) or None

@@ -35,4 +35,4 @@ pub mod validate;
 pub mod wire;
 pub mod workers;
 
-pub use launch::{Launch, WorkerTable, commands, main};
+pub use launch::{GpuCount, Launch, WorkerTable, commands, main};

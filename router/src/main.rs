@@ -16,6 +16,7 @@ fn main() -> ExitCode {
         worker_command: None,
         known_models: Vec::new(),
         worker_table: None,
+        gpus: None,
         program: "dopd-router",
     };
     ExitCode::from(u8::try_from(dopd_router::main(&launch)).unwrap_or(u8::MAX))

@@ -26,7 +26,15 @@ def run(argv: list[str]) -> int:
         worker_command=[sys.executable, "-m", "dopd.worker"],
         known_models={name: packaged_model(name) for name in PACKAGED_MODELS},
         worker_table=_worker_table,
+        gpus=_gpus,
     )
+
+
+def _gpus() -> int:
+    """Called by the router when it has local workers to put somewhere."""
+    from dopd.cli import gpus
+
+    return gpus.count()
 
 
 def _worker_table(table: str) -> str:

@@ -62,22 +62,21 @@ def load(
 ) -> TorchEngine:
     """Load a model and make it ready to step: seconds, and the model's size in memory.
 
-    model: a folder of safetensors, a folder with one GGUF file, or a .gguf file. dtype "auto" is
-    bfloat16 on a GPU, float32 on a CPU. kv_memory: "512MiB", None for a default: on a GPU what
-    gpu_memory_utilization leaves. max_model_len: None for what model and pool allow. name: what the
-    model is called, None for the name of its file or folder. attention: one of `choose.NAMES`.
+    model: a folder of safetensors, a folder with one GGUF file, a .gguf file, or random:NAME[:SEED]
+    (`weights/made_up`). dtype "auto" is bfloat16 on a GPU, float32 on a CPU. kv_memory: "512MiB",
+    None for a default: on a GPU what gpu_memory_utilization leaves. max_model_len: None for what
+    model and pool allow. name: None for that of the file or folder. attention: `choose.NAMES`.
     max_num_seqs, max_batch_tokens: most rows and tokens of a step. cuda_graphs: of decode steps, on
     a GPU. fixed_split: attention computes a row alike in every batch, slowly: for tests. timings:
     what steps take, None for what the warm-up says. Raises ConfigError with what to do.
     """
-    path = Path(model)
     if not 1 <= page_size <= MAX_PAGE_SIZE:
         raise ConfigError(f"page-size is {page_size}, must be 1 to {MAX_PAGE_SIZE}")
     set_threads(threads)
     place = choose_device(device)
     dtype = choose_dtype(dtype, place)
     attention = choose.choose(attention, place)
-    weights, digest = _weights(path, max_model_len, dtype, place, attention, progress)
+    weights, digest = _weights(model, max_model_len, dtype, place, attention, progress)
     config, longest = weights.config, _longest(weights.config, max_model_len)
     geometry = _geometry(config, digest, dtype, page_size)
     shape = (config.num_layers, page_size, config.num_kv_heads, config.head_dim)
@@ -107,7 +106,7 @@ def load(
     sizes = graphs.sizes(max_num_seqs) if cuda_graphs else []
     runner, stream = _runner(weights, attend(pool.tensor), pool, limits, sizes, progress)
     progress("warm-up", 0.0, 0)
-    engine = TorchEngine(weights, pool, geometry, name or path.stem, limits, runner, stream)
+    engine = TorchEngine(weights, pool, geometry, name or Path(model).stem, limits, runner, stream)
     engine.warm_up(timings)
     progress("warm-up", 1.0, 0)
     return engine
@@ -156,7 +155,7 @@ def make_graphs(
 
 
 def _weights(
-    path: Path,
+    model: str | Path,
     max_model_len: int | None,
     dtype: str,
     place: torch.device,
@@ -165,9 +164,9 @@ def _weights(
 ) -> tuple[Llama, bytes]:
     """The model on its device, and its hash."""
     progress("read", 0.0, 0)
-    checkpoint, digest = open_checkpoint(path), model_hash(path)
+    checkpoint, digest = open_checkpoint(model, place), model_hash(model)
     progress("read", 1.0, 0)
-    progress("map", 1.0, sum(file.stat().st_size for file in weight_files(path)))
+    progress("map", 1.0, sum(file.stat().st_size for file in weight_files(Path(model))))
     longest = _longest(checkpoint.config, max_model_len)
     progress("copy", 0.0, 0)
     weights = Llama(

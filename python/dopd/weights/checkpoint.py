@@ -6,11 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from dopd.errors import ModelError
+from dopd.weights import made_up
 from dopd.weights.config import ModelConfig
 from dopd.weights.hash import weight_files
+
+CPU = torch.device("cpu")
 
 
 class Checkpoint(Protocol):
@@ -30,8 +34,15 @@ class Checkpoint(Protocol):
         ...
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a folder of safetensors, a folder with one GGUF file, or a GGUF file, and check it."""
+def open_checkpoint(model: str | Path, device: torch.device = CPU) -> Checkpoint:
+    """Open a folder of safetensors, a folder with one GGUF file, or a GGUF file, and check it; or
+    make up a model (`made_up`) on this device."""
+    # Imported here as below: it knows the shapes that are expected.
+    if made := made_up.parse(model):
+        from dopd.weights.random import RandomCheckpoint
+
+        return RandomCheckpoint(made, device)
+    path = Path(model)
     if not path.exists():
         raise ModelError(f"model {path} does not exist")
     files = weight_files(path)

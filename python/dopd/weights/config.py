@@ -117,7 +117,10 @@ def from_folder(folder: Path) -> ModelConfig:
     eos = _token_ids(fields, "eos_token_id")
     if generation.exists():
         eos |= _token_ids(read_json(generation), "eos_token_id")
-    return from_fields(fields, eos)
+    try:
+        return from_fields(fields, eos)
+    except ModelError as error:
+        raise ModelError(f"{folder / 'config.json'}: {error}") from error
 
 
 def from_fields(fields: Fields, eos_token_ids: frozenset[int]) -> ModelConfig:
@@ -168,11 +171,20 @@ def _refuse_unsupported(fields: Fields) -> None:
                 f"model config: {field} {fields[field]!r} is not supported; "
                 f"supported: {values[0]!r}"
             )
-    if fields.get("quantization_config"):
+    if quantisation := fields.get("quantization_config"):
         raise ModelError(
-            "model config: quantization_config is not supported; "
-            "use an unquantised folder or a GGUF file"
+            f"model config: quantization_config says {_quantisation(quantisation)}, which is not "
+            "supported; use the unquantised model (bfloat16, float16 or float32) or a GGUF file"
         )
+
+
+def _quantisation(told: object) -> str:
+    """Method and number format, as far as a file tells them: "fp8 (e4m3)"."""
+    if not isinstance(told, dict):
+        return "that weights are quantised"
+    method = str(told.get("quant_method", "an unnamed method"))
+    kind = told.get("fmt") or told.get("activation_scheme") or told.get("bits")
+    return f"{method} ({kind})" if kind else method
 
 
 def _rope_fields(fields: Fields) -> Fields:

@@ -6,20 +6,25 @@ import hashlib
 from pathlib import Path
 
 from dopd.errors import ModelError
+from dopd.weights import made_up
 
 WHOLE_FILES = ("config.json", "tokenizer.json", "model.safetensors.index.json")
 END_BYTES = 1 << 20
 
 
-def model_hash(path: Path) -> bytes:
+def model_hash(path: str | Path) -> bytes:
     """sha256 over a model's small files and the ends of its weight files, 32 bytes.
 
-    path: a folder of safetensors, a .gguf file, or a folder with one .gguf file. For each of
+    path: a folder of safetensors, a .gguf file, or a folder with one .gguf file; or the name of a
+    made-up model, whose hash is of its name and seed. For each of
     WHOLE_FILES that exists, in that order: name, 0x00, size as u64 LE, content. Then for each
     weight file, by name: name, 0x00, size, first MiB, last MiB (of a shorter file: its content
     twice). Ends, not all: a header with every tensor's place and shape is at one end, and hashing
     16 GB would cost a minute of every start.
     """
+    if model := made_up.parse(path):
+        return model.model_hash()
+    path = Path(path)
     digest = hashlib.sha256()
     files = weight_files(path)
     if not files:

@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
         worker.loop.run()
     except Exception:
         # The device is unusable: our end is noticed at once, and every request goes on elsewhere.
-        log.exception("a step failed")
+        log.exception("the device %s cannot be used any more: this worker ends", engine.device)
         return EXIT_FAILED
     worker.attach.close()
     worker.transport.close()

@@ -121,7 +121,7 @@ def parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--model", metavar="PATH", help="model folder or .gguf file")
+    add("--model", metavar="PATH", help="model folder, .gguf file, or random:NAME[:SEED]")
     add("--mock", action="store_true", help="no model: tokens from arithmetic, times from a model")
     add("--role", choices=[role.value for role in Role], help="label: any worker can do both")
     add("--join", metavar="HOST:PORT", help="where the router listens for workers")

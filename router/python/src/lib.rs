@@ -12,7 +12,7 @@ mod trace;
 
 use std::{collections::BTreeMap, path::PathBuf};
 
-use dopd_router::{Launch, WorkerTable};
+use dopd_router::{GpuCount, Launch, WorkerTable};
 use pyo3::{exceptions::PyKeyboardInterrupt, prelude::*};
 
 /// The module; kept small, because every worker imports it.
@@ -44,19 +44,21 @@ fn commands() -> String {
 /// Runs `dopd ARGV...` in this process and returns its exit code. The interpreter is free
 /// meanwhile.
 #[pyfunction]
-#[pyo3(signature = (argv, *, worker_command=None, known_models=None, worker_table=None))]
+#[pyo3(signature = (argv, *, worker_command=None, known_models=None, worker_table=None, gpus=None))]
 fn main(
     py: Python<'_>,
     argv: Vec<String>,
     worker_command: Option<Vec<String>>,
     known_models: Option<BTreeMap<String, Option<PathBuf>>>,
     worker_table: Option<Py<PyAny>>,
+    gpus: Option<Py<PyAny>>,
 ) -> PyResult<i32> {
     let launch = Launch {
         argv,
         worker_command,
         known_models: known_models.unwrap_or_default().into_iter().collect(),
         worker_table: worker_table.map(worker_half),
+        gpus: gpus.map(gpu_count),
         program: "dopd",
     };
     let code = py.detach(|| dopd_router::main(&launch));
@@ -65,6 +67,14 @@ fn main(
         Err(error) if !error.is_instance_of::<PyKeyboardInterrupt>(py) => Err(error),
         _ => Ok(code),
     }
+}
+
+/// Python's count of GPUs as the router calls it.
+fn gpu_count(function: Py<PyAny>) -> GpuCount {
+    GpuCount::new(move || {
+        Python::attach(|py| function.call0(py)?.extract::<u32>(py))
+            .map_err(|error: PyErr| error.to_string())
+    })
 }
 
 /// Python's half of the settings as the router calls it.

@@ -5,3 +5,4 @@
 //! by its stream.
 
 pub mod embedded;
+pub mod gpus;

@@ -48,7 +48,8 @@ pub struct Config {
 settings! {
     /// What is served.
     ModelConfig "model" {
-        /// Folder or `.gguf` file; none with `--mock`: the built-in mock model.
+        /// Folder, `.gguf` file, or `random:NAME` (no files: random weights of a known shape: `tiny`,
+        /// `smollm2-135m`, `llama-3.1-8b`); none with `--mock`: the built-in mock model.
         path: Option<PathBuf> = None, flag "model" "MODEL";
         /// Tokenizer, if it lies elsewhere: a folder, a `tokenizer.json` or a `.gguf`.
         tokenizer: Option<PathBuf> = None, flag "tokenizer" "PATH";
@@ -75,6 +76,9 @@ settings! {
             one_of &["auto", "float32", "bfloat16", "float16"];
         /// KV memory per worker, for example `512MiB`; none: chosen by the worker.
         kv_memory: Option<String> = None, flag "kv-memory" "SIZE";
+        /// Share of a GPU's memory that local workers take for everything; those on one GPU get
+        /// equal parts of it.
+        gpu_memory_utilization: f64 = 0.9, flag "gpu-memory-utilization" "F";
         /// Most sequences per step; none: chosen by the worker.
         max_num_seqs: Option<u32> = None, flag "max-num-seqs" "N", within 1..=65_536;
         /// Program that runs a local worker and its first arguments, one word each, repeatable;

@@ -51,8 +51,20 @@ pub(super) fn check(settings: &Settings, scope: Scope) -> Result<(), ConfigError
     ports(settings)?;
     if scope == Scope::Serve {
         local_workers(settings)?;
+        memory_share(settings)?;
     }
     Ok(())
+}
+
+fn memory_share(settings: &Settings) -> Result<(), ConfigError> {
+    let share = settings.config.cluster.gpu_memory_utilization;
+    if share > 0.0 && share <= 1.0 {
+        return Ok(());
+    }
+    refuse(format!(
+        "cluster.gpu_memory_utilization is {share}: it is a share of a GPU's memory, above 0 and \
+         at most 1",
+    ))
 }
 
 fn timers(settings: &Settings) -> Result<(), ConfigError> {

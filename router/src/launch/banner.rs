@@ -1,6 +1,7 @@
 //! What a person, and a script, is told once everything is up.
 
 use std::{
+    collections::BTreeMap,
     fmt::Write as _,
     fs,
     net::{IpAddr, Ipv4Addr, SocketAddr},
@@ -10,7 +11,7 @@ use std::{
 use serde::Serialize;
 
 use super::console::Failure;
-use crate::status::WorkerStatus;
+use crate::{cluster::gpus::GpuShare, status::WorkerStatus};
 
 /// The addresses of a running router.
 #[derive(Clone, Debug)]
@@ -30,6 +31,8 @@ pub(super) struct Banner<'a> {
     /// API keys that are accepted; 0: nobody is asked for one.
     pub(super) keys: usize,
     pub(super) workers: &'a [WorkerStatus],
+    /// The GPU of each local worker that has one.
+    pub(super) shares: &'a BTreeMap<String, GpuShare>,
     pub(super) token_file: &'a Path,
 }
 
@@ -92,7 +95,13 @@ impl Banner<'_> {
                 device,
                 ..
             } = worker;
-            writeln!(out, "  {head:<11} {id:<10} {role:<8} pid {pid:<8} {device}")?;
+            write!(out, "  {head:<11} {id:<10} {role:<8} pid {pid:<8} {device}")?;
+            // Its user may have sent it elsewhere.
+            let share = self.shares.get(id).filter(|_| device.starts_with("cuda"));
+            match share {
+                Some(share) => writeln!(out, ", {:.0} % of its memory", 100.0 * share.memory)?,
+                None => writeln!(out)?,
+            }
         }
         if self.workers.is_empty() {
             let file = self.token_file.display();
@@ -190,6 +199,7 @@ impl Drop for ReadyFile {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cluster::gpus::gpu_shares;
 
     fn worker(id: &str, role: &str, pid: u32) -> WorkerStatus {
         WorkerStatus {
@@ -232,9 +242,33 @@ mod tests {
                 worker("prefill-0", "prefill", 12),
                 worker("decode-0", "decode", 1_234_567),
             ],
+            shares: &BTreeMap::new(),
             token_file: Path::new("/tmp/dopd/join-token"),
         };
         insta::assert_snapshot!(text(&banner));
+    }
+
+    #[test]
+    fn banner_tells_who_takes_how_much_of_which_gpu() {
+        let names = ["prefill-0", "decode-0", "mixed-0"];
+        let mut workers = names.map(|id| worker(id, "x", 1));
+        for one in &mut workers[..2] {
+            one.device = "cuda:0 NVIDIA H100".to_owned();
+        }
+        let shares = gpu_shares(2, 1, 0.9);
+        let banner = Banner {
+            addresses: &addresses(),
+            model: "m",
+            is_mock: false,
+            keys: 0,
+            workers: &workers,
+            shares: &names.map(str::to_owned).into_iter().zip(shares).collect(),
+            token_file: Path::new("/tmp/dopd/join-token"),
+        };
+        let text = text(&banner);
+        let told = text.matches("cuda:0 NVIDIA H100, 45 % of its memory\n");
+        assert_eq!(told.count(), 2, "{text}");
+        assert!(text.contains(" cpu\n"), "{text}");
     }
 
     #[test]
@@ -245,6 +279,7 @@ mod tests {
             is_mock: false,
             keys: 2,
             workers: &[],
+            shares: &BTreeMap::new(),
             token_file: Path::new("/tmp/dopd/join-token"),
         };
         insta::assert_snapshot!(text(&banner));

@@ -17,25 +17,15 @@ pub(super) fn translate(word: &str) -> String {
 
 /// Adds the flags.
 pub(super) fn add(command: Command) -> Command {
-    command
-        .arg(
-            Arg::new("tensor-parallel-size")
-                .long("tensor-parallel-size")
-                .value_name("N")
-                .help("Devices per worker, also -tp; 1 only: a worker is one device")
-                .help_heading(HEADING)
-                .action(ArgAction::Set)
-                .value_parser(tensor_parallel),
-        )
-        .arg(
-            Arg::new("gpu-memory-utilization")
-                .long("gpu-memory-utilization")
-                .value_name("SHARE")
-                .help("Refused: KV memory is given as a size, with --kv-memory")
-                .help_heading(HEADING)
-                .action(ArgAction::Set)
-                .value_parser(memory_share),
-        )
+    command.arg(
+        Arg::new("tensor-parallel-size")
+            .long("tensor-parallel-size")
+            .value_name("N")
+            .help("Devices per worker, also -tp; 1 only: a worker is one device")
+            .help_heading(HEADING)
+            .action(ArgAction::Set)
+            .value_parser(tensor_parallel),
+    )
 }
 
 fn tensor_parallel(text: &str) -> Result<u32, String> {
@@ -47,13 +37,6 @@ fn tensor_parallel(text: &str) -> Result<u32, String> {
         )),
         Err(_) => Err("not a whole number; only 1 is possible".to_owned()),
     }
-}
-
-fn memory_share(_: &str) -> Result<f32, String> {
-    Err(
-        "KV memory is given as a size per worker, not as a share of the device: --kv-memory 8GiB"
-            .to_owned(),
-    )
 }
 
 #[cfg(test)]
@@ -73,6 +56,5 @@ mod tests {
         assert_eq!(tensor_parallel("1"), Ok(1));
         assert!(tensor_parallel("2").is_err_and(|text| text.contains("--decode")));
         assert!(tensor_parallel("x").is_err());
-        assert!(memory_share("0.9").is_err_and(|text| text.contains("--kv-memory")));
     }
 }

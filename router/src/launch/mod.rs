@@ -33,6 +33,9 @@ use cli::Plan;
 
 use crate::trace;
 
+/// What [`GpuCount`] calls.
+type Count = dyn Fn() -> Result<u32, String> + Send + Sync;
+
 /// What [`WorkerTable`] calls.
 type Ask = dyn Fn(&str) -> Result<String, String> + Send + Sync;
 
@@ -58,6 +61,24 @@ impl fmt::Debug for WorkerTable {
     }
 }
 
+/// Asks how many GPUs local workers find, which only Python can say
+/// (`python/dopd/cli/gpus.py`).
+#[derive(Clone)]
+pub struct GpuCount(Arc<Count>);
+
+impl GpuCount {
+    /// Wraps the function that counts.
+    pub fn new(count: impl Fn() -> Result<u32, String> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(count))
+    }
+}
+
+impl fmt::Debug for GpuCount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("GpuCount")
+    }
+}
+
 /// How the router is started.
 #[derive(Clone, Debug)]
 pub struct Launch {
@@ -69,6 +90,8 @@ pub struct Launch {
     pub known_models: Vec<(String, Option<PathBuf>)>,
     /// Python's half of the settings; `None`: `[worker]` is not looked at.
     pub worker_table: Option<WorkerTable>,
+    /// GPUs that local workers find; `None`: they choose their device themselves.
+    pub gpus: Option<GpuCount>,
     /// Name of the program in help texts.
     pub program: &'static str,
 }

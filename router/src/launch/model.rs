@@ -1,11 +1,11 @@
-//! Which model: a known name, a folder or a file; then its tokenizer, template and limits.
+//! Which model: a known name, a folder, a file, or made up; then its tokenizer, template and limits.
 
 use std::path::{Path, PathBuf};
 
 use super::console::Failure;
 use crate::{
     config::{Config, Scope},
-    tokens::ServedModel,
+    tokens::{MadeUp, ServedModel},
 };
 
 /// Turns a known name into its path and checks that the path can be a model.
@@ -51,6 +51,9 @@ pub(super) fn resolve(
 }
 
 fn check(path: &Path) -> Result<(), Failure> {
+    if let Some(model) = MadeUp::parse(path) {
+        return model.map(|_| ()).map_err(Failure::usage);
+    }
     let shown = path.display();
     if !path.exists() {
         let problem = format!("no model at {shown}: there is no such folder or file");

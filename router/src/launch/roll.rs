@@ -2,7 +2,8 @@
 //!
 //! A worker that is told to end takes nothing new and finishes what it has; what is left after the
 //! drain time goes on elsewhere. So another worker must be there, whatever its role: every worker
-//! can do everything. If there is none, the successor starts first, under another name.
+//! can do everything. If there is none, the successor starts first, under another name; on a GPU,
+//! which has no memory for both, requests wait meanwhile.
 
 use std::time::{Duration, Instant};
 
@@ -18,13 +19,13 @@ use crate::{
 const POLL: Duration = Duration::from_millis(20);
 
 /// Restarts the workers of `places`; each has `limit` to attach. Stops at the first that fails: the
-/// others run on as they are.
-pub(super) async fn roll(dispatch: Dispatch, places: Vec<Place>, limit: Duration) {
+/// others run on as they are. `has_gpus`: two of one place do not fit.
+pub(super) async fn roll(dispatch: Dispatch, places: Vec<Place>, limit: Duration, has_gpus: bool) {
     let (start, count) = (Instant::now(), places.len());
     for (index, place) in places.iter().enumerate() {
         let name = &place.name;
         tracing::info!(worker = name, "rolling restart, {} of {count}", index + 1);
-        if let Err(problem) = replace(&dispatch, place, limit).await {
+        if let Err(problem) = replace(&dispatch, place, limit, has_gpus).await {
             tracing::error!(worker = name, "rolling restart given up: {problem}");
             return;
         }
@@ -33,13 +34,18 @@ pub(super) async fn roll(dispatch: Dispatch, places: Vec<Place>, limit: Duration
     tracing::info!("rolling restart done: {count} workers in {seconds:.1} s");
 }
 
-async fn replace(dispatch: &Dispatch, place: &Place, limit: Duration) -> Result<(), String> {
+async fn replace(
+    dispatch: &Dispatch,
+    place: &Place,
+    limit: Duration,
+    has_gpus: bool,
+) -> Result<(), String> {
     let old = place.now();
     let is_other = |worker: &WorkerStatus| {
         worker.state == "ready" && old.as_ref().is_none_or(|old| old.pid != worker.pid)
     };
     let has_other = dispatch.status().await.workers.iter().any(is_other);
-    let how = if has_other || old.is_none() {
+    let how = if has_other || has_gpus || old.is_none() {
         Replace::OldFirst
     } else {
         Replace::NewFirst

@@ -57,7 +57,6 @@ pub(super) fn run(launch: &Launch, plan: &ServePlan) -> Result<i32, Failure> {
     let policy = policy(config).map_err(Failure::new)?;
     let step = policy.step;
     let (dispatch, brain) = dispatch(config, policy, threads)?;
-    dispatch.expect_tokens(Duration::from_millis(config.workers.canary_interval_ms));
     let served = Served {
         attachments: attachments(config, step, &token, &model, &metrics)?,
         service: Service::new(
@@ -73,6 +72,7 @@ pub(super) fn run(launch: &Launch, plan: &ServePlan) -> Result<i32, Failure> {
         grpc: config.grpc.clone(),
     };
     let site = Site {
+        shares: local::shares(launch, plan.scope, config),
         settings: &settings,
         scope: plan.scope,
         ready_file: plan.ready_file.as_deref(),
@@ -129,7 +129,7 @@ fn dispatch(
     policy: PolicyConfig,
     front_threads: usize,
 ) -> Result<(Dispatch, BrainThread), Failure> {
-    Dispatch::start(DispatchConfig {
+    let started = Dispatch::start(DispatchConfig {
         explain_decisions_max: config.policy.explain_decisions_max,
         limits: config.limits.clone(),
         policy,
@@ -137,8 +137,10 @@ fn dispatch(
         front_threads,
         record: config.log.record.clone(),
         record_bytes_max: config.log.record_bytes_max,
-    })
-    .map_err(Failure::new)
+    });
+    let (dispatch, brain) = started.map_err(Failure::new)?;
+    dispatch.expect_tokens(Duration::from_millis(config.workers.canary_interval_ms));
+    Ok((dispatch, brain))
 }
 
 fn attachments(

@@ -1,9 +1,9 @@
 use std::path::{Path, PathBuf};
 
 use super::{
-    Launch,
+    GpuCount, Launch,
     cli::{self, ConfigPlan, Plan, ServePlan},
-    model,
+    model, workers,
 };
 use crate::config::{self, Scope};
 
@@ -199,6 +199,74 @@ fn a_router_needs_a_tokenizer_only() {
 }
 
 #[test]
+fn made_up_models_need_no_files() {
+    let made_up = resolve("serve random:tiny:3", Scope::Serve);
+    assert_eq!(made_up, Ok(Some(PathBuf::from("random:tiny:3"))));
+    let refusal = resolve("serve random:huge", Scope::Serve).unwrap_err();
+    assert!(
+        refusal.contains("no such shape; there are tiny"),
+        "{refusal}"
+    );
+}
+
+/// What each local worker is told of its GPU, where so many are found.
+fn told_of_gpus(line: &str, gpus: Result<u32, String>) -> Vec<String> {
+    let launch = Launch {
+        argv: Vec::new(),
+        worker_command: None,
+        known_models: Vec::new(),
+        worker_table: None,
+        gpus: Some(GpuCount::new(move || gpus.clone())),
+        program: "dopd",
+    };
+    let settings = settings(line);
+    let shares = workers::shares(&launch, Scope::Serve, &settings.config);
+    let join = std::net::SocketAddr::from(([127, 0, 0, 1], 1));
+    let specs = workers::specs(&settings, join, "m", &shares);
+    let told = |args: &[String]| {
+        let is_told = |flag: &str| flag == "--device" || flag == "--gpu-memory-utilization";
+        let pairs = args.windows(2).filter(|pair| is_told(&pair[0]));
+        pairs
+            .map(|pair| pair[1].clone())
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    specs.iter().map(|spec| told(&spec.args)).collect()
+}
+
+#[test]
+fn local_workers_are_told_their_gpu_and_their_share_of_it() {
+    let pair = "serve random:tiny";
+    assert_eq!(
+        told_of_gpus(pair, Ok(1)),
+        ["cuda:0 0.4500", "cuda:0 0.4500"]
+    );
+    assert_eq!(
+        told_of_gpus(pair, Ok(2)),
+        ["cuda:0 0.9000", "cuda:1 0.9000"]
+    );
+    let three = "serve random:tiny --decode 2 --gpu-memory-utilization 0.6";
+    let shares = ["cuda:0 0.3000", "cuda:1 0.6000", "cuda:0 0.3000"];
+    assert_eq!(told_of_gpus(three, Ok(2)), shares);
+    let nothing = ["", ""];
+    assert_eq!(told_of_gpus(pair, Ok(0)), nothing);
+    assert_eq!(told_of_gpus(pair, Err("broken".to_owned())), nothing);
+    assert_eq!(told_of_gpus("serve --mock", Ok(4)), nothing);
+}
+
+#[test]
+fn a_share_of_memory_is_a_share() {
+    for share in ["0", "1.1", "-0.5"] {
+        let plan = plan(&format!("serve --mock --gpu-memory-utilization={share}"));
+        let refusal = config::load(&plan.sources, plan.scope).unwrap_err();
+        assert!(
+            refusal.to_string().contains("above 0 and at most 1"),
+            "{refusal}"
+        );
+    }
+}
+
+#[test]
 fn serve_without_a_worker_command_fails_before_anything_is_loaded() {
     let line = "serve --mock --port 0 --grpc-port 0 --worker-port 0 --metrics-port 0";
     let launch = Launch {
@@ -206,6 +274,7 @@ fn serve_without_a_worker_command_fails_before_anything_is_loaded() {
         worker_command: None,
         known_models: Vec::new(),
         worker_table: None,
+        gpus: None,
         program: "dopd",
     };
     assert_eq!(super::main(&launch), 2);

@@ -1,6 +1,6 @@
 //! The running router, seen from the main thread: it comes up, is announced, is watched, ends.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Duration};
 
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
@@ -16,7 +16,10 @@ use super::{
 };
 use crate::{
     admin::{self, Admin},
-    cluster::embedded::{GivenUp, Supervisor, SupervisorConfig},
+    cluster::{
+        embedded::{GivenUp, Supervisor, SupervisorConfig},
+        gpus::GpuShare,
+    },
     config::{Scope, Settings},
     dispatch::Dispatch,
     drain::{self, Asked, Drained, Signals, Stop},
@@ -43,6 +46,8 @@ pub(super) struct Site<'a> {
     pub(super) dispatch: &'a Dispatch,
     pub(super) model: &'a str,
     pub(super) loading: &'a Loading,
+    /// The GPU of each local worker that has one.
+    pub(super) shares: BTreeMap<String, GpuShare>,
 }
 
 /// Everything that the main thread watches.
@@ -67,6 +72,8 @@ pub(super) struct Watched<'a> {
     signals: Signals,
     supervisor: Option<Supervisor>,
     limits: Limits,
+    /// Whether local workers compute on GPUs, which have no room for a successor beside them.
+    has_gpus: bool,
     /// The last rolling restart.
     roll: Option<AbortOnDropHandle<()>>,
 }
@@ -90,7 +97,12 @@ impl Watch<'_> {
         let stats = tokio::spawn(site.dispatch.clone().log_stats(metrics.clone()));
         let brain = tokio::spawn(site.dispatch.clone().watch_brain());
         let supervisor = supervisor.map(|config| {
-            let specs = local::specs(site.settings, site.addresses.workers, site.model);
+            let specs = local::specs(
+                site.settings,
+                site.addresses.workers,
+                site.model,
+                &site.shares,
+            );
             Supervisor::start(&config, specs, metrics)
         });
         let mut watched = Watched {
@@ -99,6 +111,7 @@ impl Watch<'_> {
             signals,
             supervisor,
             limits: limits(site.settings),
+            has_gpus: !site.shares.is_empty(),
             roll: None,
         };
         let warden = watched.guard();
@@ -152,6 +165,7 @@ impl Site<'_> {
             is_mock: self.settings.config.cluster.mock,
             keys: self.settings.config.key.len(),
             workers: &fleet.workers,
+            shares: &self.shares,
             token_file: self.token_file,
         };
         let host = self.addresses.http.ip();
@@ -243,6 +257,7 @@ impl Watched<'_> {
             self.dispatch.clone(),
             supervisor.places(),
             self.limits.start,
+            self.has_gpus,
         );
         self.roll = Some(AbortOnDropHandle::new(tokio::spawn(roll)));
     }

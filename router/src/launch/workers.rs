@@ -1,16 +1,19 @@
 //! The local workers of `serve`: which there are, and the command line of each.
 
-use std::{borrow::Cow, net::SocketAddr, sync::Arc, time::Duration};
+use std::{borrow::Cow, collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
 use super::{
-    Launch,
+    GpuCount, Launch,
     console::{Failure, note},
     loading::Loading,
     token::JoinToken,
 };
 use crate::{
-    cluster::embedded::{LineSink, RestartPolicy, SupervisorConfig, WorkerSpec},
-    config::{Config, Settings, Sources},
+    cluster::{
+        embedded::{LineSink, RestartPolicy, SupervisorConfig, WorkerSpec},
+        gpus::{GpuShare, gpu_shares},
+    },
+    config::{Config, Scope, Settings, Sources},
     trace,
 };
 
@@ -90,11 +93,32 @@ fn printable(line: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
+/// The GPU of each local worker, by its name; empty: none has one, or nobody could say.
+pub(super) fn shares(launch: &Launch, scope: Scope, config: &Config) -> BTreeMap<String, GpuShare> {
+    let cluster = &config.cluster;
+    let needs_any = scope == Scope::Serve && !cluster.mock;
+    let count = launch.gpus.as_ref().filter(|_| needs_any);
+    let gpus = count.map_or(Ok(0), |GpuCount(count)| count());
+    let gpus = gpus.unwrap_or_else(|error| {
+        tracing::warn!("cannot count GPUs, workers choose their device themselves: {error}");
+        0
+    });
+    let workers = cluster.prefill + cluster.decode + cluster.mixed;
+    names(config)
+        .zip(gpu_shares(workers, gpus, cluster.gpu_memory_utilization))
+        .collect()
+}
+
 /// All local workers, in the order of the banner.
-pub(super) fn specs(settings: &Settings, join: SocketAddr, model: &str) -> Vec<WorkerSpec> {
+pub(super) fn specs(
+    settings: &Settings,
+    join: SocketAddr,
+    model: &str,
+    shares: &BTreeMap<String, GpuShare>,
+) -> Vec<WorkerSpec> {
     roles(&settings.config)
         .map(|(role, name)| {
-            let args = args(settings, role, join, model);
+            let args = args(settings, role, join, model, shares.get(&name));
             WorkerSpec { name, args }
         })
         .collect()
@@ -117,7 +141,13 @@ fn roles(config: &Config) -> impl Iterator<Item = (&'static str, String)> {
     .flat_map(|(role, count)| (0..count).map(move |index| (role, format!("{role}-{index}"))))
 }
 
-fn args(settings: &Settings, role: &str, join: SocketAddr, model: &str) -> Vec<String> {
+fn args(
+    settings: &Settings,
+    role: &str,
+    join: SocketAddr,
+    model: &str,
+    share: Option<&GpuShare>,
+) -> Vec<String> {
     let Config {
         cluster,
         model: model_config,
@@ -146,6 +176,14 @@ fn args(settings: &Settings, role: &str, join: SocketAddr, model: &str) -> Vec<S
         cluster.mock.then(|| cluster.mock_timings.clone()),
     );
     add("dtype", (!cluster.mock).then(|| cluster.dtype.clone()));
+    add(
+        "device",
+        share.map(|share| format!("cuda:{}", share.device)),
+    );
+    add(
+        "gpu-memory-utilization",
+        share.map(|share| format!("{:.4}", share.memory)),
+    );
     add("kv-memory", cluster.kv_memory.clone());
     add(
         "max-model-len",

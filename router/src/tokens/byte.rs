@@ -18,12 +18,21 @@ impl ByteTokenizer {
     /// Ends an answer.
     pub const EOS: u32 = IM_END.0;
 
-    /// The only one there is.
+    /// That of the mock.
     pub fn new() -> Self {
+        Self::with_vocabulary(0)
+    }
+
+    /// That of a model with `size` tokens. Those that no text has are written as some printable
+    /// character each, so that an answer of random ids is seen to grow.
+    pub fn with_vocabulary(size: u32) -> Self {
         let bytes = (0..=255_u8).map(|byte| (vec![byte], false));
         let special = [IM_START, IM_END].map(|(_, text)| (text.as_bytes().to_vec(), true));
+        let printable = (b' '..=b'~').cycle();
+        let others = (Self::EOS + 1..size).zip(printable);
+        let others = others.map(|(_, byte)| (vec![byte], false));
         Self {
-            vocabulary: Vocabulary::new(bytes.chain(special)),
+            vocabulary: Vocabulary::new(bytes.chain(special).chain(others)),
         }
     }
 }
@@ -82,5 +91,15 @@ mod tests {
         assert_eq!(text, "\u{e9}<|im".as_bytes());
         assert_eq!(tokenizer.vocabulary().bytes(257), b"<|im_end|>");
         assert_eq!(tokenizer.vocabulary().len(), 258);
+    }
+
+    #[test]
+    fn every_token_of_a_larger_vocabulary_is_a_character() {
+        let wide = ByteTokenizer::with_vocabulary(1_000);
+        assert_eq!(wide.vocabulary().len(), 1_000);
+        let is_printable = |id| matches!(wide.vocabulary().text(id), [b' '..=b'~']);
+        assert!((258..1_000).all(is_printable));
+        let ids = wide.encode("abc", Framing::Bare).unwrap();
+        assert_eq!(ids, [97, 98, 99]);
     }
 }

@@ -9,6 +9,8 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
+use super::MadeUp;
+
 /// Read from the start and from the end of each weight file.
 const SAMPLE_BYTES: u64 = 1 << 20;
 /// Hashed whole, in this order, if the folder has them.
@@ -19,8 +21,12 @@ const WHOLE: [&str; 3] = [
 ];
 
 /// sha256 over name, size and content of the small files, and over name, size, first and last MiB
-/// of each weight file. `path` is a folder with `*.safetensors`, or a `.gguf` file.
+/// of each weight file. `path` is a folder with `*.safetensors`, a `.gguf` file, or the name of a
+/// made-up model.
 pub(super) fn model_hash(path: &Path) -> io::Result<[u8; 32]> {
+    if let Some(model) = MadeUp::parse(path) {
+        return Ok(model.map_err(io::Error::other)?.model_hash());
+    }
     let mut hash = Sha256::new();
     if path.is_file() {
         weights(&mut hash, path)?;

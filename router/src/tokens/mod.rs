@@ -13,6 +13,7 @@ mod gguf;
 mod gguf_model;
 mod hf;
 mod hf_folder;
+mod made_up;
 mod model;
 mod stop;
 mod template;
@@ -26,6 +27,7 @@ pub use self::{
     error::ModelError,
     gguf::Header as GgufHeader,
     hf::HfTokenizer,
+    made_up::MadeUp,
     model::ServedModel,
     stop::{StopMatcher, StopScan, StopStrings},
     template::{Message, Template},

@@ -9,7 +9,7 @@ use std::{
 use sha2::{Digest, Sha256};
 
 use super::{
-    ByteTokenizer, GgufHeader, ModelError, Template, Tokenizer,
+    ByteTokenizer, GgufHeader, MadeUp, ModelError, Template, Tokenizer,
     chatml::CHATML,
     fingerprint,
     gguf_model::{self, GgufModel},
@@ -21,6 +21,8 @@ use crate::config::records::ModelConfig;
 const MOCK_MODEL_LEN: u32 = 131_072;
 /// Name of the mock model; its hash is over [`MOCK_SEAL`].
 const MOCK_NAME: &str = "mock";
+/// Ends a message of ChatML.
+const END_OF_TURN: &str = "<|im_end|>";
 const MOCK_SEAL: &[u8] = b"dopd-mock-1";
 
 /// Everything a front must know of the model to take requests for it. Constant once loaded.
@@ -100,7 +102,7 @@ impl ServedModel {
     /// The built-in mock model: bytes as tokens, ChatML.
     pub fn mock(config: &ModelConfig) -> Result<Self, ModelError> {
         let here = Path::new(MOCK_NAME);
-        let template = Template::compile(CHATML.to_owned(), "", "<|im_end|>")
+        let template = Template::compile(CHATML.to_owned(), "", END_OF_TURN)
             .map_err(|error| ModelError::new(here, error))?;
         Ok(Self {
             name: config
@@ -119,6 +121,18 @@ impl ServedModel {
 }
 
 fn read_parts(path: &Path) -> Result<Parts, ModelError> {
+    if let Some(model) = MadeUp::parse(path) {
+        let model = model.map_err(|problem| ModelError::new(path, problem))?;
+        return Ok(Parts {
+            tokenizer: Arc::new(ByteTokenizer::with_vocabulary(model.vocab_size)),
+            template: Some(CHATML.to_owned()),
+            bos_token: String::new(),
+            eos_token: END_OF_TURN.to_owned(),
+            eos_token_ids: vec![ByteTokenizer::EOS],
+            context_length: Some(model.max_model_len),
+            vocab_size: Some(model.vocab_size),
+        });
+    }
     if !path.exists() {
         return Err(ModelError::new(path, "no such file or folder"));
     }
@@ -150,6 +164,10 @@ fn read_parts(path: &Path) -> Result<Parts, ModelError> {
 
 /// Context length and vocabulary of the model at `path`, read without its tokenizer.
 fn sizes(path: &Path) -> Result<(Option<u32>, Option<u32>), ModelError> {
+    if let Some(model) = MadeUp::parse(path) {
+        let model = model.map_err(|problem| ModelError::new(path, problem))?;
+        return Ok((Some(model.max_model_len), Some(model.vocab_size)));
+    }
     if is_gguf(path) {
         let header = GgufHeader::open(path).map_err(|error| ModelError::new(path, error))?;
         return Ok(gguf_model::sizes(&header));

@@ -79,7 +79,8 @@ def test_newer_theta_wins() -> None:
         ({"attention_bias": True}, "attention_bias True is not supported; supported: False"),
         ({"mlp_bias": True}, "mlp_bias True"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
-        ({"quantization_config": {"bits": 4}}, "quantization_config is not supported"),
+        ({"quantization_config": {"bits": 4}}, r"says an unnamed method \(4\), which is not"),
+        ({"quantization_config": "x"}, "says that weights are quantised, which is not supported"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope type 'yarn'"),
         ({"rope_scaling": {"rope_type": "linear"}}, "factor is None, must be a number"),
         (

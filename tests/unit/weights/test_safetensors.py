@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dopd.errors import ModelError
-from dopd.weights.checkpoint import open_checkpoint
+from dopd.models.kernels import make_kernels
+from dopd.models.llama import Llama
+from dopd.weights.checkpoint import CPU, open_checkpoint
 from tests.support import reference
 
 
@@ -111,3 +114,33 @@ def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(ModelError, match=r"is a file but no .gguf"):
         open_checkpoint(tmp_path / "model.safetensors")
+
+
+def test_fp8_is_refused_with_file_and_dtype(folder: Path) -> None:
+    fp8 = torch.ones(96).to(torch.float8_e4m3fn)
+    rewrite(folder, model__norm__weight=fp8)
+    with pytest.raises(ModelError, match=r"model.norm.weight in model.safetensors .* F8_E4M3"):
+        open_checkpoint(folder)
+    config = json.loads((folder / "config.json").read_text())
+    quantised = {"quant_method": "fp8", "fmt": "e4m3"}
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": quantised}))
+    said = r"config.json: model config: quantization_config says fp8 \(e4m3\), which is not"
+    with pytest.raises(ModelError, match=said):
+        open_checkpoint(folder)
+
+
+def test_the_host_never_holds_the_model_twice(folder: Path) -> None:
+    """What was placed in another dtype, as on a GPU, is let go before the next is read."""
+    checkpoint, alive = open_checkpoint(folder), list[weakref.ref[torch.Tensor]]()
+    read = checkpoint.tensor
+
+    def tensor(name: str) -> torch.Tensor:
+        assert not [one for one in alive if one() is not None], f"held while {name} is read"
+        found = read(name)
+        alive.append(weakref.ref(found))
+        return found
+
+    checkpoint.tensor = tensor  # type: ignore[method-assign]
+    kernels = make_kernels("torch", checkpoint.config, 256, torch.bfloat16, CPU)
+    Llama(checkpoint, kernels, torch.bfloat16, CPU, lambda share, num_bytes: None)
+    assert len(alive) == len(checkpoint.shapes())

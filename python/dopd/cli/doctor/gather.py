@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import re
 import resource
 import shutil
 import subprocess
@@ -13,12 +11,11 @@ import sys
 import tempfile
 import time
 from importlib import metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from dopd import __version__, env
-from dopd.cli import native
+from dopd.cli import gpus, native
 from dopd.cli.doctor import checks, model, ports
 from dopd.cli.doctor.facts import Facts, Gpu, Port
 from dopd.kv.machine import cgroup_limit
@@ -47,7 +44,7 @@ def facts(words: str | None, config: Path | None) -> Facts:
     is_mock = settings.get("cluster.mock") is True
     asked = words or settings.get("model.path")
     extension, extension_error = _extension()
-    gpus, driver, gpu_error = _gpus()
+    found, driver, gpu_error = _gpus()
     temp_dir, temp_error, temp_free = _temp()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     total, available = _memory()
@@ -58,8 +55,8 @@ def facts(words: str | None, config: Path | None) -> Facts:
         extension=extension,
         extension_error=extension_error,
         packages={name: _version(name) for name in (*checks.PACKAGES_MIN, *OPTIONAL)},
-        torch_cuda=_torch_cuda(),
-        gpus=gpus,
+        torch_cuda=gpus.torch_cuda(),
+        gpus=found,
         gpu_error=gpu_error,
         driver=driver,
         compilers_missing=tuple(name for name in COMPILERS if not shutil.which(name)),
@@ -102,18 +99,6 @@ def _extension() -> tuple[str | None, str | None]:
     return _router.version, None
 
 
-def _torch_cuda() -> str | None:
-    """CUDA version that torch was built for, read from its version file: importing it is slow."""
-    spec = find_spec("torch")
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        with contextlib.suppress(OSError):
-            found = re.search(
-                r"^cuda\b.*= '([\d.]+)'", Path(folder, "version.py").read_text(), re.M
-            )
-            return found[1] if found else None
-    return None
-
-
 def _gpus() -> tuple[tuple[Gpu, ...], str | None, str | None]:
     """Devices, driver and error, as nvidia-smi tells them; nothing if it is not installed."""
     program = shutil.which("nvidia-smi")
@@ -130,11 +115,11 @@ def _gpus() -> tuple[tuple[Gpu, ...], str | None, str | None]:
     lines = done.stdout.strip().splitlines()
     if done.returncode != 0:
         return (), None, (lines or done.stderr.strip().splitlines() or ["no reason given"])[0]
-    gpus, driver = [], None
+    found, driver = [], None
     for line in lines:
         index, name, memory_mib, driver = (cell.strip() for cell in line.split(","))
-        gpus.append(Gpu(int(index), name, int(memory_mib) << 20 if memory_mib.isdigit() else 0))
-    return tuple(gpus), driver, None
+        found.append(Gpu(int(index), name, int(memory_mib) << 20 if memory_mib.isdigit() else 0))
+    return tuple(found), driver, None
 
 
 def _settings(config: Path | None) -> tuple[dict[str, Any], list[str]]:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from dopd.cli.doctor.facts import Model
 from dopd.errors import ModelError
+from dopd.weights import made_up
+from dopd.weights.made_up import MadeUp
 
 HEADER_BYTES_MAX = 100 << 20
 FLOAT32_BYTES = 4
@@ -15,9 +17,13 @@ DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2":
 
 
 def look(path: Path) -> Model:
-    """The facts of the model at `path`, a folder or a .gguf file."""
+    """The facts of the model at `path`, a folder or a .gguf file, or of a made-up one."""
     try:
+        if made := made_up.parse(path):
+            return _made_up(made)
         path.stat()
+    except ModelError as error:
+        return Model(str(path), kind="random", config_problem=str(error))
     except (OSError, ValueError):
         return Model(str(path), exists=False)
     filesystem = _filesystem(path)
@@ -25,6 +31,23 @@ def look(path: Path) -> Model:
     if path.is_file() or (files and not (path / "config.json").exists()):
         return _gguf(files[0], filesystem)
     return _folder(path, filesystem)
+
+
+def _made_up(model: MadeUp) -> Model:
+    """Nothing of it lies on a disk."""
+    config = model.config
+    layer = config.hidden_size * (
+        3 * config.intermediate_size
+        + 2 * config.head_dim * (config.num_heads + config.num_kv_heads)
+    )
+    embeddings = config.vocab_size * config.hidden_size * (1 if config.tie_embeddings else 2)
+    return Model(
+        f"random:{model.name}:{model.seed}",
+        kind="random weights",
+        weight_bytes=0,
+        memory_bytes=FLOAT32_BYTES * (config.num_layers * layer + embeddings),
+        filesystem="",
+    )
 
 
 def _gguf(path: Path, filesystem: str) -> Model:
