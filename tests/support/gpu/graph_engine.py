@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
+from dopd.attention.base import Attention
 from dopd.engine.graphs import Capture
 from dopd.engine.load import make_graphs
 from dopd.engine.runner import Runner
@@ -25,6 +26,7 @@ def with_graphs(
     capture: Capture,
     num_pages: int = 64,
     stream: Stream | None = None,
+    make_attention: Callable[[torch.Tensor, int], Attention] = TableAttention,
 ) -> TorchEngine:
     """An engine over the weights of `plain` with a pool of its own."""
     stream = stream or HostStream()
@@ -32,7 +34,7 @@ def with_graphs(
     shape = (geometry.num_layers, geometry.page_size, geometry.num_kv_heads, geometry.head_dim)
     pool = KvPool(shape, num_pages, plain.pool.tensor.dtype, CPU, num_dummies=1)
     limits = RowLimits(plain.vocab_size, plain.max_model_len, pool.page_size, num_pages)
-    attention = TableAttention(pool.tensor, pages_for(plain.max_model_len, pool.page_size))
+    attention = make_attention(pool.tensor, pages_for(plain.max_model_len, pool.page_size))
     graphs = make_graphs(weights, attention, pool, list(sizes), stream)
     assert graphs is not None
     graphs.warm(capture, lambda share: None)
