@@ -53,6 +53,17 @@ def test_every_split_answer_was_handed_off(split: Server) -> None:
     assert split.wait_idle()["handoffs_total"] - before == 5
 
 
+def test_the_status_shows_how_pages_travel(split: Server) -> None:
+    split.complete([3] * 40, max_tokens=40, ignore_eos=True)
+    fleet = split.wait_idle()
+    ways = [
+        (worker["id"], link["peer"], link["transport"])
+        for worker in fleet["workers"]
+        for link in worker["links"]
+    ]
+    assert ways == [("prefill-0", "decode-0", "shm")]
+
+
 @pytest.mark.parametrize("timings", ["instant", "h100-8b"])
 def test_many_at_once_are_all_right_and_all_pages_come_back(
     mock: Server, split: Server, timings: str
