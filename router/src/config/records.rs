@@ -74,6 +74,9 @@ settings! {
         /// Element type of weights and KV.
         dtype: String = "auto".to_owned(), flag "dtype" "TYPE",
             one_of &["auto", "float32", "bfloat16", "float16"];
+        /// Attention kernels; `auto`: FlashInfer on a GPU, torch on a CPU.
+        attention: String = "auto".to_owned(), flag "attention" "NAME",
+            one_of &["auto", "flashinfer", "torch"];
         /// KV memory per worker, for example `512MiB`; none: chosen by the worker.
         kv_memory: Option<String> = None, flag "kv-memory" "SIZE";
         /// Share of a GPU's memory that local workers take for everything; those on one GPU get

@@ -66,7 +66,8 @@ fn flags_reach_their_settings() {
     let config = settings(
         "serve ./model --prefill 2 --decode 3 --host 127.0.0.2 --port 1 --grpc-port 2 \
          --worker-port 3 --metrics-port 4 --dtype float32 --kv-memory 1GiB --max-model-len 512 \
-         --max-num-seqs 7 --served-model-name me --record log --log-level debug --log-format json \
+         --attention torch --max-num-seqs 7 --served-model-name me --record log \
+         --log-level debug --log-format json \
          --slo-ttft-ms 200 --slo-tpot-ms 50 --worker-arg=--threads=2 --worker-arg --x",
     )
     .config;
@@ -76,6 +77,7 @@ fn flags_reach_their_settings() {
     let cluster = &config.cluster;
     assert_eq!((cluster.prefill, cluster.decode, cluster.mixed), (2, 3, 0));
     assert_eq!(cluster.max_num_seqs, Some(7));
+    assert_eq!(cluster.attention, "torch");
     assert_eq!(cluster.kv_memory.as_deref(), Some("1GiB"));
     assert_eq!(cluster.worker_args, ["--threads=2", "--x"]);
     assert_eq!(config.http.host.to_string(), "127.0.0.2");

@@ -320,7 +320,7 @@ fn failure(given_up: &GivenUp, phase: Phase) -> Failure {
 }
 
 /// What helps against a cause, by a word in it; the first that fits.
-const FIXES: [(&str, &str); 6] = [
+const FIXES: [(&str, &str); 7] = [
     (
         "kv-memory",
         "--kv-memory SIZE, for example 2GiB, or a smaller --max-model-len",
@@ -328,6 +328,11 @@ const FIXES: [(&str, &str); 6] = [
     (
         "out of memory",
         "fewer workers (--prefill, --decode), or a smaller --kv-memory",
+    ),
+    // Before torch, which its message offers.
+    (
+        "attention",
+        "pip install 'dopd[gpu]', or --attention torch, which is slow on a GPU",
     ),
     ("torch", "pip install 'dopd[worker]'"),
     ("dtype", "--dtype auto"),

@@ -177,6 +177,10 @@ fn args(
     );
     add("dtype", (!cluster.mock).then(|| cluster.dtype.clone()));
     add(
+        "attention",
+        (!cluster.mock).then(|| cluster.attention.clone()),
+    );
+    add(
         "device",
         share.map(|share| format!("cuda:{}", share.device)),
     );
