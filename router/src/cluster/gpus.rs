@@ -55,7 +55,7 @@ mod tests {
                 }
                 let used = taken.iter().filter(|&&sum| sum > 0.0);
                 assert!(used.clone().all(|sum| (sum - 0.9_f64).abs() < 1e-9));
-                assert_eq!(used.count() as u32, workers.min(gpus));
+                assert_eq!(used.count(), workers.min(gpus) as usize);
             }
         }
     }

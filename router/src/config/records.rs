@@ -48,7 +48,7 @@ pub struct Config {
 settings! {
     /// What is served.
     ModelConfig "model" {
-        /// Folder, `.gguf` file, or `random:NAME` (no files: random weights of a known shape: `tiny`,
+        /// Folder, `.gguf` file, or `random:NAME`, random weights of a known shape (`tiny`,
         /// `smollm2-135m`, `llama-3.1-8b`); none with `--mock`: the built-in mock model.
         path: Option<PathBuf> = None, flag "model" "MODEL";
         /// Tokenizer, if it lies elsewhere: a folder, a `tokenizer.json` or a `.gguf`.

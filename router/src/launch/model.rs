@@ -1,4 +1,4 @@
-//! Which model: a known name, a folder, a file, or made up; then its tokenizer, template and limits.
+//! Which model: a known name, a folder, a file, or made up; then its tokenizer, template, limits.
 
 use std::path::{Path, PathBuf};
 

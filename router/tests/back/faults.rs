@@ -209,7 +209,7 @@ const SPOILED: [(&str, Spoil); 26] = [
         r.links = vec![link("d", "")];
     }),
     ("links that are not told", |r, _| {
-        r.links = vec![link("d", "tcp")]
+        r.links = vec![link("d", "tcp")];
     }),
     ("no role", |r, _| r.role = 0),
 ];
