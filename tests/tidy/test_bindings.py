@@ -8,11 +8,12 @@ import pytest
 
 from tests.support import sources
 
-OWNERS = {
+OWNERS: dict[str, str | tuple[str, ...]] = {
     r"\bnccl[A-Z]\w+|libnccl": "python/dopd/transfer/nccl.py",
     r"\bcu[A-Z][a-z]\w+\(?|libcuda\b": "python/dopd/transfer/cuda.py",
     r"^\s*(import|from) flashinfer": "python/dopd/attention/flashinfer.py",
-    r"^\s*(import|from) ctypes": "python/dopd/transfer/",
+    r"\bnvml[A-Z]\w+|libnvidia-ml": "python/dopd/cli/gpus.py",
+    r"^\s*(import|from) ctypes": ("python/dopd/transfer/", "python/dopd/cli/gpus.py"),
 }
 
 

@@ -64,7 +64,8 @@ def parser() -> argparse.ArgumentParser:
 
 def run(argv: list[str]) -> int:
     """Measure, print, write."""
-    args, args.engine = parser().parse_known_args(argv)
+    args, of_engine = parser().parse_known_args(argv)
+    args.engine = of_engine
     _check(args)
     engine = _load(args)
     cells, left_out = _measure(args, engine)
