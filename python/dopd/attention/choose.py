@@ -12,6 +12,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from dopd import env
 from dopd.attention.base import Attention
 from dopd.attention.probe import probe
 from dopd.attention.torch import TorchAttention
@@ -19,6 +20,9 @@ from dopd.errors import ConfigError
 
 AUTO, FLASHINFER, TORCH = "auto", "flashinfer", "torch"
 NAMES = (AUTO, FLASHINFER, TORCH)
+# fa3 is for Hopper, and asked for by name only, in DOPD_FLASHINFER_PREFILL: it takes minutes to
+# compile where no kernels came ready-made.
+PREFILL_KERNELS = ("fa2", "fa3")
 
 
 def choose(asked: str, device: torch.device) -> str:
@@ -61,10 +65,25 @@ def make(
     back_end = flashinfer()
     back_end.Shape.of(pool, num_heads).check()
     made: Attention = back_end.FlashInferAttention(
-        pool, num_heads, max_rows=max_rows, max_row_pages=max_row_pages, fixed_split=fixed_split
+        pool,
+        num_heads,
+        max_rows=max_rows,
+        max_row_pages=max_row_pages,
+        fixed_split=fixed_split,
+        prefill=_prefill(),
     )
     probe(made, pool, num_heads)
     return made
+
+
+def _prefill() -> str:
+    """Which of FlashInfer's kernels prefill. Raises ConfigError."""
+    asked = env.get("FLASHINFER_PREFILL") or PREFILL_KERNELS[0]
+    if asked not in PREFILL_KERNELS:
+        raise ConfigError(
+            f"DOPD_FLASHINFER_PREFILL is {asked!r}, none of {', '.join(PREFILL_KERNELS)}"
+        )
+    return asked
 
 
 def flashinfer() -> ModuleType:

@@ -25,8 +25,6 @@ from dopd.errors import ConfigError
 # What was read when this was written; below them calls differ, above nobody has looked.
 OLDEST, TOO_NEW = (0, 6, 18), (0, 8)
 LAYOUT = "NHD"
-# fa3 is asked for by name only: it takes minutes to compile where no kernels came ready-made.
-PREFILL_BACK_ENDS = ("fa2", "fa3")
 # Plans of captured decode steps: a few numbers per thread block. FlashInfer's default of 8 MiB, on
 # the device and pinned, for every captured size would be hundreds of MiB.
 FIXED_PLAN_BYTES = 1 << 20
@@ -61,7 +59,7 @@ class FlashInferAttention:
 
         max_rows, max_row_pages: of the decode steps that are captured. fixed_split: a row is
         computed alike whatever stands beside it, by one thread block each, so long contexts are
-        slow: for tests that compare tokens. prefill: one of PREFILL_BACK_ENDS.
+        slow: for tests that compare tokens. prefill: fa2 or fa3.
         """
         self._shape = Shape.of(pool, num_heads)
         self._layers = pool.unbind(1)

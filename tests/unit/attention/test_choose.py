@@ -156,3 +156,23 @@ def test_kernels_that_compute_nonsense_are_an_error_at_the_start(
     with pytest.raises(ConfigError, match="computes wrong numbers on cpu"):
         choose.make("flashinfer", pool, 6, max_rows=1, max_row_pages=1)
     assert not pool.any()
+
+
+def test_kernels_that_prefill_are_fa2_unless_asked(
+    double: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[str] = []
+    right = double.BatchPrefillWithPagedKVCacheWrapper.__init__
+
+    def noted(self: object, *args: object, backend: str) -> None:
+        used.append(backend)
+        right(self, *args, backend=backend)
+
+    monkeypatch.setattr(double.BatchPrefillWithPagedKVCacheWrapper, "__init__", noted)
+    choose.make("flashinfer", small_pool(), 6, max_rows=1, max_row_pages=1)
+    monkeypatch.setenv("DOPD_FLASHINFER_PREFILL", "fa3")
+    choose.make("flashinfer", small_pool(), 6, max_rows=1, max_row_pages=1)
+    assert used == ["fa2", "fa3"]
+    monkeypatch.setenv("DOPD_FLASHINFER_PREFILL", "fa4")
+    with pytest.raises(ConfigError, match="DOPD_FLASHINFER_PREFILL is 'fa4', none of fa2, fa3"):
+        choose.make("flashinfer", small_pool(), 6, max_rows=1, max_row_pages=1)
