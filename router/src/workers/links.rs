@@ -33,6 +33,10 @@ pub(super) fn check(report: &Report) -> Result<(), Malformed> {
                 name.len()
             ));
         }
+        // Shown in terminals.
+        if !name.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return malformed(format!("links.{field} {name:?} is not of printable ASCII"));
+        }
     }
     Ok(())
 }

@@ -134,7 +134,7 @@ async fn a_request_under_which_workers_die_is_given_up() {
 type Spoil = fn(&mut Report, u32);
 
 /// Every way to spoil a report.
-const SPOILED: [(&str, Spoil); 26] = [
+const SPOILED: [(&str, Spoil); 27] = [
     ("opened without grant", |r, s| r.opened_slots.push(s)),
     ("opened a compute seat", |r, s| {
         *r = Say(r.clone()).opened(s).0;
@@ -207,6 +207,10 @@ const SPOILED: [(&str, Spoil); 26] = [
     ("a link over nothing", |r, _| {
         r.links_changed = true;
         r.links = vec![link("d", "")];
+    }),
+    ("a link to a terminal", |r, _| {
+        r.links_changed = true;
+        r.links = vec![link("d\u{1b}[2J", "tcp")];
     }),
     ("links that are not told", |r, _| {
         r.links = vec![link("d", "tcp")];
