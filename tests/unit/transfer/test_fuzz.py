@@ -5,9 +5,14 @@ The links are real, over one end of a socket pair; the other end is hypothesis.
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
 import socket
+import tempfile
 import threading
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +24,7 @@ from dopd.errors import LinkError
 from dopd.kv.bytes_pool import BytesPool
 from dopd.transfer import frames
 from dopd.transfer.base import PROTOCOL
+from dopd.transfer.cuda_ipc import CudaIpcLink, PeerPool
 from dopd.transfer.shm import ShmLink
 from dopd.transfer.stream_link import StreamLink
 from dopd.transfer.tcp import TcpLink
@@ -33,9 +39,10 @@ from dopd.types import (
     LinkWrite,
     PoolHandle,
 )
+from tests.support.gpu.machine import StubGpu, StubPool
 from tests.support.links import LAYOUT, TOKEN, Pair, Recorder, stranger
 
-KINDS = pytest.mark.parametrize("kind", ["tcp", "shm"])
+KINDS = pytest.mark.parametrize("kind", ["tcp", "shm", "cuda_ipc"])
 PAGES, PAGE = 8, 64
 EXPOSED = {1: [5, 2, 7], 2: [0]}
 
@@ -75,24 +82,49 @@ sent = st.lists(
 )
 
 
+@cache
+def gpus() -> tuple[StubGpu, StubGpu]:
+    """Of the source and of the destination; their memory is there as long as the process."""
+    folder = tempfile.mkdtemp(prefix="dopd-fuzz-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return StubGpu(Path(folder)), StubGpu(Path(folder))
+
+
+def peer_pool(theirs: StubGpu, ours: StubGpu, pool: StubPool) -> PeerPool:
+    """The source's pool, opened at the destination."""
+    device = theirs.cuda.device
+    own = device.ipc_handle(pool.address(0))
+    handle = PoolHandle(device.driver.uuid(0), own.handle, own.offset, PAGES * PAGE)
+    return PeerPool(ours.cuda.device, handle, PAGE)
+
+
 class Peer:
     """The other end of a link."""
 
     def __init__(self, kind: str) -> None:
-        self.source, pool = BytesPool(PAGES, PAGE), BytesPool(PAGES, PAGE)
+        self.gpus = gpus() if kind == "cuda_ipc" else None
+        self.source, pool = (
+            (BytesPool(PAGES, PAGE), BytesPool(PAGES, PAGE))
+            if self.gpus is None
+            else (gpu.pool(PAGES, PAGE) for gpu in self.gpus)
+        )
         for page in range(PAGES):
             self.source.page(page)[:] = bytes([100 + page]) * PAGE
         self.events = Recorder(pool)
         self.events.exposed.update(EXPOSED)
         self.downs: list[StreamLink] = []
         self.sock, sock = socket.socketpair()
-        assert self.source.descriptor is not None
         self.link: StreamLink
-        if kind == "tcp":
+        if self.gpus is not None:
+            assert isinstance(pool, StubPool) and isinstance(self.source, StubPool)
+            own = peer_pool(*self.gpus, self.source)
+            self.link = CudaIpcLink(sock, pool.own, self.events, self.downs.append, kind, own)
+        elif kind == "tcp":
             self.link = TcpLink(sock, pool, self.events, self.downs.append, kind, [])
         else:
-            own = [os.dup(self.source.descriptor)]
-            self.link = ShmLink(sock, pool, self.events, self.downs.append, kind, own)
+            assert self.source.descriptor is not None
+            files = [os.dup(self.source.descriptor)]
+            self.link = ShmLink(sock, pool, self.events, self.downs.append, kind, files)
         self.link.start()
 
     def send_and_leave(self, data: bytes) -> None:
@@ -112,6 +144,9 @@ class Peer:
         reader.join(30)
         self.sock.close()
         assert self.downs == [self.link]
+        for gpu in self.gpus or ():
+            gpu.check()
+            assert not gpu.left()
 
     def _read_all(self) -> None:
         try:
@@ -183,8 +218,8 @@ def test_any_bytes_end_a_link_and_touch_no_page_that_is_not_exposed(
     kind: str, data: bytes, cut: int
 ) -> None:
     """Behind a write that is right, cut anywhere."""
-    head = wire.encode_link(LinkWrite(1, 0, 1, [3] if kind == "shm" else []))
-    right = frames.HEADER.pack(len(head), 0 if kind == "shm" else PAGE) + head + b"\7" * PAGE
+    head = wire.encode_link(LinkWrite(1, 0, 1, [] if kind == "tcp" else [3]))
+    right = frames.HEADER.pack(len(head), PAGE if kind == "tcp" else 0) + head + b"\7" * PAGE
     peer = Peer(kind)
     peer.send_and_leave(right[:cut] + data)
     pool = peer.events.pool
@@ -229,7 +264,7 @@ hellos = st.builds(
 )
 
 
-@KINDS
+@pytest.mark.parametrize("kind", ["tcp", "shm"])
 def test_a_hello_is_taken_if_everything_in_it_is_right_and_not_otherwise(kind: str) -> None:
     with Pair(kind) as pair:
         pool = pair.source.pool.descriptor
