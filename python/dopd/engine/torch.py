@@ -146,6 +146,9 @@ class TorchEngine:
         except Exception as error:
             if is_sticky(error):
                 raise
+            # What it gave to the device may still write: pages of a row that failed are granted to
+            # a peer soon, whose copies are on another stream.
+            self._stream.synchronise()
             if len(rows) == 1:
                 return [error]
             log.warning("a step of %d rows failed, one by one now: %s", len(rows), error)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -80,7 +81,7 @@ class KvPool:
     def fill(self, pages: Sequence[int], byte: int) -> None:
         """See `dopd.kv.base.PagePool`. 255 in every byte is NaN in each of our dtypes."""
         if self._bytes is None:
-            with torch.cuda.stream(self._stream):
+            with self._beside_steps():
                 fill_at_once(self._content, pages, byte)
             self._stream.synchronize()
             return
@@ -96,9 +97,16 @@ class KvPool:
         most = max(1, GATHERED_BYTES // self.page_bytes) if edge_bytes is None else len(pages)
         for start in range(0, len(pages), max(1, most)):
             # To memory that is not pinned: there when the copy returns.
-            with torch.cuda.stream(self._stream):
+            with self._beside_steps():
                 data = gathered(self._content, pages[start : start + most], edge_bytes)
             yield data
+
+    @contextmanager
+    def _beside_steps(self) -> Iterator[None]:
+        """On our own stream. The device comes first: a link's thread stands at device 0, to which
+        torch would go back, and so make a context there: hundreds of MiB of a GPU not ours."""
+        with torch.cuda.device(self.tensor.device), torch.cuda.stream(self._stream):
+            yield
 
     def _check(self, index: int) -> None:
         if not 0 <= index < self.num_pages:

@@ -246,3 +246,20 @@ def test_a_step_is_done_when_it_returns_even_if_it_draws_nothing(plain: TorchEng
     stream.log.clear()
     assert engine.step([Row(0, [1, 2, 3], 0, [0], None, 0)]) == [None]
     assert stream.log == ["synchronise"]
+
+
+def test_a_step_that_failed_is_done_when_it_returns_as_well(
+    plain: TorchEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its pages are free then, and a peer may write to them."""
+    stream = Watched()
+    engine = with_graphs(plain, [1], RecordedCapture(), stream=stream)
+    stream.log.clear()
+
+    def failing(*_: object) -> None:
+        raise ValueError("after the layers")
+
+    monkeypatch.setattr(engine._weights, "logits", failing)
+    (result,) = engine.step([Row(0, [1, 2, 3], 0, [0], SamplingParams(), 0)])
+    assert isinstance(result, ValueError)
+    assert stream.log == ["synchronise"]

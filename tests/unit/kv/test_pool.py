@@ -1,5 +1,8 @@
 """The pool: pages are the tensor's own bytes, and sizes are checked before memory is taken."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -121,6 +124,47 @@ def test_a_gpus_way_to_read_pages_is_the_cpus(edge_bytes: int | None, pages: lis
         content = pool.tensor.view(5, -1).view(torch.uint8)
         wanted = b"".join(map(bytes, pool.chunks(pages, edge_bytes)))
         assert bytes(gathered(content, pages, edge_bytes)) == wanted
+
+
+class Devices:
+    """What torch.cuda makes of a thread that stands at device 0, and of a stream of device 1."""
+
+    def __init__(self) -> None:
+        self.current = 0
+        # Those that the thread was set to for good: each gets a context.
+        self.contexts: set[int] = set()
+        self.log: list[str] = []
+
+    @contextmanager
+    def device(self, _: torch.device) -> Iterator[None]:
+        before, self.current = self.current, 1
+        self.contexts.add(1)
+        yield
+        # Goes back only where there is a context already (torch's _maybe_exchange_device).
+        self.current = before if before in self.contexts else 1
+
+    @contextmanager
+    def stream(self, stream: "Devices") -> Iterator[None]:
+        before, self.current = self.current, 1
+        stream.log.append("in")
+        yield
+        self.current = before
+        self.contexts |= {before, 1}
+
+    def synchronize(self) -> None:
+        self.log.append("synchronise")
+
+
+def test_a_gpus_pool_makes_no_context_on_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool, devices = KvPool(SHAPE, 5, torch.float32, CPU), Devices()
+    monkeypatch.setattr(torch.cuda, "device", devices.device)
+    monkeypatch.setattr(torch.cuda, "stream", devices.stream)
+    monkeypatch.setattr(pool, "_bytes", None)
+    monkeypatch.setattr(pool, "_stream", devices, raising=False)
+    pool.fill([1, 4], 7)
+    assert b"".join(map(bytes, pool.chunks([4, 1], None))) == bytes([7]) * 2 * pool.page_bytes
+    assert devices.log == ["in", "synchronise", "in"]
+    assert devices.contexts == {1}
 
 
 def test_a_pool_on_the_cpu_has_no_device_addresses() -> None:
