@@ -94,6 +94,10 @@ def test_what_a_captured_step_reads_never_moves() -> None:
         seen.add(tuple(part.data_ptr() for part in parts))
         assert view._pages[0].shape == (MAX_ROWS * MAX_ROW_PAGES,)
     assert len(seen) == 1
+    # Plans of all sizes lie in one small workspace: FlashInfer's own would be 8 MiB for each.
+    plans = [attention.fixed(size)._decode._plans for size in (2, 4)]
+    assert plans[0] is plans[1]
+    assert plans[0].nbytes == 1 << 20
 
 
 def test_plan_of_another_size_before_a_replay_is_found() -> None:
