@@ -226,11 +226,17 @@ class Device:
     def ipc_handle(self, address: int) -> IpcHandle:
         """What another process opens to read the allocation that this address lies in.
 
-        LinkError also for memory that has no such handle: torch's expandable segments.
+        LinkError also for memory that has no such handle, since torch did not get it by cudaMalloc.
         """
         base, size = self.address_range(address)
         handle = _IpcMemHandle()
-        self.call("cuIpcGetMemHandle", byref(handle), base)
+        try:
+            self.call("cuIpcGetMemHandle", byref(handle), base)
+        except LinkError as error:
+            raise LinkError(
+                f"{error}: other processes cannot open this memory; unset expandable_segments and "
+                "cudaMallocAsync in PYTORCH_CUDA_ALLOC_CONF"
+            ) from error
         return IpcHandle(bytes(handle), address - base, size)
 
     def address_range(self, address: int) -> tuple[int, int]:

@@ -141,6 +141,11 @@ class Nccl:
         # All pairs would get the same id.
         if env.foreign("NCCL_COMM_ID"):
             raise LinkError("NCCL_COMM_ID is set, which joins all pairs in one: unset it")
+        # It stands above what a communicator asks for, and no limit of ours would hold.
+        if (blocking := env.foreign("NCCL_COMM_BLOCKING")) not in (None, "0"):
+            raise LinkError(
+                f"NCCL_COMM_BLOCKING is {blocking!r}, with which calls wait for ever: unset it"
+            )
         errors = []
         for candidate in [path] if path else candidates():
             try:

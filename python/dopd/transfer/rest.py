@@ -24,10 +24,13 @@ def come_to_rest(stream: Stream) -> bool:
     is at its end.
     """
     deadline = time.monotonic() + REST_S
+    is_told = False
     while (left_s := deadline - time.monotonic()) > 0:
         try:
             return stream.synchronise(left_s)
         except LinkError as error:
-            log.warning("waiting for a device's copies: %s", error)
+            if not is_told:
+                log.warning("waiting for a device's copies: %s", error)
+            is_told = True
             time.sleep(min(RETRY_S, left_s))
     return False

@@ -263,12 +263,14 @@ def test_a_device_that_hangs_keeps_its_pages_for_ever(
 
 @pytest.mark.parametrize("kind", ["cuda_ipc", "staged"])
 def test_a_device_that_fails_for_good_says_nothing_of_its_copies(
-    kind: str, monkeypatch: pytest.MonkeyPatch
+    kind: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with broken(monkeypatch, kind) as (pair, destination):
         destination.fail("stub_execute", code=700)
         pair.source.links[0].write(1, 0, [3])
         pair.settle(lambda: "down" in pair.source.names(), pair.source)
+    # However often it was asked.
+    assert caplog.text.count("waiting for a device's copies: cuStreamQuery") == 1
 
 
 FAILING = (

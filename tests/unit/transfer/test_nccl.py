@@ -100,6 +100,16 @@ def test_one_id_for_all_pairs_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
         Nccl.load()
 
 
+def test_calls_that_wait_are_refused(monkeypatch: pytest.MonkeyPatch, gpu: StubGpu) -> None:
+    """None of our limits would hold: the library puts it above what a communicator asks for."""
+    path = str(gpu.nccl.path)
+    monkeypatch.setenv("NCCL_COMM_BLOCKING", "1")
+    with pytest.raises(LinkError, match=r"NCCL_COMM_BLOCKING is '1', .*: unset it"):
+        Nccl.load(path)
+    monkeypatch.setenv("NCCL_COMM_BLOCKING", "0")
+    Nccl.load(path)
+
+
 def test_the_environment_is_set_as_far_as_the_user_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("NCCL_SOCKET_IFNAME", "NCCL_NVLS_ENABLE", "NCCL_MULTI_RANK_GPU_ENABLE")
     for name in names:

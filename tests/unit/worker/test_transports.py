@@ -82,7 +82,10 @@ def test_a_pool_without_a_handle_has_other_ways(folder: Path) -> None:
     with opened("auto", pool, libraries) as transports:
         assert names(transports) == ["tcp"]
     gpu.cuda.fail("cuIpcGetMemHandle", code=1)
-    error = r"no transport cuda_ipc: cuIpcGetMemHandle: CUDA_ERROR_INVALID_VALUE \(1\); --transp"
+    error = (
+        r"no transport cuda_ipc: cuIpcGetMemHandle: CUDA_ERROR_INVALID_VALUE \(1\): .*; "
+        "unset expandable_segments and cudaMallocAsync in PYTORCH_CUDA_ALLOC_CONF; --transports"
+    )
     with pytest.raises(ConfigError, match=error), opened("cuda_ipc,tcp", pool, libraries):
         pass
 
