@@ -55,8 +55,9 @@ LANDING_MAX = 1
 JOIN_S = 20.0
 # From a Write's frame to its Pulled, behind GROUPS_MAX others.
 WRITE_S = 10.0
-# An abort; the stream's end has as long.
-ABORT_S = 10.0
+# An abort. It frees memory, for which CUDA may wait for kernels of other links, until their limits
+# end these; and a rank on the same machine waits for the other's abort, or its death (proxy.cc).
+ABORT_S = 60.0
 # How soon an idle link notices that its communicator broke, or that a Write is overdue.
 WATCH_S = 0.5
 

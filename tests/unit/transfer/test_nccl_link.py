@@ -319,6 +319,14 @@ def test_what_never_comes_to_rest_is_never_told_as_down(
         pair.destination.links[0]._stream.close()
 
 
+def test_an_abort_may_take_as_long_as_what_it_waits_for() -> None:
+    """Kernels of other links, for memory that it frees, and on one machine the other rank's abort,
+    which may be in its join: pages of an abort that is given up are lost."""
+    limits = nccl_link
+    others_s = (1 + limits.LANDING_MAX) * limits.WRITE_S
+    assert limits.ABORT_S > max(others_s, limits.JOIN_S) + limits.WRITE_S
+
+
 def test_aborts_from_everywhere_are_one_abort() -> None:
     with Pair("nccl") as pair:
         link = pair.connect()
