@@ -79,6 +79,12 @@ def test_every_way_to_draw_in_one_batch(kernels: Kernels) -> None:
     assert_alike(sample_on_device(logits, draws, kernels), sample(logits, draws))
 
 
+def test_top_p_is_a_share_of_what_min_p_left(kernels: Kernels) -> None:
+    draws = [Draw(SamplingParams(min_p=0.2, top_p=0.6, seed=3), pos) for pos in range(40)]
+    logits = logits_of(1).expand(len(draws), -1).contiguous()
+    assert_alike(sample_on_device(logits, draws, kernels), sample(logits, draws))
+
+
 def test_slices_change_nothing(kernels: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
     draws = [Draw(SamplingParams(top_p=0.8, seed=i, top_logprobs=2), i) for i in range(11)]
     logits = logits_of(len(draws))
