@@ -136,6 +136,9 @@ class NcclLink(PulledLink):
             )
         if self._is_source:
             raise LinkError("a write from the end that is written to")
+        # Who is asked knows what has landed, and not what is about to (T2).
+        while any(overlap(write, earlier) for earlier, _ in self._landing):
+            self._complete()
         pages = self._events.targets(self, write.nonce, write.first, write.count)
         communicator, stream = self._up()
         self._post(communicator.receive, pages)
@@ -258,6 +261,12 @@ class NcclLink(PulledLink):
             return True
         thread.join(ABORT_S)
         return not thread.is_alive()
+
+
+def overlap(one: LinkWrite, other: LinkWrite) -> bool:
+    """Whether two writes name a page of a shipment both."""
+    first, end = max(one.first, other.first), min(one.first + one.count, other.first + other.count)
+    return one.nonce == other.nonce and first < end
 
 
 def _unsent(write: LinkWrite) -> str:

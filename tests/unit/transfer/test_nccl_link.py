@@ -6,9 +6,11 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
+from dopd.errors import LinkError
 from dopd.transfer import frames, nccl_link
 from dopd.transfer.nccl import Communicator
 from dopd.transfer.nccl_link import GROUPS_MAX
@@ -216,6 +218,29 @@ def test_a_message_that_breaks_the_rules_ends_the_link(message: LinkWrite | Link
         assert gpu_of(pair.destination).nccl.calls("ncclRecv") == 0
 
 
+def test_a_second_write_of_pages_that_move_is_seen_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """T2: the seats know what has landed, and not what is about to."""
+    with Pair("nccl") as pair:
+        link, end = pair.connect(), pair.destination
+        targets = end.targets
+
+        def once(link: Any, nonce: int, first: int, count: int) -> list[int]:
+            if "landed" in end.names():
+                raise LinkError(f"second write of pages {first}..{first + count}")
+            return targets(link, nonce, first, count)
+
+        monkeypatch.setattr(end, "targets", once)
+        end.exposed[1] = TARGETS
+        cuda = gpu_of(end).cuda
+        cuda.hold(is_held=True)
+        link.write(1, 0, PAGES[:2])
+        link.write(1, 1, PAGES[:1])
+        wait_for(lambda: gpu_of(pair.source).nccl.calls("ncclSend") == 3, lambda: pair.source.log)
+        cuda.hold(is_held=False)
+        pair.settle(lambda: "down" in end.names(), end)
+        assert end.names().count("landed") == 1
+
+
 def test_nothing_is_written_to_a_source() -> None:
     with Pair("nccl") as pair:
         pair.connect()
@@ -251,8 +276,8 @@ def test_the_next_group_moves_while_one_is_waited_for() -> None:
         pair.destination.exposed[1] = TARGETS
         gpu = gpu_of(pair.destination)
         gpu.cuda.hold(is_held=True)
-        for _ in range(3):
-            link.write(1, 0, PAGES)
+        for first in (0, 3, 6):
+            link.write(1, first, PAGES[first : first + 3])
         link.end(LinkEnd(1, ok=True))
         # Two and no more; a kernel and an event each.
         wait_for(lambda: gpu.left().get("queued") == 4, gpu.left)
