@@ -187,3 +187,10 @@ def test_on_a_cpu_it_is_the_cpus_sampler(kernels: Kernels, monkeypatch: pytest.M
     monkeypatch.setattr(device_sampler, "sample_on_device", None)
     draws = [Draw(SamplingParams(seed=2, top_p=0.9, top_logprobs=2), 0)]
     assert sample_where_it_lies(logits_of(1), draws, kernels) == sample(logits_of(1), draws)
+
+
+def test_a_share_that_is_met_exactly_takes_no_more(kernels: Kernels) -> None:
+    chances = torch.tensor([[0.25, 0.5, 0.125, 0.125]], dtype=torch.float64)
+    kept = [kernels.keep_top(chances, [0], [share]) > 0 for share in (0.5, 0.75)]
+    assert kept[0].tolist() == [[False, True, False, False]]
+    assert kept[1].tolist() == [[True, True, False, False]]
