@@ -128,15 +128,18 @@ class Source:
         self.pool = place.pool()
         self._events = Events(place.num_pages)
         self._transports = open_end(transport, "source", self.pool, self._events)
-        told = process.stdout.readline()
-        if not told:
-            raise DopdError(f"the destination of {transport} ended before it listened")
-        endpoint = Endpoint(**json.loads(told))
-        self.transport = endpoint.transport
-        self._transports.dial(Peer("destination", 1, (endpoint,)))
-        if not self._events.up.wait(WAIT_S):
-            raise DopdError(f"no link over {transport} within {WAIT_S:g} s")
-        self.seconds(1, 1)
+        with contextlib.ExitStack() as left:
+            left.callback(self.close)
+            told = process.stdout.readline()
+            if not told:
+                raise DopdError(f"the destination of {transport} ended before it listened")
+            endpoint = Endpoint(**json.loads(told))
+            self.transport = endpoint.transport
+            self._transports.dial(Peer("destination", 1, (endpoint,)))
+            if not self._events.up.wait(WAIT_S):
+                raise DopdError(f"no link over {transport} within {WAIT_S:g} s")
+            self.seconds(1, 1)
+            left.pop_all()
 
     def seconds(self, num_shipments: int, num_pages: int) -> float:
         """Time of so many, one behind the other, until the last is known to be there.
@@ -171,9 +174,8 @@ def pair(transport: str, place: Place) -> Iterator[Source]:
     ) as process:
         assert process.stdin is not None
         try:
-            source = Source(transport, place, process)
-            yield source
-            source.close()
+            with contextlib.closing(Source(transport, place, process)) as source:
+                yield source
         finally:
             # It ends with its stdin, whatever it is doing.
             process.stdin.close()
