@@ -14,6 +14,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -33,6 +34,7 @@ LINKS_MAX = 256
 HANDSHAKES_MAX = 64
 # After a failed accept: long enough not to spin while descriptors are out.
 ACCEPT_RETRY_S = 0.1
+# For all links to end together.
 CLOSE_S = 2.0
 
 
@@ -139,8 +141,9 @@ class StreamTransport(abc.ABC):
             links = list(self._links)
         for link in links:
             link.abort("worker ends")
+        deadline = time.monotonic() + CLOSE_S
         for link in links:
-            link.synchronise(CLOSE_S)
+            link.synchronise(max(0.0, deadline - time.monotonic()))
 
     def _link(self, sock: socket.socket, shaken: Shaken) -> StreamLink:
         sock.settimeout(None)

@@ -285,3 +285,27 @@ def test_abort_frees_a_writer_that_waits_for_a_peer_that_does_not_read(kind: str
         assert not link.synchronise(0.05)
         link.abort("test")
         assert link.synchronise(10)
+
+
+def test_closing_has_one_time_limit_however_many_links_do_not_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A device that hangs keeps all of its links."""
+    monkeypatch.setattr(stream, "CLOSE_S", 0.2)
+    waited_s: list[float] = []
+
+    class Stuck:
+        def abort(self, reason: str) -> None:
+            """It never ends."""
+
+        def synchronise(self, timeout_s: float) -> bool:
+            waited_s.append(timeout_s)
+            time.sleep(timeout_s)
+            return False
+
+    with Pair("tcp") as pair:
+        closing: Any = pair.streams[0]
+        closing._links |= {Stuck() for _ in range(8)}
+        closing.close()
+    assert len(waited_s) == 8
+    assert min(waited_s) == 0 and sum(waited_s) <= 0.2
