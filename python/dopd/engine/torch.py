@@ -127,6 +127,7 @@ class TorchEngine:
         page_size = self.pool.page_size
         for start in (0, context):
             self.pool.tensor[start // page_size : (start + many) // page_size + 1].zero_()
+        self._stream.synchronise()
 
     def _time_us(self, start: int, num_tokens: int) -> float:
         pages = list(range((start + num_tokens - 1) // self.pool.page_size + 1))

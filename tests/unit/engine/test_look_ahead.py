@@ -263,3 +263,17 @@ def test_a_step_that_failed_is_done_when_it_returns_as_well(
     (result,) = engine.step([Row(0, [1, 2, 3], 0, [0], SamplingParams(), 0)])
     assert isinstance(result, ValueError)
     assert stream.log == ["synchronise"]
+
+
+def test_pages_are_clean_when_the_warm_up_returns(plain: TorchEngine) -> None:
+    """A peer may write to them from then on."""
+    stream = Watched()
+    engine = with_graphs(plain, [1], RecordedCapture(), stream=stream)
+    were_clean: list[bool] = []
+
+    def synchronise() -> None:
+        were_clean.append(not engine.pool.tensor[: engine.pool.num_pages].any())
+
+    stream.synchronise = synchronise  # type: ignore[method-assign]
+    engine.warm_up()
+    assert were_clean[-1] and not all(were_clean)
