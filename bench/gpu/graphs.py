@@ -44,7 +44,7 @@ def one_batch(steps: dict[str, Any], batch: int) -> dict[str, Any]:
         tokens[way] = [result.token for result in engine.step(rows)]
     for _ in range(TIMES):
         for way, (_, timed) in steps.items():
-            took[way].append(timed.us(timed.rows(Shape(batch=batch, context=CONTEXT))))
+            took[way].append(timed.shape_us(Shape(batch=batch, context=CONTEXT)))
     same = sum(a == b for a, b in zip(*tokens.values(), strict=True))
     medians = {f"{way}_ms": statistics.median(us) / 1e3 for way, us in took.items()}
     return medians | {"same_tokens": same}

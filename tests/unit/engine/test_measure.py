@@ -68,3 +68,15 @@ def test_cells_take_turns_and_the_order_changes() -> None:
     assert steps.noted == [1, 2, 3, 3, 2, 1, 1, 2, 3, 3, 2, 1]
     assert [cell.us for cell in cells] == [1.0, 2.0, 3.0]
     assert shares == sorted(shares) and shares[-1] == 1.0
+
+
+def test_a_decode_step_is_timed_after_the_one_before_it() -> None:
+    starts: list[list[int]] = []
+
+    class Noted(Told):
+        def us(self, rows: Sequence[Row]) -> float:
+            starts.append([row.start for row in rows])
+            return super().us(rows)
+
+    measure(Noted(100, 1000), [Shape(batch=2, context=33)], repeat=1, step_us_max=50.0)
+    assert starts == [[32, 32], [33, 33]] * 2
