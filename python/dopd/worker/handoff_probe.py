@@ -28,6 +28,8 @@ from dopd.worker.config import WorkerConfig
 from dopd.worker.transports import open_transports
 
 WAIT_S = 60.0
+# An endpoint as JSON.
+TOLD_CHARS_MAX = 4096
 TOKEN = "probe"
 
 
@@ -130,7 +132,7 @@ class Source:
         self._transports = open_end(transport, "source", self.pool, self._events)
         with contextlib.ExitStack() as left:
             left.callback(self.close)
-            told = process.stdout.readline()
+            told = process.stdout.readline(TOLD_CHARS_MAX)
             if not told:
                 raise DopdError(f"the destination of {transport} ended before it listened")
             endpoint = Endpoint(**json.loads(told))
