@@ -21,10 +21,10 @@ RATES = (2.0, 6.0, 12.0)
 def main(setup: Setup) -> dict[str, Any]:
     """By rate and fleet: TTFT and TPOT in ms, medians over the rounds' percentiles."""
     model = setup.large_model
-    found: dict[str, Any] = {"model": model, "prompt": PROMPT, "answer": ANSWER, "rounds": []}
+    found: dict[str, Any] = {"model": model, "rounds": []}
     for _ in range(1 if setup.small else ROUNDS):
         for fleet, words in FLEETS.items():
-            with serving(model, *words, "--http-threads", "2") as ready:
+            with serving(model, *words) as ready:
                 for rate in RATES[:1] if setup.small else RATES:
                     report = load(ready, rate, setup)
                     found["rounds"].append({"fleet": fleet, "rate": rate} | report)
