@@ -111,3 +111,9 @@ def test_clients_do_not_see_it(mock: Server) -> None:
             assert error.code == 404
     else:
         raise AssertionError("the page is on the admin listener only")
+
+
+def test_the_other_port_is_told_from_the_right_one(mock: Server) -> None:
+    done = run("explain", "--url", f"http://{mock.http}")
+    assert done.returncode == 1
+    assert "no route" in done.stderr and "--url of the metrics port" in done.stderr

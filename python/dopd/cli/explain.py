@@ -61,7 +61,12 @@ def run(argv: list[str]) -> int:
     args = parser().parse_args(argv[1:])
     server = http.Server(args.url)
     path = "/admin/explain" + (f"/{quote(args.request, safe='')}" if args.request else "")
-    page = server.get_json(path, "decisions")
+    try:
+        page = server.get_json(path, "decisions")
+    except http.HttpError as error:
+        if error.status == 404 and "no route" in str(error):
+            error.fix = f"--url of the metrics port, as {DEFAULT_URL}: the server's banner has it"
+        raise
     try:
         console.say(json.dumps(page) if args.json else render(page))
     except (KeyError, TypeError) as error:
