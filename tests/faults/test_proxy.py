@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import threading
 import time
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.support.faults import proxy as proxies
 from tests.support.faults.proxy import Pipe, Plan, Proxy, Then, Way
 from tests.support.processes import wait_for
 
@@ -196,3 +198,24 @@ def test_one_bit_at_an_offset_and_a_filter(echo: str) -> None:
 def test_nobody_upstream_is_a_reset() -> None:
     with Proxy() as proxy, pytest.raises(ConnectionResetError), dial(proxy) as sock:
         sock.recv(1)
+
+
+def test_a_proxy_that_closes_while_a_connection_ends_leaves_no_socket(
+    echo: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cancelled a second time, where the first end is awaited: both sockets are closed as well."""
+    is_ending = threading.Event()
+
+    async def for_ever(tasks: object) -> None:
+        is_ending.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(proxies, "stop", for_ever)
+    with Proxy(echo) as proxy:
+        with dial(proxy) as sock:
+            sock.sendall(b"x")
+            assert receive(sock, 1) == b"x"
+            (one,) = proxy._open
+        assert is_ending.wait(WAIT_S)
+    assert one.upstream is not None
+    assert (one.dialler.fileno(), one.upstream.fileno()) == (-1, -1)

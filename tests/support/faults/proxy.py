@@ -311,12 +311,17 @@ class Proxy:
             await self._set_gates(out=True, back=True)
 
     async def _end_all(self, then: Then) -> None:
-        tasks = [one.task for one in self._open if one.task is not None]
-        for one in list(self._open):
+        ending = list(self._open)
+        tasks = [one.task for one in ending if one.task is not None]
+        for one in ending:
             one.then = then
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        # A task that was cancelled before its first step has closed nothing.
+        for one in ending:
+            one.close(then)
+            self._open.discard(one)
 
     async def _forget_upstreams(self) -> None:
         for one in list(self._open):
@@ -354,11 +359,14 @@ class Proxy:
                     one.upstream.close()
                 await asyncio.Event().wait()
         finally:
-            await stop(workers)
-            for pipe in one.pipes:
-                pipe.drop_late()
-            one.close(one.then or Then.CLOSE)
-            self._open.discard(one)
+            try:
+                # Cancelled here as well, if the proxy is closed just now.
+                await stop(workers)
+            finally:
+                for pipe in one.pipes:
+                    pipe.drop_late()
+                one.close(one.then or Then.CLOSE)
+                self._open.discard(one)
 
     async def _dial(self, one: Connection) -> bool:
         if self.upstream is None:
