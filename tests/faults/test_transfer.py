@@ -301,7 +301,7 @@ def test_b9_every_flipped_bit_is_detected_with_a_full_check(pair: Fleet) -> None
     ended = {f[0].nonce for f in flip.frames if isinstance(f[0], LinkEnd) and f[0].ok}
     found = after["lost"] - before["lost"]
     record("B9", flipped=len(ended & flip.touched), detected=found)
-    # One that is given up counts as lost, too; that none of the flipped was taken, `run_right` says.
+    # One that is given up counts as lost, too; that nothing flipped was taken, `run_right` says.
     assert found >= len(ended & flip.touched) > 0
     assert after["arrived"] == before["arrived"], "a shipment with a flipped bit was taken"
 
