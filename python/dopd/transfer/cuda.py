@@ -258,9 +258,12 @@ class Device:
         self.give_back("cuIpcCloseMemHandle", address)
 
 
-class Stream:
-    """Work for a device, done in order. handle: CUstream, for other libraries. Used by one thread
-    at a time."""
+class _Queued:
+    """What a device works off: a stream, or a point in one."""
+
+    # Calls that ask whether it is done, and that give it back.
+    _QUERY: str
+    _DESTROY: str
 
     def __init__(self, device: Device, handle: c_void_p) -> None:
         self._device = device
@@ -269,8 +272,24 @@ class Stream:
 
     @property
     def handle(self) -> int:
-        """The CUstream."""
+        """The driver's own, for other libraries."""
         return self._handle.value or 0
+
+    def is_done(self) -> bool:
+        """Whether all that was queued before is done. Raises LinkError if it failed."""
+        return is_done(self._device, self._QUERY, self._handle)
+
+    def close(self) -> None:
+        """Give it back; once, however often it is called. Never raises."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._device.give_back(self._DESTROY, self._handle)
+
+
+class Stream(_Queued):
+    """Work for a device, done in order. handle: CUstream. Used by one thread at a time."""
+
+    _QUERY, _DESTROY = "cuStreamQuery", "cuStreamDestroy_v2"
 
     def copy(self, target: int, source: int, num_bytes: int) -> None:
         """Queue a copy between addresses: of devices, or of pinned buffers."""
@@ -288,47 +307,19 @@ class Stream:
             raise
         return event
 
-    def is_done(self) -> bool:
-        """Whether all that was queued is done. Raises LinkError if it failed."""
-        return is_done(self._device, "cuStreamQuery", self._handle)
-
     def synchronise(self, within_s: float) -> bool:
         """Wait until all that was queued is done; False: not yet. Raises LinkError if it failed."""
         return poll(self.is_done, within_s)
 
-    def close(self) -> None:
-        """Give it back; once, however often it is called. Never raises."""
-        if not self._is_closed:
-            self._is_closed = True
-            self._device.give_back("cuStreamDestroy_v2", self._handle)
 
+class Event(_Queued):
+    """A point in a stream. handle: CUevent. Closed by who got it."""
 
-class Event:
-    """A point in a stream. Closed by who got it."""
-
-    def __init__(self, device: Device, handle: c_void_p) -> None:
-        self._device = device
-        self._handle = handle
-        self._is_closed = False
-
-    @property
-    def handle(self) -> int:
-        """The CUevent."""
-        return self._handle.value or 0
-
-    def is_done(self) -> bool:
-        """Whether the stream has come here. Raises LinkError if its work failed."""
-        return is_done(self._device, "cuEventQuery", self._handle)
+    _QUERY, _DESTROY = "cuEventQuery", "cuEventDestroy_v2"
 
     def wait(self, within_s: float) -> bool:
         """Wait until the stream has come here; False: not yet. Raises LinkError."""
         return poll(self.is_done, within_s)
-
-    def close(self) -> None:
-        """Give it back; once, however often it is called. Never raises."""
-        if not self._is_closed:
-            self._is_closed = True
-            self._device.give_back("cuEventDestroy_v2", self._handle)
 
 
 class PinnedBuffer:

@@ -13,7 +13,6 @@ the source takes its next way.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 
@@ -25,7 +24,7 @@ from dopd.transfer.local import LocalTransport
 from dopd.transfer.placed_link import PlacedLink
 from dopd.transfer.rest import come_to_rest
 from dopd.transfer.stream import Shaken
-from dopd.transfer.stream_link import WRITE_PAGES_MAX, StreamLink
+from dopd.transfer.stream_link import WRITE_PAGES_MAX, LinkParts
 from dopd.types import LinkHello, PoolHandle
 
 # Of one Write: no bytes of it pass through the socket, and at the speed of a device's memory it
@@ -42,7 +41,7 @@ class PeerPool:
         """handle: checked for its shape. Raises LinkError if it does not open, or lies."""
         self._device = device
         self._page_bytes = page_bytes
-        self._num_pages = handle.num_bytes // page_bytes
+        self.num_pages = handle.num_bytes // page_bytes
         with ExitStack() as left:
             base = device.ipc_open(handle.handle)
             left.callback(device.ipc_close, base)
@@ -57,11 +56,6 @@ class PeerPool:
             self._stream: Stream = device.stream()
             left.callback(self._stream.close)
             self._open = left.pop_all()
-
-    def check(self, pages: list[int]) -> None:
-        """Raises LinkError if one lies outside."""
-        if pages and max(pages) >= self._num_pages:
-            raise LinkError(f"source page {max(pages)}, its pool has {self._num_pages}")
 
     def copy(self, first: int, target: int, count: int) -> None:
         """Queue a copy of neighbours to an address of ours. Raises LinkError."""
@@ -83,21 +77,13 @@ class PeerPool:
 class CudaIpcLink(PlacedLink):
     """See `PlacedLink`."""
 
-    _source: PeerPool | None
+    _source: PeerPool | None = None
 
-    def __init__(
-        self,
-        sock: socket.socket,
-        pool: PagePool,
-        events: LinkEvents,
-        on_down: Callable[[StreamLink], None],
-        label: str,
-        source: PeerPool | None,
-    ) -> None:
+    def __init__(self, parts: LinkParts, source: PeerPool | None) -> None:
         """source: the link's from now on."""
-        super().__init__(sock, pool, events, on_down, label, [])
+        super().__init__(parts)
         self._source = source
-        self._frame_pages = min(max(FRAME_BYTES // pool.page_bytes, 1), WRITE_PAGES_MAX)
+        self._frame_pages = min(max(FRAME_BYTES // parts.pool.page_bytes, 1), WRITE_PAGES_MAX)
 
     def _pull(self, sources: list[int], targets: list[int]) -> None:
         source = self._source
@@ -154,7 +140,7 @@ class CudaIpcTransport(LocalTransport):
     def _make_link(self, sock: socket.socket, shaken: Shaken) -> CudaIpcLink:
         source = shaken.source
         assert source is None or isinstance(source, PeerPool)
-        return CudaIpcLink(sock, self._pool, self._events, self._forget, shaken.label, source)
+        return CudaIpcLink(self._parts(sock, shaken), source)
 
 
 def shape_error(handle: PoolHandle | None, page_bytes: int) -> str:

@@ -36,7 +36,7 @@ from dopd.transfer.nccl import UNIQUE_ID_BYTES, Communicator, Nccl
 from dopd.transfer.pulled_link import PulledLink
 from dopd.transfer.rest import come_to_rest
 from dopd.transfer.stream import Shaken
-from dopd.transfer.stream_link import StreamLink
+from dopd.transfer.stream_link import LinkParts, StreamLink
 from dopd.transfer.tcp import TcpTransport, tune
 from dopd.types import LinkMessage, LinkPulled, LinkWelcome, LinkWrite
 
@@ -65,17 +65,8 @@ WATCH_S = 0.5
 class NcclLink(PulledLink):
     """See `PulledLink`."""
 
-    def __init__(
-        self,
-        sock: socket.socket,
-        pool: PagePool,
-        events: LinkEvents,
-        on_down: Callable[[StreamLink], None],
-        shaken: Shaken,
-        nccl: Nccl,
-        device: Device,
-    ) -> None:
-        super().__init__(sock, pool, events, on_down, shaken.label, shaken.descriptors)
+    def __init__(self, parts: LinkParts, shaken: Shaken, nccl: Nccl, device: Device) -> None:
+        super().__init__(parts)
         self._is_source = not shaken.is_listener
         self._unique_id = shaken.welcome.nccl_id
         self._nccl = nccl
@@ -84,13 +75,13 @@ class NcclLink(PulledLink):
         self._communicator: Communicator | None = None
         # Receives under way and their ends, oldest first. Of the reader.
         self._landing: deque[tuple[LinkWrite, Event]] = deque()
-        most = min(GROUP_PAGES_MAX, GROUP_BYTES_MAX // pool.page_bytes)
+        most = min(GROUP_PAGES_MAX, GROUP_BYTES_MAX // parts.pool.page_bytes)
         self._frame_pages = max(most, 1)
         self._checked_at = time.monotonic()
         self._hang_up = select.poll()
-        self._hang_up.register(sock, select.POLLRDHUP)
+        self._hang_up.register(parts.sock, select.POLLRDHUP)
         self._readable = select.poll()
-        self._readable.register(sock, select.POLLIN | select.POLLRDHUP)
+        self._readable.register(parts.sock, select.POLLIN | select.POLLRDHUP)
         self._read_into = self._watched(self._read_into)
 
     def join(self) -> None:
@@ -297,8 +288,7 @@ class NcclTransport(TcpTransport):
         if size != UNIQUE_ID_BYTES:
             raise LinkRefusedError(f"welcome with an id of {size} bytes, not {UNIQUE_ID_BYTES}")
         tune(sock)
-        pool, events, forget = self._pool, self._events, self._forget
-        return NcclLink(sock, pool, events, forget, shaken, self._nccl, self._device)
+        return NcclLink(self._parts(sock, shaken), shaken, self._nccl, self._device)
 
     def _own_welcome(self, welcome: LinkWelcome, left: ExitStack) -> LinkWelcome:
         try:

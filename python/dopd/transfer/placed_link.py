@@ -9,41 +9,26 @@ attends to.
 from __future__ import annotations
 
 import abc
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Protocol
 
 from dopd.errors import LinkError
-from dopd.kv.base import PagePool
 from dopd.transfer import frames
-from dopd.transfer.base import LinkEvents
 from dopd.transfer.pulled_link import PulledLink
-from dopd.transfer.stream_link import StreamLink
 from dopd.types import LinkPulled, LinkWrite
 
 
 class PeerMemory(Protocol):
     """A source's pool, as its destination sees it."""
 
-    def check(self, pages: list[int]) -> None:
-        """Raises LinkError if one lies outside."""
-        ...
+    num_pages: int
 
 
 class PlacedLink(PulledLink):
-    """See `PulledLink`. `_source`: the peer's pool, if we are the destination."""
+    """See `PulledLink`."""
 
-    def __init__(
-        self,
-        sock: socket.socket,
-        pool: PagePool,
-        events: LinkEvents,
-        on_down: Callable[[StreamLink], None],
-        label: str,
-        descriptors: list[int],
-    ) -> None:
-        super().__init__(sock, pool, events, on_down, label, descriptors)
-        self._source: PeerMemory | None = None
+    # The peer's pool, if we are the destination.
+    _source: PeerMemory | None = None
 
     @abc.abstractmethod
     def _pull(self, sources: list[int], targets: list[int]) -> None:
@@ -67,7 +52,8 @@ class PlacedLink(PulledLink):
                 f"{num_payload} bytes and {len(sources)} places for {write.count} pages, "
                 f"{'no' if self._source is None else 'a'} pool to read them from"
             )
-        self._source.check(sources)
+        if sources and max(sources) >= self._source.num_pages:
+            raise LinkError(f"source page {max(sources)}, its pool has {self._source.num_pages}")
         targets = self._events.targets(self, write.nonce, write.first, write.count)
         self._pull(sources, targets)
         self._events.landed(self, write.nonce, write.first, write.count)

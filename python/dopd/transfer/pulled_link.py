@@ -6,31 +6,19 @@ out while it still holds the pages (T1, T3). `nccl` ends its writes in the same 
 
 from __future__ import annotations
 
-import socket
 import time
 from collections import deque
-from collections.abc import Callable
 
 from dopd.errors import LinkError
-from dopd.kv.base import PagePool
-from dopd.transfer.base import LinkEvents
-from dopd.transfer.stream_link import QUEUE_MAX, StreamLink
+from dopd.transfer.stream_link import QUEUE_MAX, LinkParts, StreamLink
 from dopd.types import LinkPulled
 
 
 class PulledLink(StreamLink):
     """See `StreamLink`."""
 
-    def __init__(
-        self,
-        sock: socket.socket,
-        pool: PagePool,
-        events: LinkEvents,
-        on_down: Callable[[StreamLink], None],
-        label: str,
-        descriptors: list[int],
-    ) -> None:
-        super().__init__(sock, pool, events, on_down, label, descriptors)
+    def __init__(self, parts: LinkParts) -> None:
+        super().__init__(parts)
         # Writes that the peer has not pulled, oldest first: nonce, pages, when. Bounded by
         # QUEUE_MAX. Appended by the writer before it sends, taken away by the reader.
         self._sent: deque[tuple[int, int, float]] = deque()

@@ -16,7 +16,7 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from dopd.errors import LinkError
 from dopd.kv.base import PagePool
@@ -26,7 +26,7 @@ from dopd.transfer.base import LinkEvents, LinkIdentity
 from dopd.transfer.local import LocalTransport
 from dopd.transfer.placed_link import PlacedLink
 from dopd.transfer.stream import Shaken
-from dopd.transfer.stream_link import StreamLink
+from dopd.transfer.stream_link import LinkParts, StreamLink
 from dopd.types import LinkHello
 
 
@@ -36,12 +36,7 @@ class PeerPages:
     def __init__(self, descriptor: int, page_bytes: int) -> None:
         self._descriptor = descriptor
         self._page_bytes = page_bytes
-        self._num_pages = os.fstat(descriptor).st_size // page_bytes
-
-    def check(self, pages: list[int]) -> None:
-        """Raises LinkError if one lies outside."""
-        if pages and max(pages) >= self._num_pages:
-            raise LinkError(f"source page {max(pages)}, its pool has {self._num_pages}")
+        self.num_pages = os.fstat(descriptor).st_size // page_bytes
 
     def read(self, first: int, views: list[memoryview]) -> None:
         """Copy pages first .. first + len(views). Raises LinkError if the file ends there."""
@@ -59,20 +54,12 @@ class PeerPages:
 class ShmLink(PlacedLink):
     """See `PlacedLink`. Its descriptor is the peer's pool, if we are the destination."""
 
-    _source: PeerPages | None
+    _source: PeerPages | None = None
 
-    def __init__(
-        self,
-        sock: socket.socket,
-        pool: PagePool,
-        events: LinkEvents,
-        on_down: Callable[[StreamLink], None],
-        label: str,
-        descriptors: list[int],
-    ) -> None:
-        super().__init__(sock, pool, events, on_down, label, descriptors)
-        if descriptors:
-            self._source = PeerPages(descriptors[0], pool.page_bytes)
+    def __init__(self, parts: LinkParts) -> None:
+        super().__init__(parts)
+        if parts.descriptors:
+            self._source = PeerPages(parts.descriptors[0], parts.pool.page_bytes)
 
     def _pull(self, sources: list[int], targets: list[int]) -> None:
         assert self._source is not None
@@ -103,8 +90,7 @@ class ShmTransport(LocalTransport):
         return memory_error(descriptors[0], self._pool.page_bytes)
 
     def _make_link(self, sock: socket.socket, shaken: Shaken) -> StreamLink:
-        label, descriptors = shaken.label, shaken.descriptors
-        return ShmLink(sock, self._pool, self._events, self._forget, label, descriptors)
+        return ShmLink(self._parts(sock, shaken))
 
 
 def memory_error(descriptor: int, page_bytes: int) -> str:

@@ -22,7 +22,7 @@ from dopd.errors import LinkError, LinkRefusedError
 from dopd.kv.base import PagePool
 from dopd.transfer import frames
 from dopd.transfer.base import PROTOCOL, LinkEvents, LinkIdentity
-from dopd.transfer.stream_link import StreamLink
+from dopd.transfer.stream_link import LinkParts, StreamLink
 from dopd.types import Endpoint, LinkHello, LinkMessage, LinkWelcome, Peer
 
 log = logging.getLogger(__name__)
@@ -154,6 +154,11 @@ class StreamTransport(abc.ABC):
                 raise LinkError("worker ends")
             self._links.add(link)
         return link
+
+    def _parts(self, sock: socket.socket, shaken: Shaken) -> LinkParts:
+        """What `_make_link` makes it of."""
+        label, descriptors = shaken.label, shaken.descriptors
+        return LinkParts(sock, self._pool, self._events, self._forget, label, descriptors)
 
     def _join(self, link: StreamLink) -> StreamLink:
         try:

@@ -16,6 +16,7 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from dopd.errors import DopdError, LinkError
 from dopd.kv.base import PagePool
@@ -40,31 +41,38 @@ Op = LinkBegin | LinkGo | LinkEnd | LinkPulled | tuple[int, int, list[int]]
 """A message, or a write: nonce, first, pages."""
 
 
+@dataclass(frozen=True, slots=True)
+class LinkParts:
+    """What every link is made of.
+
+    on_down: is told when it is down. descriptors: came with the handshake, and are closed with the
+    socket.
+    """
+
+    sock: socket.socket
+    pool: PagePool
+    events: LinkEvents
+    on_down: Callable[[StreamLink], None]
+    label: str
+    descriptors: list[int] = field(default_factory=list)
+
+
 class StreamLink(abc.ABC):
     """See `dopd.transfer.base.Link`. Started once, by `start`."""
 
     # Of the transport that made it, which says so.
     transport = ""
 
-    def __init__(
-        self,
-        sock: socket.socket,
-        pool: PagePool,
-        events: LinkEvents,
-        on_down: Callable[[StreamLink], None],
-        label: str,
-        descriptors: list[int],
-    ) -> None:
-        """descriptors: came with the handshake, and are closed with the socket."""
+    def __init__(self, parts: LinkParts) -> None:
         self.id = next(_ids)
         self.bytes_per_s = START_BYTES_PER_S
-        self.label = label
-        self._sock = sock
-        self._descriptors = descriptors
-        self._read_into = frames.reader(sock)
-        self._pool = pool
-        self._events = events
-        self._on_down = on_down
+        self.label = parts.label
+        self._sock = parts.sock
+        self._descriptors = parts.descriptors
+        self._read_into = frames.reader(parts.sock)
+        self._pool = parts.pool
+        self._events = parts.events
+        self._on_down = parts.on_down
         # Guards the two fields below; taken after the desk's lock, never before it.
         self._changed = threading.Condition(threading.Lock())
         self._queue: deque[Op] = deque()
@@ -73,7 +81,7 @@ class StreamLink(abc.ABC):
         self._writer = threading.Thread(target=self._write, name=f"link-{self.id}-w", daemon=True)
         self._reader = threading.Thread(target=self._read, name=f"link-{self.id}-r", daemon=True)
         # The writer's frames are cut to whole pages.
-        self._frame_pages = min(max(WRITE_BYTES_MAX // pool.page_bytes, 1), WRITE_PAGES_MAX)
+        self._frame_pages = min(max(WRITE_BYTES_MAX // parts.pool.page_bytes, 1), WRITE_PAGES_MAX)
 
     def start(self) -> None:
         """Begin to read and write. Without threads for it the link is down at once."""

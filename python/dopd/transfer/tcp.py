@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable
 
 from dopd.errors import LinkError, LinkRefusedError
 from dopd.kv.base import PagePool
@@ -13,7 +12,7 @@ from dopd.transfer.base import LinkEvents, LinkIdentity
 from dopd.transfer.cuda import Device
 from dopd.transfer.staging import stagers
 from dopd.transfer.stream import HANDSHAKES_MAX, Shaken, StreamTransport
-from dopd.transfer.stream_link import StreamLink
+from dopd.transfer.stream_link import LinkParts, StreamLink
 from dopd.types import Endpoint, LinkWrite
 
 CONNECT_S = 2.0
@@ -26,19 +25,10 @@ UNACKED_MS = 5_000
 class TcpLink(StreamLink):
     """See `StreamLink`."""
 
-    def __init__(
-        self,
-        sock: socket.socket,
-        pool: PagePool,
-        events: LinkEvents,
-        on_down: Callable[[StreamLink], None],
-        label: str,
-        descriptors: list[int],
-        device: Device | None = None,
-    ) -> None:
+    def __init__(self, parts: LinkParts, device: Device | None = None) -> None:
         """device: of a pool on a GPU, whose pages go through pinned memory."""
-        super().__init__(sock, pool, events, on_down, label, descriptors)
-        stager = stagers(pool, device)
+        super().__init__(parts)
+        stager = stagers(parts.pool, device)
         # The writer's, and the reader's.
         self._outgoing, self._incoming = stager(self._frame_pages), stager(self._frame_pages)
 
@@ -102,10 +92,7 @@ class TcpTransport(StreamTransport):
 
     def _make_link(self, sock: socket.socket, shaken: Shaken) -> StreamLink:
         tune(sock)
-        label, descriptors = shaken.label, shaken.descriptors
-        return TcpLink(
-            sock, self._pool, self._events, self._forget, label, descriptors, self._staging_device
-        )
+        return TcpLink(self._parts(sock, shaken), self._staging_device)
 
 
 def tune(sock: socket.socket) -> None:

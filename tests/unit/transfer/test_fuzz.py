@@ -26,7 +26,7 @@ from dopd.transfer import frames
 from dopd.transfer.base import PROTOCOL
 from dopd.transfer.cuda_ipc import CudaIpcLink, PeerPool
 from dopd.transfer.shm import ShmLink
-from dopd.transfer.stream_link import StreamLink
+from dopd.transfer.stream_link import LinkParts, StreamLink
 from dopd.transfer.tcp import TcpLink
 from dopd.types import (
     LinkBegin,
@@ -118,13 +118,14 @@ class Peer:
         if self.gpus is not None:
             assert isinstance(pool, StubPool) and isinstance(self.source, StubPool)
             own = peer_pool(*self.gpus, self.source)
-            self.link = CudaIpcLink(sock, pool.own, self.events, self.downs.append, kind, own)
+            parts = LinkParts(sock, pool.own, self.events, self.downs.append, kind)
+            self.link = CudaIpcLink(parts, own)
         elif kind == "tcp":
-            self.link = TcpLink(sock, pool, self.events, self.downs.append, kind, [])
+            self.link = TcpLink(LinkParts(sock, pool, self.events, self.downs.append, kind))
         else:
             assert self.source.descriptor is not None
             files = [os.dup(self.source.descriptor)]
-            self.link = ShmLink(sock, pool, self.events, self.downs.append, kind, files)
+            self.link = ShmLink(LinkParts(sock, pool, self.events, self.downs.append, kind, files))
         self.link.start()
 
     def send_and_leave(self, data: bytes) -> None:

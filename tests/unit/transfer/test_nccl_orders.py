@@ -90,7 +90,9 @@ class World:
         self.num_sent = self.num_pulled = 0
         ours, self.theirs = socket.socketpair()
         shaken = Shaken("test", HELLO, WELCOME, is_listener)
-        self.link: Any = NcclLink(ours, self, self, self._forget, shaken, self, self)
+        us: Any = self
+        parts = stream_link.LinkParts(ours, us, us, self._forget, "test")
+        self.link: Any = NcclLink(parts, shaken, us, us)
         self.link._hang_up = SimpleNamespace(poll=lambda limit: self.has_hung_up)
         self.link._readable = SimpleNamespace(poll=self.is_readable)
         self.link._read_into = self.link._watched(self.read)

@@ -16,7 +16,7 @@ from dopd.kv.bytes_pool import BytesPool
 from dopd.transfer import frames, stream
 from dopd.transfer.base import PROTOCOL
 from dopd.transfer.shm import ShmLink
-from dopd.transfer.stream_link import StreamLink
+from dopd.transfer.stream_link import LinkParts, StreamLink
 from dopd.transfer.tcp import TcpLink
 from dopd.types import LinkBegin, LinkEnd, LinkHello, LinkMessage, LinkWelcome, LinkWrite
 from tests.support.links import (
@@ -275,7 +275,7 @@ def test_abort_frees_a_writer_that_waits_for_a_peer_that_does_not_read(kind: str
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
     events = Recorder(BytesPool(8, 4096))
     make = {"tcp": TcpLink, "shm": ShmLink}[kind]
-    link = make(ours, events.pool, events, lambda link: None, kind, [])
+    link = make(LinkParts(ours, events.pool, events, lambda link: None, kind))
     link.start()
     with theirs:
         for nonce in range(10_000):
