@@ -136,10 +136,10 @@ def _plan(args: argparse.Namespace) -> Plan:
 
 
 def _measure(args: argparse.Namespace, engine: Engine) -> tuple[list[Cell], dict[Shape, str]]:
-    from dopd.cli.bench.bar import Bar
+    from dopd.bar import Bar
     from dopd.engine.measure import Steps, measure
 
-    with Bar("steps") as bar:
+    with Bar("steps", 1.0) as bar:
         return measure(
             Steps(engine),
             list(_plan(args).shapes()),

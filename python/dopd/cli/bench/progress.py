@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-if TYPE_CHECKING:
-    import rich.progress
+from dopd.bar import Bar
 
 REFRESH_S = 0.2
 
@@ -21,32 +19,12 @@ class Counted(Protocol):
     error: str | None
 
 
-class Progress:
-    """Shows how many of `total` requests have been sent, and how many are still open."""
+class Progress(Bar):
+    """Shows how many of `total` requests have been sent, and how many of them failed."""
 
     def __init__(self, total: int, samples: Sequence[Counted]) -> None:
-        self._total = total
+        super().__init__("sent", total, is_count=True)
         self._samples = samples
-        self._bar: rich.progress.Progress | None = None
-
-    def __enter__(self) -> Progress:
-        """Start drawing if stderr is a terminal."""
-        if sys.stderr.isatty():
-            import rich.console
-            import rich.progress
-
-            self._bar = rich.progress.Progress(
-                rich.progress.TextColumn("sent"),
-                rich.progress.BarColumn(),
-                rich.progress.MofNCompleteColumn(),
-                rich.progress.TimeElapsedColumn(),
-                rich.progress.TextColumn("{task.description}"),
-                console=rich.console.Console(stderr=True),
-                auto_refresh=False,
-            )
-            self._bar.add_task("", total=self._total)
-            self._bar.start()
-        return self
 
     def __exit__(
         self,
@@ -55,19 +33,16 @@ class Progress:
         trace: TracebackType | None,
     ) -> None:
         """Leave the bar as it stands."""
-        if self._bar is not None:
-            self._draw(self._bar)
-            self._bar.stop()
+        self._draw()
+        super().__exit__(kind, error, trace)
 
     async def watch(self) -> None:
-        """Redraw until cancelled."""
+        """Count until cancelled."""
         while True:
-            if self._bar is not None:
-                self._draw(self._bar)
+            self._draw()
             await asyncio.sleep(REFRESH_S)
 
-    def _draw(self, bar: rich.progress.Progress) -> None:
-        failed = sum(sample.error is not None for sample in self._samples)
-        task = bar.tasks[0].id
-        bar.update(task, completed=len(self._samples), description=f"{failed} failed")
-        bar.refresh()
+    def _draw(self) -> None:
+        if self.is_drawn:
+            failed = sum(sample.error is not None for sample in self._samples)
+            self.show(len(self._samples), f"{failed} failed")
