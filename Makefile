@@ -15,6 +15,11 @@ ARGS ?=
 PYTEST_ARGS ?=
 PYTEST_JOBS ?= 2
 SOAK_REQUESTS ?= 100000
+# Random tests of Rust draw the same cases with the same seed, so that `make test` is red for a
+# change and not for its day; `make soak` draws SOAK_CASES others, and its line tells the seed.
+TEST_SEED ?= 20261123
+SOAK_SEED ?= $(shell od -An -N4 -tu4 /dev/urandom | tr -d ' ')
+SOAK_CASES ?= 2000
 
 BIN := $(VENV)/bin
 UV := $(CURDIR)/.cache/uv/bin/uv
@@ -85,7 +90,8 @@ GGUF = $(shell $(BIN)/python -c 'from dopd.cli.native import packaged_model as m
 	print(m("smollm2") or "")')
 
 rust-test: $(STAMPS)/deps ## All Rust tests
-	PYTHONPATH=python DOPD_TEST_GGUF="$(GGUF)" cargo test --quiet --locked --workspace
+	PYTHONPATH=python DOPD_TEST_GGUF="$(GGUF)" PROPTEST_RNG_SEED=$(TEST_SEED) \
+	cargo test --quiet --locked --workspace
 
 python-test: build ## All Python tests, real processes and the real model included
 	$(BIN)/pytest tests -n $(PYTEST_JOBS) --dist loadfile -rs $(PYTEST_ARGS)
@@ -110,7 +116,11 @@ fuzz: ## Fuzz what strangers write, each target FUZZ_SECONDS (60) long
 	$(FUZZ_OUT)/corpus/$$target router/fuzz/corpus/$$target; done
 
 .PHONY: soak
-soak: build ## 100,000 simulated seeds, long fault tests, SOAK_REQUESTS (100000) with random faults
+soak: build ## Other random cases, 100,000 simulated seeds, long fault tests, bench/soak.py
+	PROPTEST_RNG_SEED=$(SOAK_SEED) PROPTEST_CASES=$(SOAK_CASES) cargo test --quiet --locked \
+	--profile $(PROFILE) -p dopd-core -p dopd-sim -p dopd-mock -p dopd-router
+	$(BIN)/pytest tests/unit -m hypothesis --hypothesis-profile=soak \
+	--hypothesis-seed=$(SOAK_SEED) --timeout 3600 -n $(PYTEST_JOBS) $(PYTEST_ARGS)
 	cargo test --quiet --locked --profile $(PROFILE) -p dopd-protocol -- --ignored
 	$(BIN)/pytest tests -m soak -n $(PYTEST_JOBS) --dist loadfile -rs $(PYTEST_ARGS)
 	cargo build --release $(PACKAGES) --bins

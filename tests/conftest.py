@@ -6,9 +6,22 @@ import shutil
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
+from hypothesis.internal.conjecture.providers import Constants, HypothesisProvider
 
+from tests.support import cases
 from tests.support.server import Server, serve
 from tests.support.smollm2 import require as require_smollm2
+
+cases.register()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure() -> None:
+    """Same cases every time: see `test_cases_do_not_depend_on_what_is_loaded`."""
+    if settings().derandomize:
+        # One draw of twenty is a constant from a module of ours that happens to be loaded.
+        HypothesisProvider._local_constants = Constants()
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import grpc
 import pytest
 from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2 as google
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dopd.client import details
@@ -70,7 +70,6 @@ def test_no_bytes_raise(data: bytes) -> None:
     details.parse(data)
 
 
-@settings(deadline=None)
 @given(
     st.text(max_size=20),
     st.text(max_size=20),

@@ -7,12 +7,13 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dopd.engine.adjust import FIRST_CAPACITY, Seen, adjust
 from dopd.engine.sampler import Draw, sample
 from dopd.types import History, LogitAdjustments, Sampled, SamplingParams
+from tests.support.cases import cases
 
 VOCAB = 48
 F32 = np.float32
@@ -54,7 +55,6 @@ def history(how: LogitAdjustments, prompt: list[int], answer: list[int]) -> Hist
     return History(how, prompt if how.needs_prompt else [], answer)
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.lists(asked, min_size=1, max_size=4), st.integers(0, 1 << 20))
 def test_each_row_of_any_batch_is_what_the_reference_says(rows: list[Asked], seed: int) -> None:
     raw = torch.randn((len(rows), VOCAB), generator=torch.Generator().manual_seed(seed)) * 5
@@ -67,7 +67,7 @@ def test_each_row_of_any_batch_is_what_the_reference_says(rows: list[Asked], see
         assert got.tolist() == [float(value) for value in reference(list(logits.numpy()), one)]
 
 
-@settings(max_examples=25, deadline=None)
+@cases(25)
 @given(asked, st.integers(0, 1 << 20))
 def test_a_hand_off_and_a_replay_draw_the_same(one: Asked, seed: int) -> None:
     """A history that grew with the answer, and one that is made in the middle of it."""

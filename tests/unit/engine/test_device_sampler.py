@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -19,6 +19,7 @@ from dopd.errors import DopdError
 from dopd.layers.kernels import Kernels, TorchKernels
 from dopd.layers.rope import Rope
 from dopd.types import History, LogitAdjustments, Sampled, SamplingParams
+from tests.support.cases import cases
 from tests.support.gpu import stub_flashinfer
 
 VOCAB = 512
@@ -42,7 +43,7 @@ FILTERS: list[dict[str, Any]] = [
 @pytest.fixture(params=["torch", "flashinfer"])
 def kernels(request: pytest.FixtureRequest) -> Iterator[Kernels]:
     """torch's, and FlashInfer's over its double."""
-    rope = Rope(torch.rand(4), 8)
+    rope = Rope(torch.ones(4), 8)
     if request.param == "torch":
         yield TorchKernels(rope, torch.float32, CPU)
         return
@@ -95,7 +96,7 @@ def test_slices_change_nothing(kernels: Kernels, monkeypatch: pytest.MonkeyPatch
     assert sample_on_device(logits, draws, kernels) == whole
 
 
-@settings(max_examples=40, deadline=None)
+@cases(40)
 @given(
     st.integers(2, 60),
     st.sampled_from([0.0, 0.01, 1.0, 8.0]),
@@ -110,7 +111,7 @@ def test_torch_keeps_what_the_cpu_keeps(
     generator = torch.Generator().manual_seed(seed)
     logits = (torch.randn(3, vocab, generator=generator) * spread).round(decimals=1).double()
     probabilities = torch.softmax(logits, dim=-1)
-    kernels = TorchKernels(Rope(torch.rand(4), 8), torch.float32, CPU)
+    kernels = TorchKernels(Rope(torch.ones(4), 8), torch.float32, CPU)
     kept = kernels.keep_top(probabilities, [0, count, count], [share, 1.0, share])
     for row, k, p in zip(range(3), (0, count, count), (share, 1.0, share), strict=True):
         values, ids = probabilities[row].sort(descending=True, stable=True)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from dopd.attention import choose, flashinfer_shape
@@ -19,6 +19,7 @@ from dopd.engine.load import load
 from dopd.engine.torch import TorchEngine
 from dopd.types import SamplingParams
 from tests.support import stepping
+from tests.support.cases import cases
 from tests.support.gpu import stub_flashinfer
 from tests.support.gpu.graph_engine import with_graphs
 
@@ -67,9 +68,7 @@ def called_again(function: Callable[[], None]) -> Callable[[], None]:
     return replay
 
 
-@settings(
-    max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@cases(8, HealthCheck.function_scoped_fixture)
 @given(st.data())
 def test_any_mix_of_rows_gives_the_tokens_of_the_torch_back_end(
     engine: TorchEngine, expected: list[list[int]], data: st.DataObject

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dopd.engine.graphs import MAX_GRAPH_ROWS, sizes
@@ -20,6 +20,7 @@ from dopd.kv.layout import pages_for
 from dopd.sched.pages import PageAllocator
 from dopd.types import Row, Sampled, SamplingParams
 from tests.support import reference, stepping
+from tests.support.cases import cases
 from tests.support.gpu.graph_engine import with_graphs
 from tests.support.gpu.recorded import RecordedCapture
 
@@ -91,7 +92,7 @@ def start(data: st.DataObject) -> list[stepping.Running]:
     ]
 
 
-@settings(max_examples=12, deadline=None)
+@cases(12)
 @given(st.data())
 def test_any_mix_of_rows_gives_the_tokens_it_gives_without_graphs(
     engine: TorchEngine, capture: RecordedCapture, expected: list[list[int]], data: st.DataObject

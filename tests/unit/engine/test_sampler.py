@@ -5,11 +5,12 @@ from collections import Counter
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dopd.engine.sampler import Draw, _candidates, sample, uniform
 from dopd.types import Sampled, SamplingParams
+from tests.support.cases import cases
 
 VOCAB = 4096
 
@@ -90,7 +91,7 @@ def test_min_p_is_relative_to_the_most_likely() -> None:
     assert drawn_set(small, min_p=0.5, top_p=0.99) == {0, 1}
 
 
-@settings(max_examples=60, deadline=None)
+@cases(60)
 @given(
     st.integers(2, 300),
     st.sampled_from([0.0, 0.01, 1.0, 8.0]),

@@ -16,6 +16,10 @@ SHAPE = (3, 4, 2, 8)
 CPU = torch.device("cpu")
 
 
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(7)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_page_is_the_bytes_of_its_tensor(dtype: torch.dtype) -> None:
     pool = KvPool(SHAPE, 5, dtype, CPU)
@@ -24,7 +28,7 @@ def test_page_is_the_bytes_of_its_tensor(dtype: torch.dtype) -> None:
     assert not page.readonly
     assert bytes(page) == bytes(pool.page_bytes)
 
-    values = torch.randn(pool.tensor[3].shape).to(dtype)
+    values = torch.randn(pool.tensor[3].shape, generator=seeded()).to(dtype)
     pool.tensor[3] = values
     assert bytes(page) == values.view(torch.uint8).numpy().tobytes()
     page[:] = bytes(pool.page_bytes)
@@ -105,7 +109,7 @@ def test_nobody_is_told_of_dummy_pages() -> None:
 @pytest.mark.parametrize("page_bytes", [4, 24, 130, 256, 1000])
 @pytest.mark.parametrize("byte", [0, 7, 0xFF])
 def test_a_gpus_way_to_fill_pages_is_the_cpus(page_bytes: int, byte: int) -> None:
-    content = torch.randint(0, 256, (9, page_bytes), dtype=torch.uint8)
+    content = torch.randint(0, 256, (9, page_bytes), generator=seeded(), dtype=torch.uint8)
     wanted = content.clone()
     for page in (7, 0, 3):
         wanted[page] = byte

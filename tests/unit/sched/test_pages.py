@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
 from dopd.errors import AccountingError
 from dopd.sched.pages import CACHED, FENCED, FREE, OWNED, PageAllocator, runs_of
+from tests.support.cases import cases
 
 NUM_PAGES = 40
 
@@ -129,12 +130,7 @@ class Pages(RuleBasedStateMachine):
         assert self.pages.num_available == self.count(FREE) + self.count(CACHED)
 
 
-Pages.TestCase.settings = settings(
-    max_examples=80,
-    stateful_step_count=30,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
+Pages.TestCase.settings = cases(80, stateful_step_count=30)
 test_page_has_one_owner_and_accounting_closes = Pages.TestCase
 
 

@@ -11,12 +11,13 @@ from functools import partial
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dopd.errors import LinkError
 from dopd.transfer import frames, rest
 from dopd.types import LinkHello, LinkMessage, LinkPulled, LinkWelcome, LinkWrite, PoolHandle
+from tests.support.cases import cases
 from tests.support.gpu.cuda import StubCuda
 from tests.support.links import HELLO, Pair, is_closed, shake, stranger, wait_for
 
@@ -77,6 +78,7 @@ def test_a_hello_without_a_handle_and_one_of_our_own_memory_are_refused() -> Non
         assert "cuIpcOpenMemHandle_v2" in answer(pair, ours)
 
 
+@pytest.mark.hypothesis
 def test_any_handle_is_opened_as_it_says_or_refused() -> None:
     with Pair("cuda_ipc") as pair:
         right = handle_of(pair)
@@ -89,7 +91,7 @@ def test_any_handle_is_opened_as_it_says_or_refused() -> None:
             st.sampled_from([PAGE, right.num_bytes, right.num_bytes + PAGE]) | u64,
         )
 
-        @settings(max_examples=200, deadline=None)
+        @cases(200)
         @given(handle=handles)
         def check(handle: PoolHandle) -> None:
             is_right = (handle.device_uuid, handle.handle) == (right.device_uuid, right.handle)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dopd import wire
@@ -39,6 +39,7 @@ from dopd.types import (
     LinkWrite,
     PoolHandle,
 )
+from tests.support.cases import cases
 from tests.support.gpu.machine import StubGpu, StubPool
 from tests.support.links import LAYOUT, TOKEN, Pair, Recorder, stranger
 
@@ -188,7 +189,7 @@ def expected(kind: str, what: list[tuple[LinkMessage, int]]) -> tuple[list[Any],
 
 
 @KINDS
-@settings(max_examples=150, deadline=None)
+@cases(150)
 @given(what=sent)
 @example(what=[(LinkWrite(1, 0, 3, [1, 2, 3]), 0), (LinkEnd(1, True), 0)])
 @example(what=[(LinkWrite(1, 0, 3), 3 * PAGE), (LinkEnd(1, True), 0)])
@@ -210,7 +211,7 @@ def test_a_link_does_what_the_protocol_says_up_to_the_first_lie(
 
 
 @KINDS
-@settings(max_examples=150, deadline=None)
+@cases(150)
 @given(data=st.binary(max_size=200), cut=st.integers(0, 200))
 @example(data=b"", cut=0)
 @example(data=frames.HEADER.pack(2**32 - 1, 0), cut=200)
@@ -229,7 +230,6 @@ def test_any_bytes_end_a_link_and_touch_no_page_that_is_not_exposed(
 
 
 @given(data=st.binary(max_size=100), parts=st.integers(1, 5))
-@settings(deadline=None)
 @example(data=frames.HEADER.pack(frames.HELLO_BYTES_MAX + 1, 0), parts=1)
 @example(data=frames.HEADER.pack(1, 1), parts=8)
 def test_any_bytes_are_a_handshake_or_a_link_error(data: bytes, parts: int) -> None:
@@ -265,6 +265,7 @@ hellos = st.builds(
 )
 
 
+@pytest.mark.hypothesis
 @pytest.mark.parametrize("kind", ["tcp", "shm"])
 def test_a_hello_is_taken_if_everything_in_it_is_right_and_not_otherwise(kind: str) -> None:
     with Pair(kind) as pair:
@@ -272,7 +273,7 @@ def test_a_hello_is_taken_if_everything_in_it_is_right_and_not_otherwise(kind: s
         unsealed = os.memfd_create("unsealed")
         os.ftruncate(unsealed, PAGE)
 
-        @settings(max_examples=150, deadline=None)
+        @cases(150)
         @given(hello=hellos, files=st.sampled_from([[pool], [pool], [pool], [], [unsealed]]))
         def check(hello: LinkHello, files: list[int]) -> None:
             is_right = (hello.protocol, hello.layout_hash, hello.join_token) == (

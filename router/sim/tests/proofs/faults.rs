@@ -7,7 +7,7 @@ use dopd_sim::{
 };
 use proptest::prelude::*;
 
-use super::support::{all_finish, cases, chat, ends_clean, poisson, run, scenario};
+use super::support::{all_finish, chat, ends_clean, poisson, run, scenario};
 
 fn fault() -> impl Strategy<Value = Fault> {
     let kind = prop_oneof![
@@ -22,7 +22,7 @@ fn fault() -> impl Strategy<Value = Fault> {
 }
 
 proptest! {
-    #![proptest_config(cases(40))]
+    #![proptest_config(ProptestConfig::with_cases(40))]
 
     #[test]
     fn nothing_is_lost(

@@ -21,16 +21,6 @@ use dopd_sim::{
     scenario::{Scenario, SloRule, Trace, TraceRequest, WorkerSpec},
     trace::Random,
 };
-use proptest::test_runner::Config;
-
-/// So many cases a property, or as many as `PROPTEST_CASES` says.
-pub(crate) fn cases(cases: u32) -> Config {
-    let asked = std::env::var("PROPTEST_CASES").ok();
-    Config {
-        cases: asked.map_or(cases, |asked| asked.parse().unwrap()),
-        ..Config::default()
-    }
-}
 
 pub(crate) fn spec(role: Role) -> WorkerSpec {
     WorkerSpec {

@@ -24,14 +24,11 @@ use dopd_core::{
 };
 use proptest::test_runner::Config;
 
-/// So many cases a property, or as many as `PROPTEST_CASES` says: a night of them finds what the
-/// few of a quick run do not.
+/// So many cases a property; `PROPTEST_CASES` goes before it: a night of them finds what the few
+/// of a quick run do not.
 pub(crate) fn cases(cases: u32) -> Config {
-    let asked = std::env::var("PROPTEST_CASES").ok();
     Config {
-        cases: asked.map_or(cases, |asked| {
-            asked.parse().expect("PROPTEST_CASES: a number")
-        }),
+        cases,
         failure_persistence: None,
         max_shrink_iters: 20_000,
         ..Config::default()
