@@ -32,6 +32,10 @@ def main(setup: Setup) -> dict[str, Any]:
         steps[way] = engine, Steps(engine)
     for batch in BATCHES[:2] if setup.small else BATCHES:
         found["batches"][batch] = one_batch(steps, batch)
+    found["planned_ahead"] = {
+        way: {"hits": timed.ahead.hits, "misses": timed.ahead.misses}
+        for way, (_, timed) in steps.items()
+    }
     return found
 
 

@@ -5,15 +5,15 @@ The only file of the engine that captures. Used by `engine/load`; nothing here i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from dopd.attention.base import BatchMeta
-from dopd.engine import graphs
+from dopd.engine.device_sampler import sample_where_it_lies
 from dopd.engine.graphs import Replay
-from dopd.engine.sampler import Draw, sample
+from dopd.engine.sampler import Draw
 from dopd.models.llama import Llama
 from dopd.types import SamplingParams
 
@@ -21,6 +21,8 @@ from dopd.types import SamplingParams
 WARM_UP_CALLS = 2
 # What the driver keeps of a captured graph of a step, beside what its kernels allocate.
 GRAPH_BYTES = 8 << 20
+# A draw by all that a draw can be by: none takes more memory.
+EVERYTHING = SamplingParams(temperature=1.0, top_k=50, top_p=0.9, min_p=0.01, top_logprobs=20)
 
 
 class CudaStream:
@@ -56,17 +58,23 @@ class CudaCapture:
     def __call__(self, function: Callable[[], None]) -> Replay:
         """Capture what the function gives to the device."""
         current = torch.cuda.current_stream(self._device)
-        self._side.wait_stream(current)
-        with torch.cuda.stream(self._side):
-            for _ in range(WARM_UP_CALLS):
-                function()
-        current.wait_stream(self._side)
         graph = torch.cuda.CUDAGraph()
-        # thread_local: threads of the transports may call CUDA meanwhile.
-        with torch.cuda.graph(
-            graph, pool=self._pool, stream=self._side, capture_error_mode="thread_local"
-        ):
-            function()
+        # Before 2.15 torch leaves the side stream the current one where a capture fails: nobody
+        # would wait for what is computed there.
+        with torch.cuda.stream(current):
+            self._side.wait_stream(current)
+            try:
+                with torch.cuda.stream(self._side):
+                    for _ in range(WARM_UP_CALLS):
+                        function()
+            finally:
+                # Also for what a call gave to the device before it failed.
+                current.wait_stream(self._side)
+            # thread_local: threads of the transports may call CUDA meanwhile.
+            with torch.cuda.graph(
+                graph, pool=self._pool, stream=self._side, capture_error_mode="thread_local"
+            ):
+                function()
         replay: Replay = graph.replay
         return replay
 
@@ -92,25 +100,29 @@ def reserve_bytes(
     device: torch.device,
     max_rows: int,
     max_tokens: int,
+    graph_sizes: Sequence[int],
 ) -> int:
     """Bytes of a GPU that steps take for a time, graphs and attention for good; 0 on a CPU.
 
-    Measured, by the largest step that there can be; attention by making it.
+    Measured, by the largest step that there can be; attention by making it. graph_sizes: ascending,
+    none if there are to be no graphs.
     """
     if device.type != "cuda":
         return 0
-    sizes = graphs.sizes(max_rows)
-    draws = [Draw(SamplingParams(temperature=1.0, top_p=0.9), 0)] * max_rows
+    draws = [Draw(EVERYTHING, 0)] * max_rows
 
     def forward(num_tokens: int) -> Tensor:
         zeros = torch.zeros(num_tokens, dtype=torch.int64, device=device)
         return weights.forward(zeros, zeros, NoAttention())
 
     def step() -> None:
-        sample(weights.logits(forward(max(max_tokens, max_rows))[:max_rows]), draws)
+        logits = weights.logits(forward(max(max_tokens, max_rows))[:max_rows])
+        sample_where_it_lies(logits, draws, weights.kernels)
 
-    graph_bytes = _peak_bytes(device, lambda: forward(sizes[-1])) + GRAPH_BYTES * len(sizes)
-    return _peak_bytes(device, step) + graph_bytes + _peak_bytes(device, make_attention)
+    reserve = _peak_bytes(device, step) + _peak_bytes(device, make_attention)
+    if graph_sizes:
+        reserve += _peak_bytes(device, lambda: forward(graph_sizes[-1]))
+    return reserve + GRAPH_BYTES * len(graph_sizes)
 
 
 def _peak_bytes(device: torch.device, function: Callable[[], object]) -> int:

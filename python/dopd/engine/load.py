@@ -5,7 +5,8 @@ Called by `worker/build`, tests and benches.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -41,6 +42,20 @@ GPU_MEMORY_UTILIZATION = 0.9
 Progress = Callable[[str, float, int], None]
 
 
+@contextmanager
+def _told_out_of_memory() -> Iterator[None]:
+    """A GPU that is too small is no fault that a restart mends. Raises ConfigError."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            "the GPU has not the memory for this model's weights and its largest step: "
+            f"{str(error).partition('. ')[0]}; serve fewer workers on it or a smaller model, or "
+            "lower max-batch-tokens, kv-memory or gpu-memory-utilization"
+        ) from error
+
+
+@_told_out_of_memory()
 def load(
     model: str | Path,
     *,
@@ -88,6 +103,7 @@ def load(
         max_row_pages=pages_for(longest, page_size),
         fixed_split=fixed_split,
     )
+    sizes = graphs.sizes(max_num_seqs) if cuda_graphs else []
     # Measured on a pool of one page, so that the real one can have all the rest.
     reserve = cuda.reserve_bytes(
         weights,
@@ -95,6 +111,7 @@ def load(
         place,
         max_num_seqs,
         max_batch_tokens,
+        sizes,
     )
     memory = memory_for(kv_memory, device_memory(place, gpu_memory_utilization, reserve))
     if max_model_len is None:
@@ -103,7 +120,6 @@ def load(
     num_pages = pages_in(memory, geometry.page_bytes, page_size, longest)
     pool = KvPool(shape, num_pages, DTYPES[dtype], place, num_dummies=int(place.type == "cuda"))
     limits = RowLimits(config.vocab_size, longest, page_size, num_pages)
-    sizes = graphs.sizes(max_num_seqs) if cuda_graphs else []
     runner, stream = _runner(weights, attend(pool.tensor), pool, limits, sizes, progress)
     progress("warm-up", 0.0, 0)
     engine = TorchEngine(weights, pool, geometry, name or Path(model).stem, limits, runner, stream)
@@ -121,7 +137,7 @@ def _runner(
     progress: Progress,
 ) -> tuple[Runner, Stream]:
     """What computes steps on the pool's device, with graphs of these sizes if it is a GPU."""
-    place = pool.tensor.device
+    place = torch.device(pool.device)
     if place.type != "cuda":
         return Runner(weights, attention, place, limits), HostStream()
     stream = cuda.CudaStream(place)

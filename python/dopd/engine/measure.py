@@ -12,7 +12,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from dopd.engine import foresight
 from dopd.engine.base import Engine
+from dopd.engine.foresight import Foresight
 from dopd.engine.torch_cost import work_of
 from dopd.errors import DopdError
 from dopd.kv.layout import pages_for
@@ -107,6 +109,8 @@ class Steps:
     def __init__(self, engine: Engine, clock: Callable[[], float] = time.perf_counter) -> None:
         self._engine = engine
         self._clock = clock
+        # Of the decode steps that were timed; without those of an engine that does not look ahead.
+        self.ahead = Foresight()
 
     def misfit(self, shape: Shape) -> str | None:
         """Why this engine cannot take such a step, or None."""
@@ -141,9 +145,15 @@ class Steps:
         One that only decodes comes after its own predecessor, as in a server: engines prepare the
         next step while one is computed.
         """
-        if not shape.chunk and shape.context:
-            self.us(self.rows(shape, is_earlier=True))
-        return self.us(self.rows(shape))
+        if shape.chunk or not shape.context:
+            return self.us(self.rows(shape))
+        self.us(self.rows(shape, is_earlier=True))
+        of_engine = foresight.of(self._engine) or Foresight()
+        hits, misses = of_engine.hits, of_engine.misses
+        took = self.us(self.rows(shape))
+        self.ahead.hits += of_engine.hits - hits
+        self.ahead.misses += of_engine.misses - misses
+        return took
 
     def us(self, rows: Sequence[Row]) -> float:
         """Time of one step. Raises DopdError if a row failed."""

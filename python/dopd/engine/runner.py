@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dopd.attention.base import Attention
+from dopd.engine.foresight import Foresight
 from dopd.engine.graphs import DecodeGraphs, Model
 from dopd.engine.torch_batch import RowLimits, Span, lay_out, span_of
 from dopd.engine.torch_device import is_sticky
@@ -40,14 +41,6 @@ class Prepared:
             row.start == start and len(row.tokens) == 1 and row.pages[: len(pages)] == pages
             for row, (start, _, pages) in zip(rows, self.spans, strict=True)
         )
-
-
-@dataclass(slots=True)
-class Foresight:
-    """How often the host's work for a step had been done while the one before was computed."""
-
-    hits: int = 0
-    misses: int = 0
 
 
 class Runner:
@@ -78,11 +71,9 @@ class Runner:
         guess = self._guess
         if guess is None:
             return None
-        if guess.is_of(rows):
-            self.foresight.hits += 1
-            return guess
-        self.foresight.misses += 1
-        return None
+        is_hit = guess.is_of(rows)
+        self.foresight.count(is_hit=is_hit)
+        return guess if is_hit else None
 
     def hidden(self, rows: Sequence[Row], prepared: Prepared | None = None) -> Tensor:
         """Hidden states of a step: [tokens, hidden], rows end to end; valid until the next step.
@@ -112,6 +103,9 @@ class Runner:
             start = row.start + 1
             pages = row.pages[: pages_for(start + 1, self._limits.page_size)]
             if start >= self._limits.max_model_len or start >= len(pages) * self._limits.page_size:
+                return
+            # The others were looked at when they were the last.
+            if not 0 <= pages[-1] < self._limits.num_pages:
                 return
             spans.append(Span(start, 1, pages))
         try:

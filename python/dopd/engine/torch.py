@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from dopd.engine.device_sampler import sample_where_it_lies
-from dopd.engine.runner import Foresight, Prepared, Runner
+from dopd.engine.foresight import Foresight
+from dopd.engine.runner import Prepared, Runner
 from dopd.engine.sampler import Draw, score
 from dopd.engine.stream import Stream
 from dopd.engine.timings import Timings
@@ -97,7 +98,7 @@ class TorchEngine:
 
     @property
     def foresight(self) -> Foresight:
-        """How often the host's work for a step was done ahead."""
+        """How often the host's work for a decode step was done ahead."""
         return self._runner.foresight
 
     def warm_up(self, timings: Timings | None = None) -> None:

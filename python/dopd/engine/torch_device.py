@@ -10,6 +10,9 @@ from dopd.kv.pool import KvPool
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MAX_THREADS = 1024
+# Of a GPU's memory, what the driver keeps for a process, about: its context, its kernels. Neither
+# torch counts it, nor can free memory tell it where others start at the same time.
+CONTEXT_BYTES = 512 << 20
 
 
 def choose_device(asked: str) -> torch.device:
@@ -63,7 +66,7 @@ def device_memory(device: torch.device, share: float, reserve: int = 0) -> Devic
     # Blocks that torch keeps for later would count twice, as held and as reserve.
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)
-    held = torch.cuda.memory_reserved(device)
+    held = torch.cuda.memory_reserved(device) + CONTEXT_BYTES
     return DeviceMemory(describe(device), total, free, held, reserve, share)
 
 

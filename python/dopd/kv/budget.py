@@ -22,8 +22,8 @@ class DeviceMemory:
     """A GPU's memory in bytes at one moment, as one process on it sees it.
 
     name: the device's; total: all of it; free: what nobody holds; held: what this process holds,
-        weights and workspaces; reserve: what its steps will take besides the pool, activations and
-        graphs; share: of total, what this process may take for everything.
+        weights, workspaces and the driver's context; reserve: what its steps will take besides the
+        pool, activations and graphs; share: of total, what this process may take for everything.
     """
 
     name: str

@@ -14,7 +14,7 @@ from dopd.errors import ConfigError
 from dopd.worker import args, lifecycle, logs
 from dopd.worker.build import make_engine, make_spans, make_worker
 
-EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, lifecycle.EXIT_FAILED, 2
+EXIT_OK, EXIT_USAGE = 0, 2
 
 log = logging.getLogger("dopd.worker")
 
@@ -47,7 +47,8 @@ def main(argv: Sequence[str]) -> int:
     except Exception:
         # The device is unusable: our end is noticed at once, and every request goes on elsewhere.
         log.exception("the device %s cannot be used any more: this worker ends", engine.device)
-        return EXIT_FAILED
+        # The interpreter's own end would ask that device to finish, and wait for threads that do.
+        lifecycle.leave()
     worker.attach.close()
     worker.transport.close()
     if spans is not None:

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from dopd import __version__, wire
+from dopd import __version__, env, wire
 from dopd.engine.base import Engine
 from dopd.engine.timings import Timings
 from dopd.errors import ConfigError
+from dopd.kv.base import CPU
 from dopd.kv.size import parse_memory
 from dopd.sched.batch import Batcher
 from dopd.sched.limits import SeatLimits
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
     from dopd.worker.spans import Spans
 
 MOCK_KV_MEMORY = "8MiB"
+# Of a GPU for the streams of one process, the most that CUDA knows; it reads the number when it
+# starts. Of its 8, NCCL's kernels of several links would share some, and wait for each other.
+HARDWARE_QUEUES = "32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,8 @@ def make_engine(config: WorkerConfig) -> Engine:
             page_size=config.page_size,
             max_model_len=min(config.max_model_len or MAX_MODEL_LEN, MAX_MODEL_LEN),
         )
+    if config.device != CPU:
+        env.set_foreign("CUDA_DEVICE_MAX_CONNECTIONS", HARDWARE_QUEUES)
     try:
         from dopd.engine.load import load
     except ModuleNotFoundError as error:

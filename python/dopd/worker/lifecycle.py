@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from types import FrameType
+from typing import NoReturn
 
 from dopd.worker.desk import Desk
 
@@ -99,7 +100,7 @@ def watch(desk: Desk, act: Callable[[], None], tick_s: float = 1.0) -> None:
             return
 
 
-def leave() -> None:
+def leave() -> NoReturn:
     """End the process as a failed one, whatever its threads do."""
     logging.shutdown()
     os._exit(EXIT_FAILED)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from dopd.engine import cuda
 from dopd.engine.load import load
+from dopd.errors import ConfigError
 
 DEVICE = torch.device("cuda", 1)
 
@@ -40,6 +42,12 @@ class Event:
         self.log.append("mark is done")
 
 
+class Current:
+    """Which stream is the current one."""
+
+    stream: Stream
+
+
 class Graph:
     """A graph that can be replayed."""
 
@@ -51,18 +59,34 @@ class Graph:
 def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     made: list[str] = []
     Event.log = made
+    Current.stream = Stream(made, "main")
     signature = inspect.signature(torch.cuda.graph.__init__)
+
+    @contextmanager
+    def as_current(stream: Stream) -> Iterator[None]:
+        before, Current.stream = Current.stream, stream
+        try:
+            yield
+        finally:
+            Current.stream = before
+
+    @contextmanager
+    def capturing(stream: Stream) -> Iterator[None]:
+        """As torch before 2.15: whoever fails inside leaves the stream behind."""
+        before, Current.stream = Current.stream, stream
+        yield
+        Current.stream = before
 
     def graph(*args: Any, **options: Any) -> AbstractContextManager[None]:
         bound = signature.bind(None, *args, **options).arguments
         made.append(f"capture on {bound['stream']._name}, {bound['capture_error_mode']}")
         assert bound["pool"] == (0, 7)
-        return nullcontext()
+        return capturing(bound["stream"])
 
     doubles = {
-        "current_stream": lambda device: Stream(made, "main"),
+        "current_stream": lambda device: Current.stream,
         "Stream": lambda device: Stream(made, "side"),
-        "stream": lambda stream: nullcontext(),
+        "stream": as_current,
         "graph_pool_handle": lambda: (0, 7),
         "Event": Event,
         "CUDAGraph": Graph,
@@ -74,15 +98,31 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_a_function_is_warm_before_it_is_captured(log: list[str]) -> None:
-    replay = cuda.CudaCapture(DEVICE)(lambda: log.append("call"))
+    replay = cuda.CudaCapture(DEVICE)(lambda: log.append(f"call on {Current.stream._name}"))
     assert log == [
         "side waits for main",
-        *["call"] * cuda.WARM_UP_CALLS,
+        *["call on side"] * cuda.WARM_UP_CALLS,
         "main waits for side",
         "capture on side, thread_local",
-        "call",
+        "call on side",
     ]
     assert replay() == "replayed"  # type: ignore[func-returns-value]
+
+
+@pytest.mark.parametrize("at", range(cuda.WARM_UP_CALLS + 1))
+def test_a_capture_that_fails_leaves_the_engine_on_its_stream(log: list[str], at: int) -> None:
+    """Else the end of a step would be waited for on a stream that has nothing to do."""
+    calls = iter(range(9))
+
+    def failing() -> None:
+        if next(calls) == at:
+            raise ValueError("operation not permitted when stream is capturing")
+
+    with pytest.raises(ValueError, match="not permitted"):
+        cuda.CudaCapture(DEVICE)(failing)
+    assert Current.stream._name == "main"
+    # Nor does what the calls before gave to the device run beside what comes next.
+    assert "main waits for side" in log
 
 
 def test_a_stream_is_the_one_that_the_engine_computes_on(log: list[str]) -> None:
@@ -98,8 +138,9 @@ def test_a_gpu_keeps_free_what_the_largest_step_graphs_and_attention_take(
 ) -> None:
     engine = load("random:tiny", device="cpu", kv_memory="4MiB")
     seen: list[int] = []
-    # What each of the three measured calls was told to take.
-    peaks = iter([700, 20, 5])
+    drawn: list[Any] = []
+    # What each of the measured calls was told to take.
+    peaks = iter([700, 20, 5, 600, 10])
 
     def peak(device: torch.device, function: Any) -> int:
         function()
@@ -111,8 +152,28 @@ def test_a_gpu_keeps_free_what_the_largest_step_graphs_and_attention_take(
 
     monkeypatch.setattr(cuda, "_peak_bytes", peak)
     monkeypatch.setattr(cuda.torch, "zeros", zeros)
-    reserve = cuda.reserve_bytes(engine._weights, lambda: seen.append(-1), DEVICE, 16, 64)
-    assert reserve == 725 + 5 * cuda.GRAPH_BYTES
-    # A graph of the most rows, a step of the most tokens, attention.
-    assert seen == [16, 64, -1]
-    assert cuda.reserve_bytes(engine._weights, lambda: None, torch.device("cpu"), 16, 64) == 0
+    # On the device, draws take several tables of all logits.
+    monkeypatch.setattr(cuda, "sample_where_it_lies", lambda *args: drawn.append(args))
+    weights = engine._weights
+    reserve = cuda.reserve_bytes(weights, lambda: seen.append(-1), DEVICE, 16, 64, [1, 8, 16])
+    assert reserve == 725 + 3 * cuda.GRAPH_BYTES
+    # A step of the most tokens, attention, a graph of the most rows.
+    assert seen == [64, -1, 16]
+    (logits, draws, kernels) = drawn[0]
+    assert logits.shape == (16, engine.vocab_size) and kernels is weights.kernels
+    params = draws[0].params
+    assert len(draws) == 16 and params.top_k and params.top_p < 1 and params.top_logprobs
+    # Without graphs none is kept free for them.
+    assert cuda.reserve_bytes(weights, lambda: None, DEVICE, 16, 64, []) == 610
+    assert cuda.reserve_bytes(weights, lambda: None, torch.device("cpu"), 16, 64, [1]) == 0
+
+
+def test_a_gpu_that_is_too_small_is_told_and_no_restart_is_worth_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def too_large(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
+
+    monkeypatch.setattr("dopd.engine.load._weights", too_large)
+    with pytest.raises(ConfigError, match="largest step: CUDA out of memory; serve fewer workers"):
+        load("random:tiny", device="cpu")

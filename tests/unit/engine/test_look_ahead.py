@@ -12,6 +12,7 @@ import torch
 from dopd.engine.load import load
 from dopd.engine.stream import HostStream
 from dopd.engine.torch import TorchEngine
+from dopd.errors import DopdError
 from dopd.types import Row, SamplingParams
 from tests.support import reference, stepping
 from tests.support.gpu.graph_engine import with_graphs
@@ -166,6 +167,22 @@ def test_a_sequence_at_its_end_is_not_guessed_beyond_it(engine: TorchEngine) -> 
     for _ in range(3):
         assert not isinstance(engine.step([row])[0], Exception)
     assert counts(engine) == (0, 0)
+
+
+@pytest.mark.parametrize("page", [-1, 64])
+def test_a_page_outside_of_the_pool_is_not_guessed(
+    engine: TorchEngine, expected: list[list[int]], page: int
+) -> None:
+    """The row's next page is looked at when it is the row's turn: 64 is the dummy, -1 nobody's."""
+    (sequence,) = stepping.start(engine, PROMPTS[:1], NUM_TOKENS, GREEDY)
+    good = sequence.pages[1]
+    sequence.pages[1] = page
+    stepping.run(engine, [sequence], 13)
+    rows = [sequence.row(0, 1)]
+    (fault,) = engine.step(rows)
+    assert isinstance(fault, DopdError) and "outside the pool" in str(fault)
+    sequence.pages[1] = good
+    assert stepping.run(engine, [sequence], NUM_TOKENS) == expected[:1]
 
 
 def test_a_faulty_row_costs_the_others_nothing(

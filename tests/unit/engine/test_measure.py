@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dopd.engine.foresight import Foresight
 from dopd.engine.measure import Plan, Shape, Steps, measure
 from dopd.engine.mock import MockEngine
 from dopd.engine.torch_cost import work_of
-from dopd.types import Row
+from dopd.types import Result, Row
 
 
 class Told(Steps):
@@ -80,3 +81,24 @@ def test_a_decode_step_is_timed_after_the_one_before_it() -> None:
 
     measure(Noted(100, 1000), [Shape(batch=2, context=33)], repeat=1, step_us_max=50.0)
     assert starts == [[32, 32], [33, 33]] * 2
+
+
+def test_it_is_counted_whether_timed_steps_were_planned_ahead() -> None:
+    """Not the steps before them, which nobody times."""
+
+    class Ahead(MockEngine):
+        foresight = Foresight()
+
+        def step(self, rows: Sequence[Row]) -> list[Result]:
+            # Each first of two is a miss; so is the second, beyond a context of 40.
+            self.foresight.count(is_hit=rows[0].start in (20, 30))
+            return super().step(rows)
+
+    steps = Steps(Ahead(100, "instant", max_model_len=1000))
+    shapes = [Shape(8), *(Shape(batch=2, context=context) for context in (20, 30, 41))]
+    measure(steps, shapes, repeat=2, step_us_max=1e9)
+    assert (steps.ahead.hits, steps.ahead.misses) == (6, 3)
+    assert steps.ahead.hits + steps.ahead.misses < Ahead.foresight.misses
+    plain = Steps(MockEngine(100, "instant", max_model_len=1000))
+    measure(plain, shapes, repeat=1, step_us_max=1e9)
+    assert plain.ahead == Foresight()

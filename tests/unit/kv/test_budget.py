@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dopd.engine.torch_device import device_memory
+from dopd.engine.torch_device import CONTEXT_BYTES, device_memory
 from dopd.errors import ConfigError
 from dopd.kv.budget import DeviceMemory, memory_for
 
@@ -53,5 +53,6 @@ def test_a_device_is_asked_what_is_free_and_torch_what_is_held(
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (7, 9))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 5)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H")
-    assert device_memory(CUDA, 0.5, 3) == DeviceMemory("cuda:1 H", 9, 7, 5, 3, 0.5)
+    held = 5 + CONTEXT_BYTES
+    assert device_memory(CUDA, 0.5, 3) == DeviceMemory("cuda:1 H", 9, 7, held, 3, 0.5)
     assert device_memory(torch.device("cpu"), 0.5) is None

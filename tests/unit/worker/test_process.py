@@ -116,6 +116,40 @@ def test_a_process_that_was_frozen_beyond_its_lease_says_nothing_more_in_its_old
         assert second.tokens[1][: len(before)] == before
 
 
+def test_a_device_that_is_gone_ends_the_process_whatever_its_threads_do() -> None:
+    """A thread that waits for such a device waits for ever, and so do destructors."""
+    code = """
+import sys, threading
+from dopd.engine.mock import MockEngine
+from dopd.worker import __main__ as worker
+
+def broken(self, rows):
+    threading.Thread(target=threading.Event().wait).start()
+    raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+MockEngine.step = broken
+sys.exit(worker.main(sys.argv[1:]))
+"""
+    with ScriptedRouter() as router:
+        words = ["--mock", "--role", "mixed", "--name", "w", "--join", router.address]
+        worker = subprocess.Popen(
+            [sys.executable, "-c", code, *words],
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "DOPD_JOIN_TOKEN": TOKEN},
+        )
+        try:
+            w = router.worker("w")
+            w.send(open_compute(1, [1, 2, 3], 5))
+            router.wait_for(lambda: w.is_gone, "the end of the stream")
+            assert worker.wait(WAIT_S) == lifecycle.EXIT_FAILED
+        finally:
+            worker.kill()
+            _, errors = worker.communicate(timeout=WAIT_S)
+    assert "illegal memory access" in errors and "this worker ends" in errors
+
+
 class Turning:
     """What the watchdog looks at. Its loop turns until it is stuck."""
 

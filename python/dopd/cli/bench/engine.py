@@ -19,6 +19,7 @@ from dopd.errors import ConfigError, DopdError
 if TYPE_CHECKING:
     from dopd.engine.base import Engine
     from dopd.engine.fit import Fit
+    from dopd.engine.foresight import Foresight
     from dopd.engine.measure import Cell, Plan, Shape
 
 EPILOG = """\
@@ -68,7 +69,7 @@ def run(argv: list[str]) -> int:
     args.engine = of_engine
     _check(args)
     engine = _load(args)
-    cells, left_out = _measure(args, engine)
+    cells, left_out, ahead = _measure(args, engine)
     from dopd.engine.fit import fit
 
     found = fit(engine.model, cells)
@@ -83,6 +84,7 @@ def run(argv: list[str]) -> int:
             ),
         )
     document = _document(args, engine, cells, left_out, found, handoff)
+    document["planned_ahead"] = {"hits": ahead.hits, "misses": ahead.misses}
     if args.out:
         args.out.write_text(found.timings.to_json() + "\n", encoding="utf-8")
     if args.json == "-":
@@ -91,6 +93,8 @@ def run(argv: list[str]) -> int:
     if args.json:
         Path(args.json).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     console.say(_render(engine, cells, left_out, found, handoff))
+    if timed := ahead.hits + ahead.misses:
+        console.say(f"planned ahead, as when it serves: {ahead.hits} of {timed} decode steps")
     if args.out:
         console.note(f"calibration written: {args.out}")
     return console.OK
@@ -135,18 +139,22 @@ def _plan(args: argparse.Namespace) -> Plan:
     )
 
 
-def _measure(args: argparse.Namespace, engine: Engine) -> tuple[list[Cell], dict[Shape, str]]:
+def _measure(
+    args: argparse.Namespace, engine: Engine
+) -> tuple[list[Cell], dict[Shape, str], Foresight]:
     from dopd.bar import Bar
     from dopd.engine.measure import Steps, measure
 
+    steps = Steps(engine)
     with Bar("steps", 1.0) as bar:
-        return measure(
-            Steps(engine),
+        cells, left_out = measure(
+            steps,
             list(_plan(args).shapes()),
             repeat=args.repeat,
             step_us_max=args.step_seconds_max * 1e6,
             on_step=bar.show,
         )
+    return cells, left_out, steps.ahead
 
 
 def _handoff(args: argparse.Namespace, engine: Engine) -> dict[str, Any] | None:
