@@ -10,8 +10,16 @@ from tests.support import sources
 
 OWNERS: dict[str, str | tuple[str, ...]] = {
     r"\bnccl[A-Z]\w+|libnccl": "python/dopd/transfer/nccl.py",
-    r"\bcu[A-Z][a-z]\w+\(?|libcuda\b": "python/dopd/transfer/cuda.py",
-    r"^\s*(import|from) flashinfer": "python/dopd/attention/flashinfer.py",
+    # The compiler's side links against an empty library of the driver's name.
+    r"\bcu[A-Z][a-z]\w+\(?|libcuda\b": (
+        "python/dopd/transfer/cuda.py",
+        "python/dopd/attention/toolkit.py",
+    ),
+    # The one that computes, and the one that compiles ahead what the first asks for.
+    r"^\s*(import|from) flashinfer": (
+        "python/dopd/attention/flashinfer.py",
+        "python/dopd/attention/flashinfer_kernels.py",
+    ),
     r"\bnvml[A-Z]\w+|libnvidia-ml": "python/dopd/cli/gpus.py",
     r"^\s*(import|from) ctypes": ("python/dopd/transfer/", "python/dopd/cli/gpus.py"),
 }

@@ -24,6 +24,7 @@ GROUPS: tuple[tuple[str, tuple[Command, ...]], ...] = (
             Command("serve", "serve a model: a router and local workers in one go", "native"),
             Command("router", "a router alone; workers dial in", "native"),
             Command("worker", "one worker that joins a router", "worker"),
+            Command("kernels", "compile a GPU's kernels ahead of its workers", "kernels"),
         ),
     ),
     (
