@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dopd.attention.base import Attention, BatchMeta
-from dopd.attention.flashinfer_shape import Shape
+from dopd.attention.flashinfer_shape import AMPERE, Shape
 from dopd.attention.staging import FixedStaging, Staging
 from dopd.errors import ConfigError
 
@@ -58,8 +58,8 @@ class FlashInferAttention:
         """pool: [pages, layers, 2, page, kv_heads, head_dim]. num_heads: of the queries.
 
         max_rows, max_row_pages: of the decode steps that are captured. fixed_split: a row is
-        computed alike whatever stands beside it, by one thread block each, so long contexts are
-        slow: for tests that compare tokens. prefill: fa2 or fa3.
+        computed alike whatever rows of its kind stand beside it, by one thread block each, so long
+        contexts are slow: for tests that compare tokens; not captured. prefill: fa2 or fa3.
         """
         self._shape = Shape.of(pool, num_heads)
         self._layers = pool.unbind(1)
@@ -70,7 +70,7 @@ class FlashInferAttention:
         }
         self._max_rows, self._max_row_pages = max_rows, max_row_pages
         # Shared by all kernels, which one stream runs one after the other. They find it zeroed.
-        workspace = self._shape.workspace_bytes(max_rows, _num_sms(pool.device))
+        workspace = self._shape.workspace_bytes(max_rows, *_processors(pool.device))
         self._workspace = torch.zeros(workspace, dtype=torch.uint8, device=pool.device)
         tensor_cores = fixed_split or self._shape.wants_tensor_cores
         self._decode = flashinfer.BatchDecodeWithPagedKVCacheWrapper(
@@ -139,7 +139,11 @@ class FlashInferAttention:
         return out
 
     def fixed(self, batch_size: int) -> Attention:
-        """See `GraphAttention.fixed`."""
+        """See `GraphAttention.fixed`. Not with a fixed split."""
+        if self._options["disable_split_kv"]:
+            # A captured step has blocks without work. FlashInfer 0.6.18 marks them only where it
+            # splits rows; else they take for work what an earlier plan left (scheduler.cuh).
+            raise ValueError("a fixed split cannot be captured into a CUDA graph")
         if not 1 <= batch_size <= self._max_rows:
             raise ValueError(f"a view for {batch_size} rows, made for 1 to {self._max_rows}")
         if self._shared is None:
@@ -305,8 +309,9 @@ class FlashInferKernels:
         return probabilities
 
 
-def _num_sms(device: torch.device) -> int:
-    """Streaming multiprocessors of a GPU; 0 for what is none."""
+def _processors(device: torch.device) -> tuple[int, int]:
+    """Streaming multiprocessors of a GPU and its major compute capability; of the double's none."""
     if device.type != "cuda":
-        return 0
-    return torch.cuda.get_device_properties(device).multi_processor_count
+        return 0, AMPERE
+    found = torch.cuda.get_device_properties(device)
+    return found.multi_processor_count, found.major

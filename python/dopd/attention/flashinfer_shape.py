@@ -20,7 +20,9 @@ TENSOR_CORE_GROUP = 4
 # recommendation, and what its planner asks for at most (`workspace_bytes`).
 MIN_WORKSPACE_BYTES = 128 << 20
 BLOCKS_PER_SM = 2
-PREFILL_TILE, DECODE_TILE = 128, 16
+PREFILL_TILE = 128
+# Before it GPUs have too little shared memory for the smallest tile.
+AMPERE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,16 +64,24 @@ class Shape:
         """Whether decode rows are computed by the kernel that uses tensor cores."""
         return self.group >= TENSOR_CORE_GROUP or self.group not in CUDA_CORE_GROUPS
 
-    def workspace_bytes(self, max_rows: int, num_sms: int) -> int:
+    def workspace_bytes(self, max_rows: int, num_sms: int, major: int) -> int:
         """The most that FlashInfer's planner may ask for, and at least what it recommends.
 
         As in its scheduler.cuh: tiles of partial results and their weights, in float32, for each
-        thread block that the GPU runs at once; a captured decode step has a tile per row.
+        thread block that the GPU runs at once; a captured decode step has a tile per row and more.
+        major: of the GPU's compute capability.
         """
         blocks = -(-BLOCKS_PER_SM * num_sms // self.num_kv_heads)
-        rows = max_rows + -(-max_rows * self.group // DECODE_TILE)
-        tokens = max(blocks * PREFILL_TILE, rows * DECODE_TILE)
+        tile = self._decode_tile(major)
+        tiles = max_rows + -(-max_rows * self.group // tile)
+        tokens = max(blocks * PREFILL_TILE, tiles * tile)
         return max(MIN_WORKSPACE_BYTES, 4 * self.num_heads * tokens * (self.head_dim + 1))
+
+    def _decode_tile(self, major: int) -> int:
+        """Query heads that one thread block computes: FA2DetermineCtaTileQ in its utils.cuh."""
+        if self.group > 64 and self.head_dim < 256:
+            return 128
+        return 64 if self.group > 16 or major < AMPERE else 16
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -82,8 +82,9 @@ def load(
     None for a default: on a GPU what gpu_memory_utilization leaves. max_model_len: None for what
     model and pool allow. name: None for that of the file or folder. attention: `choose.NAMES`.
     max_num_seqs, max_batch_tokens: most rows and tokens of a step. cuda_graphs: of decode steps, on
-    a GPU. fixed_split: attention computes a row alike in every batch, slowly: for tests. timings:
-    what steps take, None for what the warm-up says. Raises ConfigError with what to do.
+    a GPU. fixed_split: attention computes a row alike in every batch, slowly and without graphs:
+    for tests. timings: what steps take, None for what the warm-up says. Raises ConfigError with
+    what to do.
     """
     if not 1 <= page_size <= MAX_PAGE_SIZE:
         raise ConfigError(f"page-size is {page_size}, must be 1 to {MAX_PAGE_SIZE}")
@@ -103,7 +104,7 @@ def load(
         max_row_pages=pages_for(longest, page_size),
         fixed_split=fixed_split,
     )
-    sizes = graphs.sizes(max_num_seqs) if cuda_graphs else []
+    sizes = graphs.sizes(max_num_seqs) if cuda_graphs and not fixed_split else []
     # Measured on a pool of one page, so that the real one can have all the rest.
     reserve = cuda.reserve_bytes(
         weights,

@@ -61,14 +61,15 @@ def capturing() -> Iterator[None]:
 def rmsnorm(input: Tensor, weight: Tensor, eps: float) -> Tensor:
     """As flashinfer.rmsnorm."""
     assert input.ndim == 2 and input.stride(-1) == 1 and weight.shape == input.shape[1:]
-    assert input.dtype == weight.dtype
+    assert input.dtype == weight.dtype and input.device == weight.device
+    assert weight.is_contiguous()
     return F.rms_norm(input, tuple(weight.shape), weight, eps)
 
 
 def fused_add_rmsnorm(input: Tensor, residual: Tensor, weight: Tensor, eps: float) -> None:
     """As flashinfer.fused_add_rmsnorm: the sum to `residual`, its norm to `input`."""
     assert input.shape == residual.shape and input.dtype == residual.dtype
-    assert input.data_ptr() != residual.data_ptr()
+    assert residual.stride(-1) == 1 and input.data_ptr() != residual.data_ptr()
     residual.add_(input)
     input.copy_(rmsnorm(residual, weight, eps))
 
@@ -77,6 +78,8 @@ def silu_and_mul(input: Tensor) -> Tensor:
     """As flashinfer.silu_and_mul."""
     if input.shape[-1] * input.dtype.itemsize % 16:
         raise ValueError("The pointers must be multiple of 16 bytes.")
+    # The kernel takes no strides, and reads both halves 16 bytes at a time.
+    assert input.is_contiguous() and input.shape[-1] * input.dtype.itemsize % 32 == 0
     gate, up = input.chunk(2, dim=-1)
     return F.silu(gate) * up
 
@@ -84,6 +87,7 @@ def silu_and_mul(input: Tensor) -> Tensor:
 def top_k_renorm_probs(probs: Tensor, top_k: Tensor) -> Tensor:
     """As flashinfer's: equals at the border all stay."""
     assert probs.dtype == torch.float32 and top_k.dtype == torch.int32
+    assert probs.is_contiguous() and top_k.is_contiguous() and top_k.device == probs.device
     assert top_k.shape == probs.shape[:1] and bool((top_k > 0).all())
     ordered = probs.sort(dim=-1, descending=True).values
     return _renormed(probs, ordered.gather(1, top_k.long().unsqueeze(1) - 1))
@@ -92,6 +96,7 @@ def top_k_renorm_probs(probs: Tensor, top_k: Tensor) -> Tensor:
 def top_p_renorm_probs(probs: Tensor, top_p: Tensor, *, is_deterministic: bool) -> Tensor:
     """As flashinfer's: the least threshold above which the probabilities hold `top_p`."""
     assert is_deterministic and probs.dtype == top_p.dtype == torch.float32
+    assert probs.is_contiguous() and top_p.is_contiguous() and top_p.device == probs.device
     assert top_p.shape == probs.shape[:1]
     assert torch.allclose(probs.sum(dim=-1), torch.ones(len(probs)), atol=1e-4)
     ordered = probs.sort(dim=-1, descending=True).values
@@ -112,9 +117,12 @@ def apply_rope_with_cos_sin_cache_inplace(
     assert cos_sin_cache.dtype == torch.float32 and cos_sin_cache.is_contiguous()
     assert positions.dtype in (torch.int32, torch.int64) and positions.is_contiguous()
     assert cos_sin_cache.shape[1] == head_size
+    # The kernel asks for no bounds.
+    assert bool(((positions >= 0) & (positions < len(cos_sin_cache))).all())
     cos, sin = (part.unsqueeze(1) for part in cos_sin_cache[positions.long()].chunk(2, dim=1))
     for part in (query, key):
         assert part.shape[0] == len(positions) and part.stride(-1) == 1
+        assert part.device == positions.device == cos_sin_cache.device
         heads = part.view(len(part), -1, head_size)
         first, second = heads.float().chunk(2, dim=-1)
         turned = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
@@ -280,6 +288,8 @@ class BatchDecodeWithPagedKVCacheWrapper(_Wrapper):
         self._write_plan(indptr, last_page_len)
 
     def _check_group(self, group: int, disable_split_kv: bool) -> None:
+        # Without a split the planner gives no mask of the blocks that have no work.
+        assert not (self._is_fixed and disable_split_kv), "blocks without work are not masked"
         if not self._use_tensor_cores:
             assert not disable_split_kv, "only the kernel with tensor cores heeds it"
             if group not in CUDA_CORE_GROUPS:
