@@ -320,8 +320,8 @@ impl Brain {
         let to_ship = sequence.to_prefill();
         let Phase::Shipping {
             cur,
+            nxt,
             timer: timer @ None,
-            ..
         } = &mut sequence.phase
         else {
             return;
@@ -333,7 +333,10 @@ impl Brain {
         // The source lets go at the end of a step, so its step is part of the way.
         let step = Micros(u64::from(source.load.step_us));
         let predicted = source.facts.timings.handoff_us(bytes).plus(step);
-        let longest = predicted.plus(predicted).plus(self.config.handoff_slack);
+        let mut longest = predicted.plus(predicted).plus(self.config.handoff_slack);
+        if !self.pairs.have_met((cur.worker, nxt.worker)) {
+            longest = longest.plus(self.config.handoff_meet);
+        }
         let at = self.now.plus(longest.min(self.config.handoff_max));
         *timer = Some(at);
         self.timers.set(at, Timer::Handoff(key));

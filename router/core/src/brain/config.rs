@@ -45,6 +45,9 @@ pub struct BrainConfig {
     pub moves_max: u32,
     /// Added to twice the predicted time of a hand-off and a step of its source.
     pub handoff_slack: Micros,
+    /// Added to that for the first hand-off from one worker to another: they make what joins them,
+    /// and two ranks of NCCL take seconds to meet. The source decodes meanwhile.
+    pub handoff_meet: Micros,
     /// Longest hand-off.
     pub handoff_max: Micros,
     /// Shortest wait after a worker refused a seat.
@@ -86,6 +89,7 @@ impl Default for BrainConfig {
             deaths_max: 2,
             moves_max: 3,
             handoff_slack: Micros::from_millis(500),
+            handoff_meet: Micros::from_millis(4_000),
             handoff_max: Micros::from_millis(5_000),
             refused_wait_min: Micros::from_millis(5),
             refused_wait_max: Micros::from_millis(50),

@@ -10,6 +10,7 @@ use dopd_core::{
     units::{Micros, Tokens},
 };
 
+use crate::cells::{D, E, P, arrived, ended, lost, opened, token};
 use crate::support::{NEVER, closed, joined, plain, report, request, said, sequence, worker};
 
 fn brain(config: BrainConfig) -> Brain {
@@ -334,6 +335,33 @@ fn hand_off_gets_twice_its_predicted_time_within_limits() {
             Some(Micros(100 + expected_us)),
             "{bytes_per_s} {step_us}"
         );
+    }
+}
+
+/// Two workers make what joins them with their first hand-off; and again when one is another.
+#[test]
+fn the_first_hand_off_of_two_workers_has_time_to_join_them() {
+    let mut brain = Brain::new(BrainConfig {
+        handoff_meet: Micros(70_000),
+        death_settle: Micros(0),
+        ..plain()
+    });
+    brain.handle(Micros(0), joined(P, worker(Role::Prefill, 40)));
+    // Request, its destination, what is added to its hand-off.
+    for (id, to, more_us) in [(1, D, 70_000), (2, D, 0), (3, E, 70_000)] {
+        let now = Micros(id);
+        if id != 2 {
+            brain.handle(now, lost(D));
+            brain.handle(now, joined(to, worker(Role::Decode, 40)));
+        }
+        arrive(&mut brain, id, 8);
+        brain.handle(now, opened(to, 0));
+        brain.handle(now, token(P, 0));
+        let due = now.plus(Micros(500_000 + more_us));
+        assert_eq!(brain.next_wake(), Some(due), "{id}");
+        brain.handle(now, arrived(to, 0, 1));
+        brain.handle(now, ended(P, 0, CloseReason::Asked));
+        brain.handle(now, ended(to, 0, CloseReason::Stop));
     }
 }
 

@@ -153,6 +153,7 @@ fn config(slack_ms: u64) -> BrainConfig {
     BrainConfig {
         seed: slack_ms,
         handoff_slack: Micros::from_millis(slack_ms),
+        handoff_meet: Micros::from_millis(slack_ms / 2),
         replays_max: 2,
         queue_requests_max: 12,
         queue_tokens_max: 200,

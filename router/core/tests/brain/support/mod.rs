@@ -45,6 +45,7 @@ pub(crate) const NEVER: Micros = Micros::from_millis(1_000_000_000);
 pub(crate) fn plain() -> BrainConfig {
     BrainConfig {
         policy: PolicyConfig::plain(),
+        handoff_meet: Micros(0),
         ..BrainConfig::default()
     }
 }
