@@ -279,9 +279,11 @@ class SendEnd:
 
 @dataclass(frozen=True, slots=True)
 class AbortLink:
-    """A fence is overdue: shut the link, and report LinkDown when nothing can land."""
+    """Its oldest fence is overdue: shut the link, if it has no longer limit of its own, and report
+    LinkDown when nothing can land. Said again while that fence stands."""
 
     link: int
+    age_s: float
 
 
 LinkEffect = Dial | SendBegin | SendGo | WritePages | SendEnd | AbortLink

@@ -147,8 +147,11 @@ class Seats:
 
     def overdue(self, now: float) -> list[ev.Effect]:
         """The fence timer: links whose oldest fence has waited too long are to be aborted."""
-        late = {fence.link for fence in self.fences.values() if now - fence.since >= FENCE_S}
-        return [ev.AbortLink(link) for link in sorted(late)]
+        oldest: dict[int, float] = {}
+        for fence in self.fences.values():
+            oldest[fence.link] = max(now - fence.since, oldest.get(fence.link, 0.0))
+        late = sorted((link, age_s) for link, age_s in oldest.items() if age_s >= FENCE_S)
+        return [ev.AbortLink(link, age_s) for link, age_s in late]
 
     def targets(self, link: int, nonce: int, first: int, count: int) -> list[int]:
         """Where a Write lands: pages exposed or fenced under this very nonce and link.

@@ -46,6 +46,11 @@ class Link(Protocol):
         ...
 
     @property
+    def fence_s(self) -> float:
+        """Least age of a fence for which it is aborted; the worker's own is longer if this is 0."""
+        ...
+
+    @property
     def bytes_per_s(self) -> float:
         """Measured rate of writes; START_BYTES_PER_S until then."""
         ...

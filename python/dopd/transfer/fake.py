@@ -162,6 +162,7 @@ class FakeLink:
     def __init__(self, network: FakeNetwork, node: FakeTransport) -> None:
         self.id = next(_ids)
         self.bytes_per_s = START_BYTES_PER_S
+        self.fence_s = 0.0
         self.node = node
         self._network = network
         self._is_shut = False

@@ -58,12 +58,17 @@ WRITE_S = 10.0
 # An abort. It frees memory, for which CUDA may wait for kernels of other links, until their limits
 # end these; and a rank on the same machine waits for the other's abort, or its death (proxy.cc).
 ABORT_S = 60.0
+# A fence that is overdue by the worker's limit may be a slow peer's, and a communicator takes
+# seconds to make anew: more than one step of a stalled source, less than a lease.
+FENCE_S = 2.0
 # How soon an idle link notices that its communicator broke, or that a Write is overdue.
 WATCH_S = 0.5
 
 
 class NcclLink(PulledLink):
     """See `PulledLink`."""
+
+    fence_s = FENCE_S
 
     def __init__(self, parts: LinkParts, shaken: Shaken, nccl: Nccl, device: Device) -> None:
         super().__init__(parts)
@@ -77,6 +82,7 @@ class NcclLink(PulledLink):
         self._landing: deque[tuple[LinkWrite, Event]] = deque()
         most = min(GROUP_PAGES_MAX, GROUP_BYTES_MAX // parts.pool.page_bytes)
         self._frame_pages = max(most, 1)
+        self._is_abandoned = False
         self._checked_at = time.monotonic()
         self._hang_up = select.poll()
         self._hang_up.register(parts.sock, select.POLLRDHUP)
@@ -97,6 +103,11 @@ class NcclLink(PulledLink):
             elif not self._is_shut and not self._has_hung_up():
                 raise LinkRefusedError(str(error)) from error
             raise
+
+    def abandon(self, reason: str) -> None:
+        """See `StreamLink.abandon`. Nobody was told of a page, so there is nothing to wait for."""
+        self._is_abandoned = True
+        super().abandon(reason)
 
     # Source
 
@@ -232,7 +243,8 @@ class NcclLink(PulledLink):
         return True
 
     def _abort(self, communicator: Communicator) -> bool:
-        """Whether it came back in time. NCCL has no limit for it, so a thread of its own waits."""
+        """Whether it came back. NCCL has no limit for it, so a thread of its own waits; and where
+        pages wait for that, so do we: they are given back as late as it comes."""
 
         def abort() -> None:
             # The library leaves a thread on the device that it found there: on a new thread that is
@@ -251,6 +263,12 @@ class NcclLink(PulledLink):
             abort()
             return True
         thread.join(ABORT_S)
+        if thread.is_alive() and not self._is_abandoned:
+            text = (
+                "data link %s: its abort takes more than %g s: pages stay fenced until it is done"
+            )
+            log.error(text, self.label, ABORT_S)
+            thread.join()
         return not thread.is_alive()
 
 

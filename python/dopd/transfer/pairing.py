@@ -2,7 +2,7 @@
 
 A grant names the ways into its holder's pool, best first. The source takes the first that it speaks
 too and that reaches it from here. If that way is refused, or fails several times on end, which is
-how a sandbox refuses, the next one is tried, and taken at once from then on.
+how a sandbox refuses, the next one is tried, and taken at once for REFUSED_S.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import random
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 from dopd.errors import LinkError, LinkRefusedError
 from dopd.transfer.base import LinkEvents
@@ -25,6 +26,8 @@ BACKOFF_MIN_S, BACKOFF_MAX_S = 0.05, 2.0
 TRIES_MAX = 4
 # Ways that were refused, each of one life of one peer. Past this they are tried anew.
 REFUSED_MAX = 1024
+# What refused may have been out of memory or of links, once.
+REFUSED_S = 300.0
 
 
 class Transports:
@@ -33,16 +36,23 @@ class Transports:
     Raises LinkError if there is none.
     """
 
-    def __init__(self, transports: Sequence[StreamTransport], events: LinkEvents) -> None:
+    def __init__(
+        self,
+        transports: Sequence[StreamTransport],
+        events: LinkEvents,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         if not transports:
             raise LinkError("no transport is left")
         self._transports = {transport.name: transport for transport in transports}
         self._events = events
+        self._clock = clock
         self._lock = threading.Lock()
         self._closed = threading.Event()
         # Peers that a thread dials now -> somebody asked again meanwhile.
         self._dialling: dict[Peer, bool] = {}
-        self._refused: set[tuple[Peer, Endpoint]] = set()
+        # Way -> when it was refused.
+        self._refused: dict[tuple[Peer, Endpoint], float] = {}
 
     @property
     def endpoints(self) -> tuple[Endpoint, ...]:
@@ -133,10 +143,14 @@ class Transports:
             theirs = ", ".join(f"{e.transport} {e.address}" for e in peer.endpoints)
             raise LinkRefusedError(f"none of its ways ({theirs}) can be dialled from here")
         # The last one is always tried: it may be the peer's only one, or work by now.
-        return [way for way in ways[:-1] if (peer, way[1]) not in self._refused] + ways[-1:]
+        return [way for way in ways[:-1] if not self._is_refused(peer, way[1])] + ways[-1:]
+
+    def _is_refused(self, peer: Peer, endpoint: Endpoint) -> bool:
+        at = self._refused.get((peer, endpoint))
+        return at is not None and self._clock() - at < REFUSED_S
 
     def _note_refused(self, peer: Peer, endpoint: Endpoint) -> None:
         with self._lock:
             if len(self._refused) >= REFUSED_MAX:
                 self._refused.clear()
-            self._refused.add((peer, endpoint))
+            self._refused[peer, endpoint] = self._clock()

@@ -62,6 +62,7 @@ class StreamLink(abc.ABC):
 
     # Of the transport that made it, which says so.
     transport = ""
+    fence_s = 0.0
 
     def __init__(self, parts: LinkParts) -> None:
         self.id = next(_ids)

@@ -70,8 +70,10 @@ class Links:
                 self._by_id[link].write(nonce, first, pages)
             case ev.SendEnd(link, end):
                 self._by_id[link].end(end)
-            case ev.AbortLink(link):
-                self._by_id[link].abort("a fence is overdue: the source said no End")
+            case ev.AbortLink(link, age_s):
+                if age_s >= self._by_id[link].fence_s:
+                    reason = f"the source said no End for {age_s:.1f} s: a fence is overdue"
+                    self._by_id[link].abort(reason)
 
     def bytes_per_s(self, link: int | None) -> float:
         """What a link carries; 0 if it is down."""

@@ -77,7 +77,7 @@ def test_a_fence_is_lifted_by_nothing_else(event: ev.Event) -> None:
 def test_an_overdue_fence_aborts_its_link_and_frees_nothing_by_itself() -> None:
     seats = fenced()
     assert seats.overdue(10.0 + FENCE_S - 0.01) == []
-    assert seats.overdue(10.0 + FENCE_S) == [ev.AbortLink(LINK)]
+    assert seats.overdue(10.0 + FENCE_S) == [ev.AbortLink(LINK, FENCE_S)]
     assert seats.pages.num_fenced == 2
 
 

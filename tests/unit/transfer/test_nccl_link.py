@@ -318,35 +318,47 @@ def test_a_kernel_that_does_not_end_keeps_the_pages_fenced() -> None:
         assert end.synchronise(10)
 
 
-@pytest.mark.parametrize("what", ["the abort", "the stream"])
 def test_what_never_comes_to_rest_is_never_told_as_down(
-    what: str, impatient: None, caplog: pytest.LogCaptureFixture
+    impatient: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Pair("nccl") as pair:
         link = pair.connect()
         pair.settle(lambda: pair.destination.links, pair.destination)
         gpu = gpu_of(pair.destination)
         pair.destination.exposed[1] = TARGETS
-        if what == "the abort":
-            gpu.nccl.hang("abort")
-        else:
-            gpu.cuda.hold(is_held=True)
-            link.write(1, 0, PAGES)
-            wait_for(lambda: gpu.left().get("queued", 0) > 0, gpu.left)
+        gpu.cuda.hold(is_held=True)
+        link.write(1, 0, PAGES)
+        wait_for(lambda: gpu.left().get("queued", 0) > 0, gpu.left)
         pair.destination.links[0].abort("test")
         wait_for(lambda: "does not come to rest" in caplog.text, lambda: caplog.text)
         assert not pair.destination.links[0].synchronise(0)
         assert "down" not in pair.destination.names()
         # Only for what comes after this test.
-        gpu.nccl.hang("abort", is_hung=False)
         gpu.cuda.hold(is_held=False)
         wait_for(lambda: gpu.left().get("queued", 0) == 0, gpu.left)
         pair.destination.links[0]._stream.close()
 
 
+def test_an_abort_that_takes_too_long_is_told_and_gives_its_pages_back_when_it_ends(
+    impatient: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Pair("nccl") as pair:
+        pair.connect()
+        pair.settle(lambda: pair.destination.links, pair.destination)
+        gpu, end = gpu_of(pair.destination), pair.destination.links[0]
+        gpu.nccl.hang("abort")
+        end.abort("test")
+        wait_for(lambda: "its abort takes more than" in caplog.text, lambda: caplog.text)
+        assert not end.synchronise(0)
+        assert "down" not in pair.destination.names()
+        gpu.nccl.hang("abort", is_hung=False)
+        assert end.synchronise(10)
+        pair.settle(lambda: "down" in pair.destination.names(), pair.destination)
+
+
 def test_an_abort_may_take_as_long_as_what_it_waits_for() -> None:
     """Kernels of other links, for memory that it frees, and on one machine the other rank's abort,
-    which may be in its join: pages of an abort that is given up are lost."""
+    which may be in its join: somebody is told of what takes longer."""
     limits = nccl_link
     others_s = (1 + limits.LANDING_MAX) * limits.WRITE_S
     assert limits.ABORT_S > max(others_s, limits.JOIN_S) + limits.WRITE_S

@@ -31,7 +31,11 @@ YES, NO = ("now", "late error", "frame"), ("never", "frame")
 
 
 class HangsError(Exception):
-    """A call does not come back."""
+    """A call does not come back in time."""
+
+
+class NeverError(BaseException):
+    """A call never comes back: its thread ends here."""
 
 
 class Choices:
@@ -99,11 +103,19 @@ class World:
         self.link._put = lambda op: self.log.append(op)
 
     def thread(self, target: Callable[[], None], **rest: Any) -> SimpleNamespace:
-        """The one that aborts: it is over at once, or never."""
-        thread = SimpleNamespace(is_alive=lambda: False, join=lambda within_s: None)
+        """The one that aborts: it is over at once, or later than its limit, or never."""
+        thread = SimpleNamespace(is_alive=lambda: False)
+
+        def join(within_s: float | None = None) -> None:
+            if within_s is not None or not thread.is_alive():
+                return
+            if self.abort == "never":
+                raise NeverError
+            self.abort, self.is_rest_known = "failed", None
+            thread.is_alive = lambda: False
 
         def start() -> None:
-            self.abort = self.pick("done", "failed", "hangs", "no thread")
+            self.abort = self.pick("done", "failed", "late", "never", "no thread")
             if self.abort == "no thread":
                 raise RuntimeError("can't start new thread")
             self.is_used = False
@@ -112,7 +124,7 @@ class World:
             except HangsError:
                 thread.is_alive = lambda: True
 
-        thread.start = start
+        thread.start, thread.join = start, join
         return thread
 
     # The library
@@ -136,7 +148,7 @@ class World:
         if name == "ncclCommAbort":
             self.log.append("aborted")
             assert not self.open_groups
-            if self.abort == "hangs":
+            if self.abort in ("late", "never"):
                 self.is_rest_known = False
                 raise HangsError
             return BROKEN if self.abort == "failed" else OK
@@ -185,7 +197,9 @@ class World:
 
     def synchronise(self, within_s: float) -> bool:
         assert "aborted" in self.log or "joined" not in self.log
-        assert self.abort != "hangs", "the stream tells nothing before the abort is over"
+        assert self.abort not in ("late", "never"), (
+            "the stream tells nothing before the abort is over"
+        )
         is_open = not self.is_asked and self.abort in ("", "done")
         kind = self.pick("done", "not done", "asked again") if is_open else "done"
         self.is_rest_known = kind == "done"
@@ -324,7 +338,10 @@ def live(world: World) -> None:
         assert isinstance(error, LinkRefusedError) == is_ours
         link.abandon(str(error))
         return
-    link._read()
+    try:
+        link._read()
+    except NeverError:
+        world.log.append("waits")
 
 
 def check(world: World) -> None:
@@ -337,7 +354,10 @@ def check(world: World) -> None:
     assert not world.open_events
     assert world.open_streams == (not is_at_rest)
     assert log.count("retired") == (world.is_listener and not was_up)
-    assert link._sock.fileno() == -1
+    assert (link._sock.fileno() == -1) == ("waits" not in log)
+    # Of a thread that waits for ever.
+    link._sock.close()
+    assert log.count("waits") == (was_up and world.abort == "never")
     assert link.synchronise(0) == is_at_rest
     assert log.count("forgotten") == is_at_rest
     assert log.count("down") == (was_up and is_at_rest)
@@ -391,4 +411,4 @@ def test_the_books_are_right_after_every_order_of_failure(
             break
     assert runs > least
     wanted = "('landed', 1, 1)" if is_listener else "('written', 1)"
-    assert {wanted, "down", "not joined"} <= seen
+    assert {wanted, "down", "not joined", "waits"} <= seen

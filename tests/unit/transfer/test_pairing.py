@@ -76,7 +76,7 @@ def test_a_way_that_does_not_reach_from_here_is_not_tried(
         assert attempts == ["tcp"]
 
 
-def test_a_way_that_is_refused_gives_way_to_the_next_for_good_and_is_logged_once(
+def test_a_way_that_is_refused_gives_way_to_the_next_for_a_while_and_is_logged_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with Pair("shm+tcp") as pair, caplog.at_level(logging.WARNING):
@@ -89,12 +89,17 @@ def test_a_way_that_is_refused_gives_way_to_the_next_for_good_and_is_logged_once
         (record,) = caplog.records
         assert "over shm: 'dopd-nobody': " in record.message
         assert record.message.endswith("; tcp from now on")
+        # It may have been short of something that it has now.
+        at = pairing.time.monotonic() + pairing.REFUSED_S
+        monkeypatch.setattr(pair.transports[0], "_clock", lambda: at)
+        dial_and_drop(pair, peer)
+        assert attempts[3:] == ["shm", "tcp"]
         # Another life of the peer is another matter.
         peer = Peer("destination", 3, peer.endpoints)
         pair.source.wanted = True
         pair.transports[0].dial(peer)
         wait_for(lambda: "destination lives at" in caplog.text, lambda: caplog.text)
-        assert attempts[3:] == ["shm", "tcp"]
+        assert attempts[5:] == ["shm", "tcp"]
 
 
 def test_memory_that_is_not_sealed_leads_to_tcp(monkeypatch: pytest.MonkeyPatch) -> None:

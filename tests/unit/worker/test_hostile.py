@@ -47,6 +47,7 @@ class Wire:
     """A link that takes everything, and a transport that dials nobody."""
 
     bytes_per_s = 1e9
+    fence_s = 0.0
     transport = "tcp"
     endpoints = (Endpoint("fake", "here"),)
 

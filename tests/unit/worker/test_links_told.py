@@ -31,11 +31,30 @@ class One:
     def __init__(self, number: int, transport: str = "shm") -> None:
         self.id = number
         self.transport = transport
+        self.fence_s = 0.0
+        self.reasons: list[str] = []
+
+    def abort(self, reason: str) -> None:
+        self.reasons.append(reason)
 
 
 def up(desk: Desk, link: Any, name: str | None) -> None:
     peer = None if name is None else Peer(name, 1, (Endpoint("shm", "x"),))
     desk.links.link_up(link, peer)
+
+
+@pytest.mark.parametrize(("fence_s", "age_s", "is_aborted"), [(0, 0.5, True), (2, 1.9, False)])
+def test_a_link_is_aborted_for_a_fence_of_its_own_age(
+    fence_s: float, age_s: float, is_aborted: bool
+) -> None:
+    """A communicator takes seconds to make anew, so a slow source has longer."""
+    desk, link = Desk(), One(1, "nccl")
+    link.fence_s = fence_s
+    up(desk, link, None)
+    desk.links.act(ev.AbortLink(1, age_s))
+    assert bool(link.reasons) == is_aborted
+    desk.links.act(ev.AbortLink(1, age_s + fence_s))
+    assert link.reasons[-1].startswith("the source said no End for")
 
 
 def test_links_on_which_we_ship_are_told_once_until_they_change() -> None:
