@@ -12,7 +12,10 @@ import torch
 
 from bench.gpu.setup import Setup, peaks
 
-PACKAGES = ("torch", "flashinfer-python", "apache-tvm-ffi", "nvidia-nccl-cu13", "nvidia-nccl-cu12")
+PACKAGES = (
+    *("torch", "flashinfer-python", "flashinfer-jit-cache", "apache-tvm-ffi"),
+    *("nvidia-nccl-cu13", "nvidia-nccl-cu12"),
+)
 COPY_BYTES, MATRIX, TIMES = 2 << 30, 8192, 10
 
 

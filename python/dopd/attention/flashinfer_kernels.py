@@ -16,7 +16,7 @@ import torch
 from flashinfer.compilation_context import CompilationContext
 from flashinfer.jit import env as jit_env
 from flashinfer.jit.activation import gen_act_and_mul_module
-from flashinfer.jit.attention import gen_batch_decode_module, gen_batch_prefill_module
+from flashinfer.jit.attention import modules
 from flashinfer.jit.cpp_ext import get_cuda_version
 from flashinfer.jit.norm import gen_norm_module
 from flashinfer.jit.page import gen_page_module
@@ -59,10 +59,14 @@ def _of_shape(shape: Shape, prefill: str) -> Iterator[Spec]:
     dtypes = (shape.dtype, shape.dtype, shape.dtype, torch.int32)
     dims = (shape.head_dim, shape.head_dim)
     if not shape.wants_tensor_cores:
-        yield gen_batch_decode_module(*dtypes, *dims, *PLAIN)
+        yield modules.gen_batch_decode_module(*dtypes, *dims, *PLAIN)
     # Decode by tensor cores is prefill of one token, by fa2.
     for back_end in sorted({prefill} | ({"fa2"} if shape.wants_tensor_cores else set())):
-        yield gen_batch_prefill_module(back_end, *dtypes, *dims, *PLAIN, SUMS_IN_FLOAT16)
+        generate = modules.gen_batch_prefill_module
+        if back_end == "fa2":
+            # FlashInfer 0.7 has a library of its own for keys and values that lie alike.
+            generate = getattr(modules, "_gen_batch_prefill_primary_module", generate)
+        yield generate(back_end, *dtypes, *dims, *PLAIN, SUMS_IN_FLOAT16)
 
 
 def prepare(spec: Spec, stubs: Path) -> Kernel:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from dopd import env
 from dopd.cli import console
-from dopd.cli.bench.bar import Bar
+from dopd.cli.bar import Bar
 from dopd.errors import ConfigError
 
 if TYPE_CHECKING:

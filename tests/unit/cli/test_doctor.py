@@ -64,6 +64,13 @@ SEEDED: tuple[tuple[str, dict[str, Any], str, str, str], ...] = (
         "CUDA toolkit",
     ),
     (
+        "kernels of another flashinfer",
+        GPU | {"packages": GOOD_PACKAGES | {"flashinfer-jit-cache": "0.6.17+cu130.sm90a"}},
+        "flashinfer",
+        "fail",
+        "dopd kernels",
+    ),
+    (
         "port in use",
         {"ports": (Port("http.port", "--port", "127.0.0.1:8000", "nginx (pid 7)"),)},
         "port 8000",
@@ -165,6 +172,15 @@ def test_each_seeded_misconfiguration_is_found_with_its_fix(
     bad = [finding for finding in findings if finding.level != "ok"]
     assert [(finding.name, finding.level) for finding in bad] == [(name, level)]
     assert fix in (bad[0].fix or "")
+
+
+def test_kernels_compiled_ahead_need_no_compiler() -> None:
+    packages = GOOD_PACKAGES | {"flashinfer-jit-cache": "0.6.18+cu130.sm90a"}
+    facts = {**GPU, "packages": packages, "compilers_missing": ("nvcc", "ninja")}
+    found = checks.diagnose(dataclasses.replace(GOOD, **facts))
+    (finding,) = [one for one in found if one.name == "flashinfer"]
+    assert finding.level == "ok"
+    assert "compiled ahead, 0.6.18+cu130.sm90a" in finding.text
 
 
 def test_a_port_of_a_running_dopd_is_fine() -> None:

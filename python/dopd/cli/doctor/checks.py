@@ -169,10 +169,21 @@ def check_flashinfer(facts: Facts) -> Iterator[Finding]:
     if version is None:
         text = "not installed: models on a GPU need it, or --attention torch, which is slow"
         yield Finding("flashinfer", WARN, text, "pip install 'dopd[gpu]'")
-    elif facts.compilers_missing and not facts.packages.get("flashinfer-jit-cache"):
+    elif ahead := facts.packages.get("flashinfer-jit-cache"):
+        # As FlashInfer compares them, when it is imported.
+        if ahead.startswith(version):
+            yield Finding("flashinfer", OK, f"{version}; kernels compiled ahead, {ahead}")
+        else:
+            text = f"{version}, and flashinfer-jit-cache {ahead} has kernels for another version"
+            fix = "dopd kernels makes new ones; pip uninstall flashinfer-jit-cache does without"
+            yield Finding("flashinfer", FAIL, text, fix)
+    elif facts.compilers_missing:
         missing = " and ".join(facts.compilers_missing)
         text = f"{version} compiles its kernels at first use, and {missing} cannot be found"
-        fix = "install the CUDA toolkit of torch's version and pip install ninja"
+        fix = (
+            "install the CUDA toolkit of torch's version and pip install ninja, "
+            "or what `dopd kernels` made elsewhere"
+        )
         yield Finding("flashinfer", WARN, text, fix)
     else:
         yield Finding("flashinfer", OK, f"{version}; the first start compiles kernels for minutes")
