@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dopd import env
+from dopd.bar import Bar
 from dopd.cli import console
-from dopd.cli.bar import Bar
 from dopd.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -171,8 +171,13 @@ def _compile(
     stubs = toolkit.make_stubs(found, kernels.stubs_folder())
     wanted = [kernels.prepare(spec, stubs) for spec in kernels.specs(shapes, prefill)]
     made = []
-    with Bar("kernels") as bar:
-        for one in compile_all(wanted, found.ninja, jobs, bar.show):
+    with Bar("kernels", 1.0) as bar:
+
+        def show(share: float, name: str) -> None:
+            # The rest of a name tells dtypes and sizes, and fills several lines.
+            bar.show(share, name.partition("_dtype_")[0])
+
+        for one in compile_all(wanted, found.ninja, jobs, show):
             took = "was there" if one.seconds is None else f"{one.seconds:.1f} s"
             console.note(f"{took:>9}  {one.num_bytes / (1 << 20):5.2f} MiB  {one.name}")
             made.append(one)
