@@ -35,7 +35,7 @@ class RecordedCapture:
 
     def __call__(self, function: Callable[[], None]) -> Callable[[], None]:
         """Record what the function does."""
-        tape = _Tape()
+        tape = Tape()
         with tape:
             function()
         self.captured += 1
@@ -47,7 +47,9 @@ class RecordedCapture:
         return replay
 
 
-class _Tape(TorchDispatchMode):
+class Tape(TorchDispatchMode):
+    """What was done to tensors while it was entered."""
+
     def __init__(self) -> None:
         super().__init__()
         self._operations: list[Operation] = []

@@ -33,23 +33,26 @@ class TableView:
     def __init__(self, pool: Tensor, batch_size: int, max_row_pages: int) -> None:
         self.plans = 0
         self._pool = pool
-        self._table = torch.zeros((batch_size, max_row_pages), dtype=torch.int64)
-        self._lengths = torch.zeros(batch_size, dtype=torch.int64)
-        self._slots = torch.zeros((2, batch_size), dtype=torch.int64)
+        where = {"dtype": torch.int64, "device": pool.device}
+        self._table = torch.zeros((batch_size, max_row_pages), **where)
+        self._lengths = torch.zeros(batch_size, **where)
+        self._slots = torch.zeros((2, batch_size), **where)
         # [slots]: each slot's place in its row.
-        self._places = torch.arange(max_row_pages * pool.shape[3])
+        self._places = torch.arange(max_row_pages * pool.shape[3], device=pool.device)
 
     def plan(self, meta: BatchMeta) -> None:
         """Copy a step's metadata to where it stays."""
         self.plans += 1
         assert meta.num_decode_rows == len(meta.last_page_len) == len(self._lengths)
         starts = meta.kv_indptr.tolist()
-        self._table.zero_()
+        table = torch.zeros(self._table.shape, dtype=torch.int64)
         for row, (start, end) in enumerate(pairwise(starts)):
-            self._table[row, : end - start] = meta.kv_indices[start:end]
+            table[row, : end - start] = meta.kv_indices[start:end]
         page_size = self._pool.shape[3]
-        self._lengths[:] = (meta.kv_indptr.diff() - 1) * page_size + meta.last_page_len
-        self._slots[0], self._slots[1] = meta.slot_pages, meta.slot_offsets
+        lengths = (meta.kv_indptr.diff() - 1) * page_size + meta.last_page_len
+        self._table.copy_(table, non_blocking=True)
+        self._lengths.copy_(lengths, non_blocking=True)
+        self._slots.copy_(torch.stack((meta.slot_pages, meta.slot_offsets)), non_blocking=True)
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> None:
         """See `Attention.append`."""
