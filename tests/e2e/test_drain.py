@@ -70,10 +70,10 @@ def test_grpc_health_says_not_serving_and_its_watch_ends(slow: Server) -> None:
             answer = health_pb2_grpc.HealthStub(late).Check(health_pb2.HealthCheckRequest())
             assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
         assert list(events)[-1] == "[DONE]"
-        started = time.monotonic()
         assert list(watch) == [], "it ends, and well"
         assert slow.process.popen.wait(30) == 0
-        assert time.monotonic() - started < 2.5, "nobody waits for a client that watches"
+        said = slow.process.log.read_text()
+        assert "did not end in time" not in said, "nobody waits for a client that watches"
 
 
 def error_of_http(server: Server, started: Callable[[], None]) -> str:

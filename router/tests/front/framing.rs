@@ -15,8 +15,10 @@ use tokio::{
 use crate::fake::{Fake, Step, with_http};
 
 const TABLE: &str = include_str!("framing.txt");
-/// Without a byte for this long an open connection has said everything.
+/// Without a byte for this long a connection that has said what it is to say, says no more.
 const QUIET: Duration = Duration::from_millis(400);
+/// Time for what the table says to come.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// One line of the table.
 struct Row {
@@ -86,24 +88,31 @@ fn unescape(text: &str) -> Vec<u8> {
     out
 }
 
-/// Statuses of all answers, in order, and whether the server closed; as in the table.
-async fn observe(address: SocketAddr, raw: &[u8]) -> String {
+/// Statuses of all answers, in order.
+fn statuses(bytes: &[u8]) -> String {
+    let text = String::from_utf8_lossy(bytes);
+    let answers = text.split("HTTP/1.").skip(1);
+    let statuses: Vec<&str> = answers.filter_map(|answer| answer.get(2..5)).collect();
+    statuses.join(",")
+}
+
+/// Statuses of all answers, and whether the server closed; as in the table.
+async fn observe(address: SocketAddr, raw: &[u8], expected: &str) -> String {
     let mut stream = TcpStream::connect(address).await.unwrap();
     // The server may answer and close before it has read everything.
     let _ = stream.write_all(raw).await;
     let mut bytes = Vec::new();
     let end = loop {
         let mut buffer = [0; 4_096];
-        match tokio::time::timeout(QUIET, stream.read(&mut buffer)).await {
+        let is_said = format!("{} open", statuses(&bytes)) == expected;
+        let patience = if is_said { QUIET } else { PATIENCE };
+        match tokio::time::timeout(patience, stream.read(&mut buffer)).await {
             Ok(Ok(0) | Err(_)) => break "closed",
             Ok(Ok(count)) => bytes.extend_from_slice(&buffer[..count]),
             Err(_) => break "open",
         }
     };
-    let text = String::from_utf8_lossy(&bytes);
-    let statuses = text.split("HTTP/1.").skip(1);
-    let statuses: Vec<&str> = statuses.filter_map(|answer| answer.get(2..5)).collect();
-    format!("{} {end}", statuses.join(","))
+    format!("{} {end}", statuses(&bytes))
 }
 
 #[test]
@@ -114,7 +123,7 @@ fn every_row_of_the_table_is_answered_as_it_says() {
         let rows = rows();
         assert!(rows.len() > 90, "{} rows", rows.len());
         let asked = rows.iter().map(|row| async move {
-            let seen = observe(address, &row.sent).await;
+            let seen = observe(address, &row.sent, row.expected).await;
             let Row { name, expected, .. } = row;
             (seen != *expected).then(|| format!("{name}: {seen}, not {expected}"))
         });
@@ -123,6 +132,7 @@ fn every_row_of_the_table_is_answered_as_it_says() {
         let (bad, total) = (wrong.len(), rows.len());
         assert!(bad == 0, "{bad} of {total}:\n{}", wrong.join("\n"));
         let after = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n";
-        assert_eq!(observe(address, after).await, "200 open");
+        let healthy = "200 open";
+        assert_eq!(observe(address, after, healthy).await, healthy);
     });
 }
