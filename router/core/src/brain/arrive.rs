@@ -10,7 +10,7 @@ use super::{
     queue::{Lane, QueueKey},
     sequences::{Phase, Sequence},
     table::{Input, PhaseKind},
-    timers::Timer,
+    timers::{DUE_MAX, Timer},
 };
 use crate::{
     ids::{RequestId, SequenceId, SessionId},
@@ -148,47 +148,60 @@ impl Brain {
         }
     }
 
-    /// Does what is due. Of the workers that are about to be free it takes those of one time, so
-    /// that a wake places what one worker takes; `next_wake` has the others.
+    /// Does a part of what is due; `next_wake` has the rest. Of the workers that are about to be
+    /// free it takes those of one time, so that a wake places what one worker takes.
     pub(super) fn wake(&mut self) {
         if let Some(first) = self.workers.next_due().filter(|&at| at <= self.now) {
             self.workers.advance(first);
         }
-        while let Some(timer) = self.timers.pop_due(self.now) {
-            match timer {
-                Timer::Backoff(worker) => {
-                    self.workers.update(worker, |worker| worker.backoff = None);
-                }
-                Timer::NoWorker => self.no_worker(),
-                Timer::Waited(key) => self.waited(key),
-                Timer::Late(key) => self.late(key),
-                Timer::Breaker(worker) => self.judge(worker, Outcome::Due),
-                Timer::Pair(pair) => self.judge_pair(pair, Outcome::Due),
-                Timer::Settled => self.settling = None,
-                Timer::Handoff(key) => {
-                    self.judge_handoff(key, Outcome::Failed);
-                    self.apply(key, Input::HandoffTimer);
-                }
-                Timer::Deadline(request) => {
-                    for key in self.sequences.of_request(request) {
-                        self.apply(key, Input::Deadline);
-                    }
+        for _ in 0..DUE_MAX {
+            let Some((at, timer)) = self.timers.pop_due(self.now) else {
+                break;
+            };
+            if timer == Timer::NoWorker && self.no_worker() {
+                self.timers.set(at, timer);
+                break;
+            }
+            self.due(timer);
+        }
+    }
+
+    fn due(&mut self, timer: Timer) {
+        match timer {
+            Timer::Backoff(worker) => {
+                self.workers.update(worker, |worker| worker.backoff = None);
+            }
+            Timer::NoWorker => {}
+            Timer::Waited(key) => self.waited(key),
+            Timer::Late(key) => self.late(key),
+            Timer::Breaker(worker) => self.judge(worker, Outcome::Due),
+            Timer::Pair(pair) => self.judge_pair(pair, Outcome::Due),
+            Timer::Settled => self.settling = None,
+            Timer::Handoff(key) => {
+                self.judge_handoff(key, Outcome::Failed);
+                self.apply(key, Input::HandoffTimer);
+            }
+            Timer::Deadline(request) => {
+                for key in self.sequences.of_request(request) {
+                    self.apply(key, Input::Deadline);
                 }
             }
         }
     }
 
-    /// No worker for as long as anybody waits: all that waited from before give up.
-    fn no_worker(&mut self) {
+    /// No worker for as long as anybody waits: those give up that waited from before, so many at a
+    /// time. True if there may be more.
+    fn no_worker(&mut self) -> bool {
         let now = self.now;
         let waited = |key: &usize| {
             let phase = self.sequences.get(*key).map(|sequence| sequence.phase);
             matches!(phase, Some(Phase::Wait { timer }) if timer.is_none_or(|at| at <= now))
         };
-        let keys: Vec<usize> = self.queue.iter().filter(waited).collect();
-        for key in keys {
+        let keys: Vec<usize> = self.queue.iter().filter(waited).take(DUE_MAX).collect();
+        for &key in &keys {
             self.apply(key, Input::NoWorker);
         }
+        keys.len() == DUE_MAX
     }
 
     /// A sequence that found no worker when it came has waited its time.

@@ -8,6 +8,7 @@ use super::{
     queue::Lane,
     sequences::{Phase, Risk, Sequence},
     table::Input,
+    timers::DUE_MAX,
     workers::{Task, Worker},
 };
 use crate::{
@@ -35,10 +36,10 @@ impl Brain {
         self.move_on();
         let reporter = self.reporter.take();
         self.place_first();
-        if !self.queue.has_more_late() && self.steal(reporter) {
+        if !self.is_cut_short() && self.steal(reporter) {
             self.place_first();
         }
-        if self.queue.has_more_late() {
+        if self.is_cut_short() {
             // This goes on at the wake that follows.
             self.reporter = reporter;
         } else {
@@ -46,10 +47,17 @@ impl Brain {
         }
     }
 
+    /// There is more at the front of the queue than one event deals with.
+    pub(super) const fn is_cut_short(&self) -> bool {
+        self.queue.has_more_late() || self.has_more_in_vain
+    }
+
     /// Places from the front of the queue until one does not fit: the order is kept, so nothing
     /// starves.
     fn place_first(&mut self) {
         let mut quarantined = Vec::new();
+        let mut ended = 0;
+        self.has_more_in_vain = false;
         while let Some(key) = self.next_to_place(&quarantined) {
             self.workers.settle();
             let Some(sequence) = self.sequences.get(key) else {
@@ -57,6 +65,11 @@ impl Brain {
             };
             let lane = sequence.queue_key.lane;
             if let Some(why) = self.is_in_vain(sequence) {
+                if ended == DUE_MAX {
+                    self.has_more_in_vain = true;
+                    return;
+                }
+                ended += 1;
                 let is_late = why == RejectReason::DeadlineExceeded && sequence.deadline > self.now;
                 self.hopeless_total += u64::from(is_late);
                 self.end(key, Some(Refusal::of(why)));

@@ -107,6 +107,8 @@ pub struct Brain {
     places: u64,
     /// Prompts that workers labelled decode took.
     stolen_total: u64,
+    /// At the front of the queue are more for whom nothing is to be computed.
+    has_more_in_vain: bool,
     /// Sequences that are to move on to a decode worker.
     leaving: BTreeSet<usize>,
     /// Which of them is looked at next, in turn.
@@ -156,6 +158,7 @@ impl Brain {
             lengths: Lengths::new(),
             places: 0,
             stolen_total: 0,
+            has_more_in_vain: false,
             leaving: BTreeSet::new(),
             leaving_next: 0,
             reporter: None,
@@ -230,7 +233,7 @@ impl Brain {
     /// When the brain wants an [`Event::Woke`] at the latest. A wake does a part of what is due:
     /// the time may have passed already, and the caller goes on at once, before it sleeps.
     pub fn next_wake(&self) -> Option<Micros> {
-        if self.queue.has_more_late() {
+        if self.is_cut_short() {
             return Some(self.now);
         }
         // While something waits, workers that are about to be free are given more in time.

@@ -30,6 +30,10 @@ pub(super) enum Timer {
     Deadline(RequestId),
 }
 
+/// What one event does at most of what time has made due: timers, and of those that wait in vain
+/// each. Deadlines of thousands at one instant are no long event then.
+pub(super) const DUE_MAX: usize = 16;
+
 const NEVER: Micros = Micros(u64::MAX);
 
 #[derive(Debug, Default)]
@@ -67,13 +71,9 @@ impl Timers {
         self.0.first().map(|&(at, _)| at)
     }
 
-    /// Takes the earliest that is due at `now`.
-    pub(super) fn pop_due(&mut self, now: Micros) -> Option<Timer> {
-        let &(at, timer) = self.0.first()?;
-        if at > now {
-            return None;
-        }
-        self.0.pop_first();
-        Some(timer)
+    /// Takes the earliest that is due at `now`, with its time.
+    pub(super) fn pop_due(&mut self, now: Micros) -> Option<(Micros, Timer)> {
+        self.next().filter(|&at| at <= now)?;
+        self.0.pop_first()
     }
 }

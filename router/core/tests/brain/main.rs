@@ -1,5 +1,6 @@
 //! Tests of the brain through its only door: events in, actions out.
 
+mod at_once;
 mod binding;
 mod breakers;
 mod budgets;

@@ -288,7 +288,11 @@ fn settle(fleet: &mut Fleet) {
     fleet.assert_clean();
     // Waits after refusals and for workers run out; nothing else is left to wait for.
     fleet.now = fleet.now.plus(Micros::from_millis(60_000));
-    fleet.tell(Event::Woke);
+    for _ in 0..ROUNDS_MAX {
+        if fleet.brain.next_wake().is_some_and(|at| at <= fleet.now) {
+            fleet.tell(Event::Woke);
+        }
+    }
     assert_eq!(
         fleet.brain.next_wake(),
         None,
