@@ -1,6 +1,7 @@
 """Decode steps as CUDA graphs against the same steps without: tokens, times, gap between replays.
 
-The gap: what a decode step takes on the host's clock beyond what the device computes.
+The gap: what a decode step takes on the host's clock beyond what the device computes, which is what
+the same work takes where nobody waits for it before the end.
 """
 
 from __future__ import annotations
@@ -8,9 +9,12 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+import torch
+
 from bench.gpu.setup import Setup
 from dopd.engine.load import load
 from dopd.engine.measure import Shape, Steps
+from dopd.engine.torch import TorchEngine
 
 BATCHES, CONTEXT, TIMES = (1, 8, 32, 64, 128), 512, 30
 
@@ -50,5 +54,28 @@ def one_batch(steps: dict[str, Any], batch: int) -> dict[str, Any]:
         for way, (_, timed) in steps.items():
             took[way].append(timed.shape_us(Shape(batch=batch, context=CONTEXT)))
     same = sum(a == b for a, b in zip(*tokens.values(), strict=True))
-    medians = {f"{way}_ms": statistics.median(us) / 1e3 for way, us in took.items()}
-    return medians | {"same_tokens": same}
+    found = {f"{way}_ms": statistics.median(us) / 1e3 for way, us in took.items()}
+    engine = steps["graphs"][0]
+    if engine.pool.device != "cpu":
+        found["device_ms"] = device_ms(engine, batch)
+        found["gap"] = found["graphs_ms"] / found["device_ms"] - 1
+    return found | {"same_tokens": same}
+
+
+@torch.inference_mode()
+def device_ms(engine: TorchEngine, batch: int) -> float:
+    """What the device takes for the layers, the head and the draw of the step that was last."""
+    graphs = engine._runner._graphs
+    assert graphs is not None
+    size = graphs.fit(batch)
+    if size is None:
+        raise RuntimeError(f"there is no graph of {batch} sequences: see the log")
+    begin = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    end = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    begin.record()
+    for _ in range(TIMES):
+        graphs._replays[size]()
+        engine._weights.logits(graphs._hidden[:batch]).max(dim=-1)
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end)) / TIMES

@@ -3,15 +3,36 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from bench.gpu import __main__ as runner
+from bench.gpu import exact, graphs
 from bench.gpu.setup import Setup, Skipped
+from dopd.attention import flashinfer_shape
+from dopd.engine import cuda
+from dopd.engine import graphs as engine_graphs
+from tests.support.gpu import pretend, stub_flashinfer
 
 DRY = Setup("cpu", small=True)
+ON_GPU = Setup("cuda", small=True)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One that is pretended, and FlashInfer's double, whose replays call it again."""
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is pretended only where there is none")
+    monkeypatch.setattr(pretend, "TOTAL", 4 << 30)
+    monkeypatch.setattr(flashinfer_shape, "MIN_WORKSPACE_BYTES", 1 << 20)
+    monkeypatch.setattr(engine_graphs, "MAX_GRAPH_ROWS", 4)
+    monkeypatch.setattr(cuda.CudaCapture, "__call__", lambda self, function: function)
+    with pretend.installed(torch.device("cuda", 0)), stub_flashinfer.installed():
+        yield
 
 
 def run(name: str) -> dict[str, Any]:
@@ -30,6 +51,22 @@ def test_every_part_is_a_module() -> None:
 def test_graphs_and_eager_steps_make_the_same_tokens() -> None:
     batches = run("graphs")["batches"]
     assert {batch: found["same_tokens"] for batch, found in batches.items()} == {1: 1, 8: 8}
+
+
+def test_the_parts_that_load_engines_load_them_on_a_gpu(
+    gpu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In dtypes that FlashInfer has kernels for."""
+    monkeypatch.setattr(exact, "PROMPTS", exact.PROMPTS[:2])
+    monkeypatch.setattr(exact, "NUM_TOKENS", 4)
+    found = exact.main(ON_GPU)
+    assert found["same"] == found["same_with_graphs"] == dict.fromkeys(found["same"], 2)
+    monkeypatch.setattr(graphs, "BATCHES", (1, 4))
+    monkeypatch.setattr(graphs, "CONTEXT", 40)
+    monkeypatch.setattr(graphs, "TIMES", 2)
+    told = graphs.main(ON_GPU)
+    assert told["batches"][4]["device_ms"] > 0 and "gap" in told["batches"][4]
+    assert told["planned_ahead"]["graphs"] == {"hits": 4, "misses": 0}
 
 
 def test_ways_on_one_device_agree() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -192,7 +193,7 @@ class Stream:
 
 
 class Event:
-    """As torch's; one that was not recorded is done."""
+    """As torch's; one that was not recorded is done. Between two there is a millisecond."""
 
     def __init__(self, gpu: PretendGpu) -> None:
         self._gpu, self._at = gpu, 0
@@ -204,6 +205,10 @@ class Event:
     def synchronize(self) -> None:
         """As torch's."""
         self._gpu.settle(self._at)
+
+    def elapsed_time(self, other: Event) -> float:
+        """As torch's."""
+        return 1.0
 
 
 class Graph:
@@ -241,9 +246,7 @@ def installed(device: torch.device) -> Iterator[PretendGpu]:
         "device_count": lambda: device.index + 1,
         "set_device": lambda device: None,
         "get_device_name": lambda device=None: "Pretended GPU",
-        "get_device_properties": lambda device: type(
-            "Properties", (), {"multi_processor_count": 4}
-        ),
+        "get_device_properties": lambda device: SimpleNamespace(multi_processor_count=4, major=9),
         "mem_get_info": lambda device: (gpu.free, TOTAL),
         "memory_reserved": lambda device: 0,
         "max_memory_reserved": lambda device: PEAK,
@@ -254,7 +257,7 @@ def installed(device: torch.device) -> Iterator[PretendGpu]:
         "Stream": lambda device=None: Stream(gpu),
         "stream": lambda stream: nullcontext(),
         "device": lambda device: nullcontext(),
-        "Event": lambda: Event(gpu),
+        "Event": lambda **options: Event(gpu),
         "CUDAGraph": lambda: Graph(gpu),
         "graph_pool_handle": lambda: (0, 1),
         "graph": lambda graph, **options: _capture(gpu, graph),
