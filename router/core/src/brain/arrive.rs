@@ -31,6 +31,7 @@ impl Brain {
         if let Some(refusal) = self.refusal(facts) {
             let reject = |choice| refusal.of_sequence(id(choice));
             self.actions.extend((0..choices).map(reject));
+            self.is_turned_away(facts, refusal.why);
             self.explain_refusal(facts, id(0), refusal.why);
             return;
         }

@@ -188,6 +188,15 @@ impl Brain {
         }
     }
 
+    /// A request is refused as it comes. For want of room that is a miss like any in the queue:
+    /// another order would have let it in. A target that no order meets, and a drain, are not.
+    pub(super) fn is_turned_away(&mut self, facts: &RequestFacts, why: RejectReason) {
+        if why == RejectReason::QueueFull {
+            let is_long = self.fair.arrived(facts.prompt_tokens);
+            (0..facts.choices.max(1)).for_each(|_| self.fair.heard(is_long, false));
+        }
+    }
+
     /// A sequence is about to be forgotten.
     pub(super) fn leaves(&mut self, key: usize) {
         if let Some(sequence) = self.sequences.get(key) {

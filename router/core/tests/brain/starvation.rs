@@ -200,14 +200,15 @@ fn lowest_priority_goes_in_its_turn_under_a_flood() {
 }
 
 /// Part of the long prompts, and of the others, that met their target under 1.4 times the load that
-/// can be served.
-fn attainment(fair_ratio: f64) -> (f64, f64) {
+/// can be served, with so many places in the queue.
+fn attainment(fair_ratio: f64, queue_requests_max: usize) -> (f64, f64) {
     let mut line = Line::new(
         BrainConfig {
             policy: PolicyConfig {
                 fair_ratio,
                 ..policy()
             },
+            queue_requests_max,
             ..support::plain()
         },
         1,
@@ -244,14 +245,20 @@ fn attainment(fair_ratio: f64) -> (f64, f64) {
 
 #[test]
 fn long_prompts_are_given_what_they_are_owed() {
-    let (long_0, rest_0) = attainment(0.0);
-    let (long_half, rest_half) = attainment(0.5);
-    let (long_1, rest_1) = attainment(1.0);
-    let text = format!("{long_0:.2} {long_half:.2} {long_1:.2}, rest {rest_0:.2} {rest_1:.2}");
-    assert!(long_0 < 0.2 && rest_0 > 0.95, "{text}");
-    // The ratio of the others' rate that they are owed, within a tenth.
-    assert!((long_half - 0.5 * rest_half).abs() < 0.1, "{text}");
-    assert!((long_1 - rest_1).abs() < 0.1, "{text}");
+    // With few places most are refused as they come: those count as well.
+    for places in [10_000, 80] {
+        let (long_0, rest_0) = attainment(0.0, places);
+        let (long_half, rest_half) = attainment(0.5, places);
+        let (long_1, rest_1) = attainment(1.0, places);
+        let text = format!("{long_0:.2} {long_half:.2} {long_1:.2}, rest {rest_0:.2} {rest_1:.2}");
+        assert!(long_0 < 0.2 && rest_0 > 0.95, "{places}: {text}");
+        // The ratio of the others' rate that they are owed, within a tenth.
+        assert!(
+            (long_half - 0.5 * rest_half).abs() < 0.1,
+            "{places}: {text}"
+        );
+        assert!((long_1 - rest_1).abs() < 0.1, "{places}: {text}");
+    }
 }
 
 #[test]
@@ -335,5 +342,54 @@ fn who_is_refused_for_waiting_missed_its_target() {
         line.wait(millis(500));
         line.arrive(request(601, 10, 1));
         assert_eq!(line.drain(), [800, 600, 601], "{why:?}");
+    }
+}
+
+/// So has one that finds no place in the queue, but not one whose target no order could meet.
+#[test]
+fn who_is_turned_away_for_want_of_room_missed_its_target() {
+    use RejectReason::{QueueFull, Unmeetable};
+    for why in [QueueFull, Unmeetable] {
+        let config = BrainConfig {
+            policy: PolicyConfig {
+                fair_ratio: 1.0,
+                demote: false,
+                refuse: Refuse::Early,
+                ..policy()
+            },
+            queue_requests_max: 12,
+            ..support::plain()
+        };
+        let mut line = Line::new(config, 1);
+        for id in 0..200 {
+            let tokens = if id % 10 == 7 { 100 } else { 10 };
+            line.arrive(request(id, tokens, 1));
+            line.finish(1);
+        }
+        // One runs, twelve wait; nobody is late, so none makes room.
+        (500..513).for_each(|id| line.arrive(request(id, 10, 1)));
+        for id in 520..532 {
+            let mut facts = request(id, 100, 1);
+            facts.slo.ttft = (why == Unmeetable).then_some(millis(50));
+            line.arrive(facts);
+        }
+        let told = line.refused.iter().map(|&(id, told, _)| (id, told));
+        assert!(
+            told.eq((520..532).map(|id| (id, why))),
+            "{:?}",
+            line.refused
+        );
+        line.drain();
+        line.arrive(request(800, 10, 1));
+        line.arrive(request(600, 100, 1));
+        line.wait(millis(500));
+        line.arrive(request(601, 10, 1));
+        let order = line.drain();
+        let wanted = if why == QueueFull {
+            [800, 600, 601]
+        } else {
+            [800, 601, 600]
+        };
+        assert_eq!(order, wanted, "{why:?}");
     }
 }
