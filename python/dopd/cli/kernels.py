@@ -7,6 +7,7 @@ waits for that. What is compiled here is installed there and found at once.
 from __future__ import annotations
 
 import argparse
+import os
 import re
 from collections.abc import Iterable, Sequence
 from importlib import import_module
@@ -72,7 +73,8 @@ def run(argv: list[str]) -> int:
     """Compile, write the wheel, say where it is."""
     args = parser().parse_args(argv[1:])
     jobs, archs = _jobs(args.jobs), _architectures(args.arch)
-    if not args.out.is_dir():
+    # Before the minutes that compiling takes.
+    if not (args.out.is_dir() and os.access(args.out, os.W_OK)):
         raise _usage(f"{args.out} is no folder that the wheel can be written to")
     try:
         shapes = _shapes(args.models, args.dtype or ["auto"])
@@ -92,8 +94,6 @@ def _usage(message: str) -> console.CommandError:
 
 
 def _jobs(asked: int | None) -> int:
-    import os
-
     told = env.foreign("MAX_JOBS") or ""
     jobs = asked or (int(told) if told.isdecimal() else os.cpu_count() or 1)
     if not 1 <= jobs <= JOBS_MAX:
@@ -194,10 +194,13 @@ def _pack(made: Sequence[Compiled], out: Path) -> Path:
     from dopd.attention import kernel_wheel
 
     kernels = import_module("dopd.attention.flashinfer_kernels")
-    return kernel_wheel.write(
-        out,
-        {one.name: one.library for one in made},
-        flashinfer=kernels.version(),
-        cuda=kernels.cuda_version(),
-        architectures=kernels.architectures(),
-    )
+    try:
+        return kernel_wheel.write(
+            out,
+            {one.name: one.library for one in made},
+            flashinfer=kernels.version(),
+            cuda=kernels.cuda_version(),
+            architectures=kernels.architectures(),
+        )
+    except OSError as error:
+        raise console.CommandError(f"the wheel cannot be written: {error}") from error

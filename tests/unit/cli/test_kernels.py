@@ -187,3 +187,14 @@ def test_what_is_missing_is_named(
     monkeypatch.setattr(toolkit, "find", missing)
     assert app.run(["kernels", "random:tiny"]) == console.USAGE
     assert "pip install nvidia-cuda-nvcc" in capsys.readouterr().err
+
+
+def test_a_wheel_that_cannot_be_written_is_told(
+    kernels: Kernels, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*args: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("dopd.attention.kernel_wheel.write", full)
+    assert app.run(["kernels", "random:tiny"]) == console.FAILED
+    assert "the wheel cannot be written: [Errno 28] No space" in capsys.readouterr().err
