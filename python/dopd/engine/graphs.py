@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 MAX_GRAPH_ROWS = 256
 # Below this, sizes double; from here on they are this far apart.
 SIZE_STEP = 8
+# Share of a row's length that a replay may be off. A library may sum in another order in a capture,
+# which in bfloat16 is a few thousandths after many layers; what reads the wrong memory is off by all.
+REPLAY_TOLERANCE = 0.05
 
 Replay = Callable[[], None]
 # Turns a function without arguments or result, which reads and writes only memory that stays where
@@ -51,6 +54,17 @@ def sizes(max_num_seqs: int) -> list[int]:
     return [size for size in (*doubling, *range(SIZE_STEP, most, SIZE_STEP)) if size < most] + [
         most
     ]
+
+
+def is_alike(found: Tensor, expected: Tensor) -> bool:
+    """Whether hidden states [rows, hidden] are the same but for rounding.
+
+    By rows: residuals have few large numbers, and rounding those moves the small ones by more than
+    they are.
+    """
+    off = (found.float() - expected.float()).norm(dim=-1)
+    # Not so if one of them is no number.
+    return bool((off <= REPLAY_TOLERANCE * expected.float().norm(dim=-1)).all())
 
 
 class DecodeGraphs:
@@ -139,7 +153,7 @@ class DecodeGraphs:
         replay = capture(compute)
         hidden.zero_()
         replay()
-        if not torch.allclose(hidden.float(), expected.float(), rtol=0.01, atol=0.01):
+        if not is_alike(hidden, expected):
             raise RuntimeError("its replay computes something else")
         return replay
 

@@ -38,7 +38,7 @@ class DeviceMemory:
         return max(0, self.free - self.reserve)
 
     def within_share(self) -> int:
-        """What the pool may have. Raises ConfigError if the share is used up without one."""
+        """What the pool may have. Raises ConfigError if share or device are used up without one."""
         allowed = int(self.total * self.share)
         room = allowed - self.held - self.reserve
         if room <= 0:
@@ -47,6 +47,12 @@ class DeviceMemory:
                 f"{self.name} is {_mib(allowed)} MiB, but weights and workspaces hold "
                 f"{_mib(self.held)} MiB and steps need {_mib(self.reserve)} MiB more; raise it, or "
                 "serve fewer workers on this device or a smaller model"
+            )
+        if not self.most():
+            raise ConfigError(
+                f"{self.name} has {_mib(self.free)} MiB free of {_mib(self.total)} MiB, and steps "
+                f"need {_mib(self.reserve)} MiB of them: other processes use it; end those, or "
+                "take another device"
             )
         if room > self.most():
             log.warning(

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dopd.engine.graphs import MAX_GRAPH_ROWS, sizes
+from dopd.engine.graphs import MAX_GRAPH_ROWS, is_alike, sizes
 from dopd.engine.load import load
 from dopd.engine.stream import HostStream
 from dopd.engine.torch import TorchEngine
@@ -196,6 +196,23 @@ def test_a_graph_that_computes_something_else_is_not_used(
     assert caplog.text.count("its replay computes something else") == len(SIZES)
     running = stepping.start(engine, PROMPTS, NUM_TOKENS, GREEDY)
     assert stepping.run(engine, running, NUM_TOKENS) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rounding_is_no_other_result(dtype: torch.dtype) -> None:
+    """Residuals of real models: a few numbers in the thousands, the others near one."""
+    generator = torch.Generator().manual_seed(2)
+    expected = torch.randn((3, 512), generator=generator)
+    expected[:, 7] = 3000.0
+    # A last bit of the large ones, spread by the layers over all.
+    rounded = expected + torch.randn((3, 512), generator=generator) * 0.5
+    assert is_alike(rounded.to(dtype), expected.to(dtype))
+    one_row = expected.clone()
+    one_row[1] = expected[1].roll(1)
+    broken = expected.clone()
+    broken[2, 3] = float("nan")
+    for found in (torch.zeros_like(expected), one_row, broken, expected * 1.1):
+        assert not is_alike(found.to(dtype), expected.to(dtype))
 
 
 def test_a_device_that_fails_in_a_capture_ends_the_start(plain: TorchEngine) -> None:

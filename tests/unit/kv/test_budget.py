@@ -41,6 +41,12 @@ def test_a_share_without_room_for_a_pool_is_refused() -> None:
         memory_for(None, gpu(0.2))
 
 
+def test_a_device_that_others_have_filled_is_named() -> None:
+    """And not the longest sequence, which nothing is wrong with."""
+    with pytest.raises(ConfigError, match="cuda:1 H has 1024 MiB free of 81920 MiB, and steps"):
+        memory_for(None, gpu(free=1))
+
+
 def test_a_size_that_was_asked_for_stands_if_it_is_there() -> None:
     assert memory_for("30GiB", gpu(0.2)) == 30 * GIB
     with pytest.raises(ConfigError, match="kv-memory 63GiB is more than the 63488 MiB that cuda:1"):
