@@ -34,6 +34,10 @@ class Foresight:
             self._told_hits = self.hits
             log.info("%d of the last %d decode steps were planned ahead", hits, TELL_EVERY)
 
+    def forget(self) -> None:
+        """Begin anew."""
+        self.hits = self.misses = self._told_hits = 0
+
 
 def of(engine: object) -> Foresight | None:
     """An engine's own counts; None: it prepares nothing ahead."""

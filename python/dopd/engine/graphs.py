@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 MAX_GRAPH_ROWS = 256
 # Below this, sizes double; from here on they are this far apart.
 SIZE_STEP = 8
-# Share of a row's length that a replay may be off. A library may sum in another order in a capture,
-# which in bfloat16 is a few thousandths after many layers; what reads the wrong memory is off by all.
+# Share of a row's length that a replay may be off. A library may sum in another order in a capture:
+# in bfloat16 a few thousandths after many layers. What reads the wrong memory is off by all of it.
 REPLAY_TOLERANCE = 0.05
 
 Replay = Callable[[], None]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import accumulate
 
 import torch
@@ -102,7 +103,8 @@ class TorchEngine:
         return self._runner.foresight
 
     def warm_up(self, timings: Timings | None = None) -> None:
-        """Run each kind of step twice, first for the caches and then for the clock.
+        """Run each kind of step twice, first for the caches and then for the clock: of two decode
+        steps the second follows the first, so it is planned ahead as when it serves.
 
         Before any page is owned. timings: those of the clock do not count then.
         """
@@ -122,6 +124,7 @@ class TorchEngine:
             deep=deep_us,
             context=context,
         )
+        self.foresight.forget()
         self._cost = StepCost(timings) if timings else measured
         self.timings_json = self._cost.timings.to_json()
         # Pages must be handed out clean; warming up wrote only here.
@@ -131,11 +134,13 @@ class TorchEngine:
         self._stream.synchronise()
 
     def _time_us(self, start: int, num_tokens: int) -> float:
-        pages = list(range((start + num_tokens - 1) // self.pool.page_size + 1))
+        pages = list(range(self.pool.num_pages))
         row = Row(0, [0] * num_tokens, start, pages, SamplingParams(temperature=0.0), 0)
         self._compute([row])
+        if num_tokens == 1 and row_fault(replace(row, start=start + 1), self._limits) is None:
+            row.start += 1
         started = time.perf_counter()
-        self._compute([row])
+        self._compute([row], self._runner.foreseen([row]))
         return (time.perf_counter() - started) * 1e6
 
     def _compute_each(self, rows: Sequence[Row], prepared: Prepared | None = None) -> list[Result]:

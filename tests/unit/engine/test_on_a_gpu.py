@@ -10,6 +10,7 @@ import torch
 from dopd.attention import choose, flashinfer_shape
 from dopd.attention.base import Attention
 from dopd.engine import cuda
+from dopd.engine.foresight import Foresight
 from dopd.engine.load import load
 from dopd.engine.torch import TorchEngine
 from dopd.engine.torch_device import CONTEXT_BYTES
@@ -117,6 +118,20 @@ def test_decode_steps_are_replayed_and_wait_once(
     assert gpu.replays - before == NUM_TOKENS - 3
     # The first of them came after the prompts.
     assert (captured.foresight.hits, captured.foresight.misses) == (NUM_TOKENS - 2, 0)
+
+
+def test_the_warm_up_times_decode_steps_that_were_planned_ahead(
+    gpu: PretendGpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those are that the brain predicts with it."""
+    told: list[bool] = []
+    monkeypatch.setattr(Foresight, "count", lambda self, *, is_hit: told.append(is_hit))
+    engine = load_on("cuda:1")
+    # One token without context, and one with; nobody guesses a prompt.
+    assert told == [True, True]
+    assert engine.foresight == Foresight()
+    # And leaves no page that is not clean.
+    assert not bool(engine.pool.tensor[:-1].any())
 
 
 def test_draws_of_every_kind_are_the_cpus_and_wait_once(
