@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from dopd.cli import app
+from dopd.engine.foresight import Foresight
+from dopd.engine.mock import MockEngine
 from dopd.engine.timings import Timings
 from dopd.errors import ConfigError
+from dopd.types import Result, Row
 from dopd.worker.handoff_probe import Place, pair
 
 pytest.importorskip("dopd._router")
@@ -35,6 +39,31 @@ def test_a_mock_engine_gives_back_the_calibration_it_sleeps_by(
     # Pages of 128 bytes say nothing of a rate.
     assert document["handoff"]["transport"] == "shm"
     assert min(document["handoff"]["seconds_by_pages"].values()) > 0
+
+
+def test_it_tells_how_many_of_the_timed_steps_were_planned_ahead(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a device that computes while the host goes on; a mock does not."""
+    report = tmp_path / "report.json"
+    quick = [*QUICK, "--repeat", "1", "--transport", "none", "--json", str(report)]
+    assert app.run(quick) == 0
+    assert json.loads(report.read_text())["planned_ahead"] == {"hits": 0, "misses": 0}
+    assert "planned ahead" not in capsys.readouterr().out
+    counts, step = Foresight(), MockEngine.step
+
+    def ahead(engine: MockEngine, rows: Sequence[Row]) -> list[Result]:
+        counts.count(is_hit=True)
+        return step(engine, rows)
+
+    monkeypatch.setattr(MockEngine, "foresight", counts, raising=False)
+    monkeypatch.setattr(MockEngine, "step", ahead)
+    assert app.run(quick) == 0
+    cells = json.loads(report.read_text())["cells"]
+    # Those that decode and nothing else, each timed once for the caches and once for its time.
+    timed = 2 * sum(not cell["chunk"] for cell in cells)
+    assert json.loads(report.read_text())["planned_ahead"] == {"hits": timed, "misses": 0}
+    assert f"planned ahead, as when it serves: {timed} of {timed}" in capsys.readouterr().out
 
 
 def test_the_router_and_the_simulator_read_the_file(tmp_path: Path) -> None:
