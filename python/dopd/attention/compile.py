@@ -141,8 +141,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     """End ninja if it runs, with every compiler that it started."""
     if process.poll() is not None:
         return
-    # ninja ends its children at SIGINT, and removes what they have half written.
-    os.killpg(process.pid, signal.SIGINT)
+    # ninja ends its children at this, and removes what they have half written.
+    os.killpg(process.pid, signal.SIGTERM)
     if _wait(process, STOP_S) is None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()

@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Iterable, Sequence
+import signal
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -171,9 +173,11 @@ def _compile(
     stubs = toolkit.make_stubs(found, kernels.stubs_folder())
     wanted = [kernels.prepare(spec, stubs) for spec in kernels.specs(shapes, prefill)]
     made = []
-    with Bar("kernels", 1.0) as bar:
+    with _ends() as ends, Bar("kernels", 1.0) as bar:
 
         def show(share: float, name: str) -> None:
+            if ends:
+                raise KeyboardInterrupt
             # The rest of a name tells dtypes and sizes, and fills several lines.
             bar.show(share, name.partition("_dtype_")[0])
 
@@ -182,6 +186,24 @@ def _compile(
             console.note(f"{took:>9}  {one.num_bytes / (1 << 20):5.2f} MiB  {one.name}")
             made.append(one)
     return made
+
+
+@contextmanager
+def _ends() -> Iterator[list[int]]:
+    """SIGINT and SIGTERM that came, in place of what they do.
+
+    Compilers must not outlive this command, and an exception amid the start of one would lose it.
+    """
+    came: list[int] = []
+    before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
+    for one, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(one, lambda number, frame: came.append(number))
+    try:
+        yield came
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 def _tell_flashinfer(found: Toolkit, archs: Sequence[str]) -> None:

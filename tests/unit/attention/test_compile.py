@@ -114,7 +114,7 @@ def test_a_library_that_is_not_there_is_no_success(run: Run) -> None:
         run(page="exit 0")
 
 
-@pytest.mark.parametrize("heeds", ["", "trap '' INT; "])
+@pytest.mark.parametrize("heeds", ["", "trap '' TERM; "])
 def test_what_takes_too_long_is_ended(
     heeds: str, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

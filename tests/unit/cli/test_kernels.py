@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import zipfile
 from pathlib import Path
@@ -198,3 +199,22 @@ def test_a_wheel_that_cannot_be_written_is_told(
     monkeypatch.setattr("dopd.attention.kernel_wheel.write", full)
     assert app.run(["kernels", "random:tiny"]) == console.FAILED
     assert "the wheel cannot be written: [Errno 28] No space" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["TERM", "INT"])
+def test_a_signal_ends_the_compiler_as_well(name: str, kernels: Kernels, tmp_path: Path) -> None:
+    """Even one that comes before the compiler's start is over."""
+    ninja = tmp_path / "ninja"
+    ninja.write_text(
+        f"#!/bin/sh\necho $$ > {tmp_path}/pid; kill -{name} $PPID; while :; do sleep 0.05; done\n"
+    )
+    number = signal.Signals[f"SIG{name}"]
+    before = signal.signal(number, lambda *_: pytest.fail(f"nobody heeds {name}"))
+    own = signal.getsignal(number)
+    try:
+        assert app.run(["kernels", "random:tiny"]) == console.INTERRUPTED
+        assert signal.getsignal(number) is own
+    finally:
+        signal.signal(number, before)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
