@@ -89,8 +89,7 @@ def load(
     if not 1 <= page_size <= MAX_PAGE_SIZE:
         raise ConfigError(f"page-size is {page_size}, must be 1 to {MAX_PAGE_SIZE}")
     set_threads(threads)
-    place = choose_device(device)
-    dtype = choose_dtype(dtype, place)
+    dtype = choose_dtype(dtype, place := choose_device(device))
     attention = choose.choose(attention, place)
     weights, digest = _weights(model, max_model_len, dtype, place, attention, progress)
     config, longest = weights.config, _longest(weights.config, max_model_len)
