@@ -63,7 +63,8 @@ async fn a_worker_whose_step_hangs_gets_no_work_until_it_moves() {
 
 #[tokio::test]
 async fn a_step_that_never_ends_ends_the_session_and_is_remembered() {
-    let router = watchful(100);
+    // Fifty beats long, or the second session may end by silence on a busy machine.
+    let router = watchful(1_000);
     let mut worker = Worker::join(router.addresses[0], "m", Role::Mixed).await;
     let beating = worker.beat(stepping(), BEAT);
     worker.ended().await;
@@ -181,7 +182,7 @@ async fn a_reset_ends_the_session_at_once() {
 
 #[tokio::test]
 async fn a_half_open_link_ends_the_session_at_its_lease() {
-    let router = watchful(200);
+    let router = watchful(1_000);
     let link = Link::to(router.addresses[0]).await;
     let mut worker = Worker::join(link.address, "m", Role::Mixed).await;
     let _beating = worker.beat(Say::nothing(), BEAT);

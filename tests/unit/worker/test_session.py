@@ -25,7 +25,7 @@ def open_endless(slot: int) -> pb.Command:
 
 def test_a_silent_router_loses_the_worker_and_every_seat_is_closed() -> None:
     """The seat is an import, which does not step: nothing but the lease can end this stream."""
-    with ScriptedRouter(lease_ms=300) as router, running("w", router.address) as worker:
+    with ScriptedRouter(lease_ms=1_000) as router, running("w", router.address) as worker:
         first = router.worker("w")
         first.send(open_import(1, 40, 100))
         router.wait_for(lambda: 1 in first.opened, "opened")
