@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -17,6 +17,7 @@ from dopd.attention.flashinfer_shape import Shape
 from dopd.engine.torch_batch import Span, lay_out
 from dopd.layers.kernels import TorchKernels
 from dopd.layers.rope import Rope
+from tests.support.cases import cases
 from tests.support.gpu import stub_flashinfer
 from tests.support.gpu.stub_flashinfer import State, capturing
 
@@ -179,7 +180,7 @@ def planned_bytes(heads: int, kv_heads: int, dim: int, rows: int, num_sms: int, 
     return max(captured, eager) * heads * (dim + 1) * 4
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@cases(100, HealthCheck.function_scoped_fixture)
 @given(
     kv_heads=st.sampled_from([1, 2, 3, 4, 8, 16, 32]),
     group=st.sampled_from([1, 3, 4, 7, 8, 16, 17, 32, 64, 71, 96]),
