@@ -26,6 +26,7 @@ PARTS = {
     "env": 60,
     "attention": 300,
     "graphs": 240,
+    "cascade": 240,
     "exact": 300,
     "nccl": 180,
     "tests": 540,

@@ -69,6 +69,12 @@ def test_the_parts_that_load_engines_load_them_on_a_gpu(
     assert told["planned_ahead"]["graphs"] == {"hits": 4, "misses": 0}
 
 
+def test_rows_that_share_a_prefix_make_the_same_tokens() -> None:
+    (cell,) = run("cascade")["steps"]
+    assert (cell["rows"], cell["same_tokens"]) == (8, 8)
+    assert cell["graphs_ms"] > 0 and cell["cascade_ms"] > 0
+
+
 def test_ways_on_one_device_agree() -> None:
     found = run("exact")
     assert set(found["same"].values()) == {found["prompts"]} == {found["same_as_cpu"]}

@@ -66,3 +66,12 @@ class GraphAttention(Attention, Protocol):
         nobody owns: last_page_len 1, position 0.
         """
         ...
+
+
+@runtime_checkable
+class CascadeAttention(Attention, Protocol):
+    """A back end that computes pages which all decode rows of a step share once for all of them."""
+
+    def shares(self, meta: BatchMeta) -> bool:
+        """Whether it does so in this step: then the step is not one for a captured graph."""
+        ...

@@ -53,18 +53,26 @@ def make(
     max_rows: int,
     max_row_pages: int,
     fixed_split: bool = False,
+    cascade: bool = False,
 ) -> Attention:
     """The back end over a pool [pages, layers, 2, page, kv_heads, head_dim].
 
     name: as `choose` returned it. num_heads: of the queries. max_rows: sequences in a step that
-    decodes; max_row_pages: pages of one. fixed_split: see `FlashInferAttention`. Raises ConfigError
-    if the back end has no kernels for this model or device. The last page must be nobody's yet.
+    decodes; max_row_pages: pages of one. fixed_split: see `FlashInferAttention`; cascade: see
+    `CascadeAttention`, not both. Raises ConfigError if the back end has no kernels for this model
+    or device. The last page must be nobody's yet.
     """
     if name == TORCH:
+        if cascade:
+            raise ConfigError("cascade-attention is FlashInfer's: leave it out with torch's")
         return TorchAttention(pool)
     back_end = flashinfer()
-    back_end.Shape.of(pool, num_heads).check()
-    made: Attention = back_end.FlashInferAttention(
+    shape = back_end.Shape.of(pool, num_heads)
+    shape.check()
+    if cascade:
+        shape.check_merge()
+    kind = back_end.FlashInferCascade if cascade else back_end.FlashInferAttention
+    made: Attention = kind(
         pool,
         num_heads,
         max_rows=max_rows,

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dopd.attention.base import Attention, BatchMeta
+from dopd.attention.cascade import Split, num_shared, split
 from dopd.attention.flashinfer_shape import AMPERE, Shape
 from dopd.attention.staging import FixedStaging, Staging
 from dopd.errors import ConfigError
@@ -61,7 +62,8 @@ class FlashInferAttention:
         computed alike whatever rows of its kind stand beside it, by one thread block each, so long
         contexts are slow: for tests that compare tokens; not captured. prefill: fa2 or fa3.
         """
-        self._shape = Shape.of(pool, num_heads)
+        self._shape = shape = Shape.of(pool, num_heads)
+        self._dims = (shape.num_heads, shape.num_kv_heads, shape.head_dim, shape.page_size)
         self._layers = pool.unbind(1)
         self._options: dict[str, Any] = {
             "q_data_type": pool.dtype,
@@ -93,34 +95,47 @@ class FlashInferAttention:
         self._num_rows, self._num_decode_rows = rows, decodes
         counts = meta.qo_indptr.diff()
         token_rows = torch.repeat_interleave(torch.arange(rows, dtype=torch.int32), counts)
+        shared = self._split(meta)
         # The memory that the last plan is copied from may be written again only when it has been.
         self._staging.wait()
-        token_rows, positions, indices, indptr, last_page_len = self._staging.put(
-            token_rows, meta.positions, meta.kv_indices, meta.kv_indptr, meta.last_page_len
+        token_rows, positions, indices, indptr, last_page_len, *rest = self._staging.put(
+            *(token_rows, meta.positions, meta.kv_indices, meta.kv_indptr, meta.last_page_len),
+            *((shared.indices,) if shared else ()),
         )
         self._slots = (token_rows, positions)
         self._pages = (indices, indptr, last_page_len)
-        shape, decode_pages = self._shape, int(meta.kv_indptr[decodes])
-        dims = (shape.num_heads, shape.num_kv_heads, shape.head_dim, shape.page_size)
+        decode_pages = int(meta.kv_indptr[decodes])
         if decodes:
-            self._decode.plan(
-                meta.kv_indptr[: decodes + 1],
-                indices[:decode_pages],
-                meta.last_page_len[:decodes],
-                *dims,
-                **self._options,
-            )
+            self._plan_decode(meta, indices[:decode_pages], shared, *rest)
         if decodes < rows:
             self._prefill.plan(
                 meta.qo_indptr[decodes:] - decodes,
                 meta.kv_indptr[decodes:] - decode_pages,
                 indices[decode_pages:],
                 meta.last_page_len[decodes:],
-                *dims,
+                *self._dims,
                 causal=True,
                 **self._options,
             )
         self._staging.mark()
+
+    def _split(self, meta: BatchMeta) -> Split | None:
+        """Decode rows whose first pages are computed once for all; see `CascadeAttention`."""
+        del meta
+        return None
+
+    def _plan_decode(
+        self, meta: BatchMeta, indices: Tensor, shared: Split | None, rest: Tensor | None = None
+    ) -> None:
+        """Plan the decode rows. indices, rest: pages and unshared pages of them, on the device."""
+        rows = meta.num_decode_rows
+        self._decode.plan(
+            shared.indptr if shared else meta.kv_indptr[: rows + 1],
+            indices if rest is None else rest,
+            meta.last_page_len[:rows],
+            *self._dims,
+            **self._options,
+        )
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> None:
         """See `Attention.append`."""
@@ -133,10 +148,13 @@ class FlashInferAttention:
         decodes, cache = self._num_decode_rows, self._layers[layer]
         out = torch.empty(query.shape, dtype=query.dtype, device=query.device)
         if decodes:
-            self._decode.run(query[:decodes], cache, out=out[:decodes])
+            self._run_decode(query[:decodes], cache, out[:decodes])
         if decodes < self._num_rows:
             self._prefill.run(query[decodes:], cache, out=out[decodes:])
         return out
+
+    def _run_decode(self, query: Tensor, cache: Tensor, out: Tensor) -> None:
+        self._decode.run(query, cache, out=out)
 
     def fixed(self, batch_size: int) -> Attention:
         """See `GraphAttention.fixed`. Not with a fixed split."""
@@ -160,6 +178,59 @@ class FlashInferAttention:
                 options=self._options,
             )
         return self._fixed[batch_size]
+
+
+class FlashInferCascade(FlashInferAttention):
+    """`dopd.attention.base.CascadeAttention`: pages that all decode rows share are read once.
+
+    Two kernels, and a merge of what they found. `MultiLevelCascadeAttentionWrapper` does the same
+    with kernels for prompts alone, also for what rows have for themselves, and on Hopper with fa3,
+    which nobody asked for and which takes minutes to compile.
+    """
+
+    def __init__(self, pool: Tensor, num_heads: int, **options: Any) -> None:
+        """As `FlashInferAttention`; rows depend on each other, so there is no fixed split."""
+        super().__init__(pool, num_heads, **options)
+        if self._options["disable_split_kv"]:
+            raise ValueError("a cascade computes rows by what stands beside them: no fixed split")
+        self._prefix = flashinfer.BatchPrefillWithPagedKVCacheWrapper(
+            self._workspace, LAYOUT, backend="fa2"
+        )
+        self._is_shared = False
+
+    def shares(self, meta: BatchMeta) -> bool:
+        """See `CascadeAttention.shares`."""
+        return num_shared(meta, self._shape.page_size) > 0
+
+    def _split(self, meta: BatchMeta) -> Split | None:
+        return split(meta, self._shape.page_size)
+
+    def _plan_decode(
+        self, meta: BatchMeta, indices: Tensor, shared: Split | None, rest: Tensor | None = None
+    ) -> None:
+        super()._plan_decode(meta, indices, shared, rest)
+        self._is_shared = shared is not None
+        if shared:
+            # One row of as many tokens as there are rows, each of which sees all of these pages.
+            self._prefix.plan(
+                torch.tensor([0, meta.num_decode_rows], dtype=torch.int32),
+                torch.tensor([0, shared.num_shared], dtype=torch.int32),
+                indices[: shared.num_shared],
+                torch.tensor([self._shape.page_size], dtype=torch.int32),
+                *self._dims,
+                causal=False,
+                **self._options,
+            )
+
+    def _run_decode(self, query: Tensor, cache: Tensor, out: Tensor) -> None:
+        if not self._is_shared:
+            super()._run_decode(query, cache, out)
+            return
+        _, weight = self._decode.run(query, cache, out=out, return_lse=True)
+        prefix, prefix_weight = self._prefix.run(
+            query, cache, out=torch.empty_like(out), return_lse=True
+        )
+        flashinfer.merge_state_in_place(out, weight, prefix, prefix_weight)
 
 
 class FixedBuffers:

@@ -17,6 +17,7 @@ from flashinfer.compilation_context import CompilationContext
 from flashinfer.jit import env as jit_env
 from flashinfer.jit.activation import gen_act_and_mul_module
 from flashinfer.jit.attention import modules
+from flashinfer.jit.cascade import gen_cascade_module
 from flashinfer.jit.cpp_ext import get_cuda_version
 from flashinfer.jit.norm import gen_norm_module
 from flashinfer.jit.page import gen_page_module
@@ -53,6 +54,8 @@ def _of_all_models() -> Iterator[Spec]:
     yield gen_rope_module()
     yield gen_norm_module()
     yield gen_sampling_module()
+    # A few seconds, for who gives --cascade-attention.
+    yield gen_cascade_module()
 
 
 def _of_shape(shape: Shape, prefill: str) -> Iterator[Spec]:
@@ -60,8 +63,8 @@ def _of_shape(shape: Shape, prefill: str) -> Iterator[Spec]:
     dims = (shape.head_dim, shape.head_dim)
     if not shape.wants_tensor_cores:
         yield modules.gen_batch_decode_module(*dtypes, *dims, *PLAIN)
-    # Decode by tensor cores is prefill of one token, by fa2.
-    for back_end in sorted({prefill} | ({"fa2"} if shape.wants_tensor_cores else set())):
+    # By fa2 decode by tensor cores, a prefill of one token, and what a cascade shares.
+    for back_end in sorted({prefill, "fa2"}):
         generate = modules.gen_batch_prefill_module
         if back_end == "fa2":
             # FlashInfer 0.7 has a library of its own for keys and values that lie alike.

@@ -21,6 +21,7 @@ TENSOR_CORE_GROUP = 4
 MIN_WORKSPACE_BYTES = 128 << 20
 BLOCKS_PER_SM = 2
 PREFILL_TILE = 128
+THREADS_PER_BLOCK = 1024
 # Before it GPUs have too little shared memory for the smallest tile.
 AMPERE = 8
 
@@ -52,6 +53,19 @@ class Shape:
             raise ConfigError(
                 f"attention flashinfer has no kernels for heads of {self.head_dim}, only of "
                 f"{', '.join(map(str, HEAD_DIMS))}; give --attention torch"
+            )
+
+    def check_merge(self) -> None:
+        """Raise ConfigError if what a cascade found in two parts cannot be merged.
+
+        In cascade.cuh a thread block has threads for all query heads of a token, each thread 16
+        bytes of a head.
+        """
+        most = THREADS_PER_BLOCK // (self.head_dim * self.dtype.itemsize // 16)
+        if self.num_heads > most:
+            raise ConfigError(
+                f"cascade-attention merges at most {most} heads of {self.head_dim}, the model has "
+                f"{self.num_heads}; leave it out"
             )
 
     @property

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dopd.attention.base import Attention, BatchMeta
+from dopd.attention.base import Attention, BatchMeta, CascadeAttention
+from dopd.attention.cascade import MIN_ROWS, MIN_TOKENS
 from dopd.errors import ConfigError
 
 MAX_TOKENS = 4
@@ -56,8 +57,52 @@ def _differences(attention: Attention, pool: Tensor, num_heads: int) -> list[flo
             attention.append(layer, key[start:], value[start:])
             out = attention.run(layer, query[start:]).float().cpu()
             found.append(float((out - expected[start:]).abs().max()))
+    if isinstance(attention, CascadeAttention):
+        found += _cascade_differences(attention, pool, query, key[-1:], value[-1:])
     pool[-1].zero_()
     return found
+
+
+def _cascade_differences(
+    attention: CascadeAttention, pool: Tensor, query: Tensor, key: Tensor, value: Tensor
+) -> list[float]:
+    """The same of rows that share pages: the last page, again and again, as `_differences` left it.
+
+    query: some; key, value: of the last token on that page.
+    """
+    count, page, page_size = len(query), len(pool) - 1, pool.shape[3]
+    meta = _shared_rows(page, page_size, count)
+    if not attention.shares(meta):
+        raise ValueError(f"{MIN_ROWS} rows with {MIN_TOKENS} tokens in common are no cascade")
+    attention.plan(meta)
+    queries = query[torch.arange(MIN_ROWS) % count]
+    found = []
+    for layer in {0, pool.shape[1] - 1}:
+        attention.append(layer, *(one.expand(MIN_ROWS, -1, -1) for one in (key, value)))
+        out = attention.run(layer, queries).float().cpu()
+        pages = int(meta.kv_indptr[1])
+        seen = pool[page, layer].float().cpu().repeat(1, pages, 1, 1)
+        seen = seen[:, : (pages - 1) * page_size + count]
+        expected = _reference(queries.float().cpu(), *seen, is_causal=False)
+        found.append(float((out - expected).abs().max()))
+    return found
+
+
+def _shared_rows(page: int, page_size: int, end: int) -> BatchMeta:
+    """Decode rows of one page, over and over, and of its first `end` tokens."""
+    full = -(-MIN_TOKENS // page_size)
+    rows = torch.arange(MIN_ROWS + 1, dtype=torch.int32)
+    ones = torch.ones(MIN_ROWS, dtype=torch.int32)
+    return BatchMeta(
+        qo_indptr=rows,
+        kv_indptr=rows * (full + 1),
+        kv_indices=torch.full((MIN_ROWS * (full + 1),), page, dtype=torch.int32),
+        last_page_len=ones * end,
+        positions=ones * (full * page_size + end - 1),
+        slot_pages=ones * page,
+        slot_offsets=ones * (end - 1),
+        num_decode_rows=MIN_ROWS,
+    )
 
 
 def _row(page: int, start: int, end: int, num_decode_rows: int) -> BatchMeta:
@@ -75,8 +120,8 @@ def _row(page: int, start: int, end: int, num_decode_rows: int) -> BatchMeta:
     )
 
 
-def _reference(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Causal attention, [tokens, heads, head_dim] each."""
-    query, key, value = (part.transpose(0, 1).unsqueeze(0) for part in (query, key, value))
-    out = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+def _reference(*parts: Tensor, is_causal: bool = True) -> Tensor:
+    """Attention of query, key and value, [tokens, heads, head_dim] each."""
+    query, key, value = (part.transpose(0, 1).unsqueeze(0) for part in parts)
+    out = F.scaled_dot_product_attention(query, key, value, is_causal=is_causal, enable_gqa=True)
     return out.squeeze(0).transpose(0, 1)

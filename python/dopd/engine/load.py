@@ -72,6 +72,7 @@ def load(
     gpu_memory_utilization: float = GPU_MEMORY_UTILIZATION,
     cuda_graphs: bool = True,
     fixed_split: bool = False,
+    cascade: bool = False,
     timings: Timings | None = None,
     progress: Progress = lambda stage, share, num_bytes: None,
 ) -> TorchEngine:
@@ -83,8 +84,8 @@ def load(
     model and pool allow. name: None for that of the file or folder. attention: `choose.NAMES`.
     max_num_seqs, max_batch_tokens: most rows and tokens of a step. cuda_graphs: of decode steps, on
     a GPU. fixed_split: attention computes a row alike in every batch, slowly and without graphs:
-    for tests. timings: what steps take, None for what the warm-up says. Raises ConfigError with
-    what to do.
+    for tests. cascade: pages that all decode rows share are read once. timings: what steps take,
+    None for what the warm-up says. Raises ConfigError with what to do.
     """
     if not 1 <= page_size <= MAX_PAGE_SIZE:
         raise ConfigError(f"page-size is {page_size}, must be 1 to {MAX_PAGE_SIZE}")
@@ -102,16 +103,14 @@ def load(
         max_rows=max_num_seqs,
         max_row_pages=pages_for(longest, page_size),
         fixed_split=fixed_split,
+        cascade=cascade,
     )
     sizes = graphs.sizes(max_num_seqs) if cuda_graphs and not fixed_split else []
     # Measured on a pool of one page, so that the real one can have all the rest.
     reserve = cuda.reserve_bytes(
         weights,
         lambda: attend(KvPool(shape, 1, DTYPES[dtype], place).tensor),
-        place,
-        max_num_seqs,
-        max_batch_tokens,
-        sizes,
+        *(place, max_num_seqs, max_batch_tokens, sizes),
     )
     memory = memory_for(kv_memory, device_memory(place, gpu_memory_utilization, reserve))
     if max_model_len is None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dopd.attention.base import Attention
+from dopd.attention.base import Attention, CascadeAttention
 from dopd.engine.foresight import Foresight
 from dopd.engine.graphs import DecodeGraphs, Model
 from dopd.engine.torch_batch import RowLimits, Span, lay_out, span_of
@@ -60,6 +60,7 @@ class Runner:
         self.foresight = Foresight()
         self._model = model
         self._attention = attention
+        self._cascade = attention if isinstance(attention, CascadeAttention) else None
         self._place = place
         self._limits = limits
         self._graphs = graphs
@@ -117,11 +118,20 @@ class Runner:
             log.warning("a step of %d rows could not be prepared ahead: %s", len(rows), error)
 
     def _prepare(self, spans: list[Span]) -> Prepared:
-        graphs = self._graphs
-        if graphs is not None and all(span.num_tokens == 1 for span in spans):
-            size = graphs.fit(len(spans))
-            if size is not None:
-                return Prepared(spans, size, graphs.plan(size, spans))
+        graphs, size = self._graphs, self._graph_size(spans)
+        if graphs is not None and size is not None:
+            return Prepared(spans, size, graphs.plan(size, spans))
         meta = lay_out(spans, self._limits.page_size)
         self._attention.plan(meta)
         return Prepared(spans, None, meta.positions)
+
+    def _graph_size(self, spans: list[Span]) -> int | None:
+        """Of the graph that computes these rows; None: they are computed without one."""
+        if self._graphs is None or any(span.num_tokens != 1 for span in spans):
+            return None
+        size = self._graphs.fit(len(spans))
+        if size is not None and self._cascade is not None:
+            # Pages that all rows share are read once, which no graph does.
+            if self._cascade.shares(lay_out(spans, self._limits.page_size)):
+                return None
+        return size

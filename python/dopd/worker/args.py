@@ -138,6 +138,12 @@ def parser() -> argparse.ArgumentParser:
     add("--device", help="auto, cpu, cuda or cuda:N (default: auto, the first GPU if there is one)")
     add("--dtype", help="auto, float32, bfloat16 or float16 (default: auto)")
     add("--attention", metavar="NAME", help="auto, flashinfer or torch (default: auto)")
+    add(
+        "--cascade-attention",
+        action=argparse.BooleanOptionalAction,
+        help="read pages that all sequences of a decode step share once, without graph (default: "
+        "no)",
+    )
     add("--kv-memory", metavar="SIZE", help="memory for KV pages, as 512MiB (default: by device)")
     add(
         "--gpu-memory-utilization",

@@ -88,6 +88,7 @@ def make_engine(config: WorkerConfig) -> Engine:
         max_batch_tokens=config.batch_tokens("cuda"),
         gpu_memory_utilization=config.gpu_memory_utilization,
         cuda_graphs=config.cuda_graphs,
+        cascade=config.cascade_attention,
         kv_memory=config.kv_memory,
         max_model_len=config.max_model_len,
         page_size=config.page_size,

@@ -36,6 +36,7 @@ class WorkerConfig:
     device: str = "auto"
     dtype: str = "auto"
     attention: str = "auto"
+    cascade_attention: bool = False
     kv_memory: str | None = None
     max_model_len: int | None = None
     gpu_memory_utilization: float = 0.9

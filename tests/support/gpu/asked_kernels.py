@@ -19,13 +19,13 @@ import torch
 from flashinfer.jit import core
 
 from dopd.attention.base import Attention, BatchMeta
-from dopd.attention.flashinfer import FlashInferAttention, FlashInferKernels
+from dopd.attention.flashinfer import FlashInferCascade, FlashInferKernels
 from dopd.attention.flashinfer_kernels import specs
 from dopd.attention.flashinfer_shape import Shape
 from dopd.engine.torch_batch import Span, lay_out
 
 PAGE_SIZE = 16
-PAGES, ROWS = 8, 4
+PAGES, ROWS = 18, 8
 # Query heads and KV heads: SmolLM2's, Llama-3.1-8B's, and a group without a kernel of its own.
 CASES = [
     (*heads, head_dim, dtype, prefill)
@@ -67,15 +67,14 @@ class PoolDtype:
 
 
 def attend(heads: int, kv_heads: int, head_dim: int, dtype: torch.dtype, prefill: str) -> None:
-    """Every kind of step: prompts, decode, both, a captured size planned twice."""
+    """Every kind of step: prompts, decode, both, shared pages, a captured size planned twice."""
     PoolDtype.current = dtype
     pool = torch.zeros(PAGES, 1, 2, PAGE_SIZE, kv_heads, head_dim, dtype=dtype)
-    attention = FlashInferAttention(
-        pool, heads, max_rows=ROWS, max_row_pages=PAGES, prefill=prefill
-    )
+    attention = FlashInferCascade(pool, heads, max_rows=ROWS, max_row_pages=PAGES, prefill=prefill)
     decode, prompt = Span(3, 1, [0]), Span(0, 5, [1])
+    shared = [Span(17 * PAGE_SIZE, 1, range(PAGES))] * ROWS
     dims = (heads, kv_heads, head_dim)
-    for rows in ([decode], [prompt], [decode, prompt]):
+    for rows in ([decode], [prompt], [decode, prompt], shared):
         step(attention, lay_out(rows, PAGE_SIZE), *dims)
     for _ in range(2):
         step(attention.fixed(2), lay_out([decode, decode], PAGE_SIZE), *dims)

@@ -7,6 +7,7 @@ original it computes in float32, too, so that tokens can be compared. `installed
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +32,8 @@ class State:
     tensor_cores: ClassVar[list[bool]] = []
     # Names of the calls that plan, in order.
     plans: ClassVar[list[str]] = []
+    # How often two parts of the context were merged.
+    merges = 0
 
 
 @contextmanager
@@ -39,7 +42,7 @@ def installed() -> Iterator[type[State]]:
     names = ("flashinfer", "dopd.attention.flashinfer")
     before = {name: sys.modules.pop(name) for name in names if name in sys.modules}
     sys.modules["flashinfer"] = sys.modules[__name__]
-    State.is_capturing, State.tensor_cores, State.plans = False, [], []
+    State.is_capturing, State.tensor_cores, State.plans, State.merges = False, [], [], 0
     try:
         yield State
     finally:
@@ -195,8 +198,10 @@ class _Wrapper:
         found = torch.cat((self._indptr, self._last_page_len)).view(torch.uint8)
         assert torch.equal(self._plans[: len(found)], found), "planned for another step"
 
-    def run(self, q: Tensor, paged_kv_cache: Tensor, *, out: Tensor) -> Tensor:
-        """As the wrappers' run: each row over its own pages."""
+    def run(
+        self, q: Tensor, paged_kv_cache: Tensor, *, out: Tensor, return_lse: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """As the wrappers' run: each row over its own pages; weights of rows are to base 2."""
         assert self._planned is not None, "run before plan"
         (num_heads, num_kv_heads, head_dim, page_size), dtypes = self._planned
         _check_cache(paged_kv_cache)
@@ -206,14 +211,16 @@ class _Wrapper:
         assert q.shape == (starts[-1], num_heads, head_dim) and q.stride(-1) == 1
         assert (q.dtype, paged_kv_cache.dtype) == dtypes
         assert out.shape == q.shape and out.dtype == q.dtype and out.is_contiguous()
-        pages = self._indptr.tolist()
+        assert out.device == q.device == paged_kv_cache.device
+        pages, weights = self._indptr.tolist(), torch.empty(q.shape[:2], dtype=torch.float32)
         for row, last in enumerate(self._last_page_len.tolist()):
             own = self._indices[pages[row] : pages[row + 1]].long()
             length = (len(own) - 1) * page_size + last
             kv = paged_kv_cache[own].transpose(0, 1).reshape(2, -1, num_kv_heads, head_dim)
             tokens = slice(starts[row], starts[row + 1])
-            out[tokens] = _attend(q[tokens], kv[0, :length], kv[1, :length], self._causal)
-        return out
+            kv = kv[:, :length]
+            out[tokens], weights[tokens] = _attend(q[tokens], kv[0], kv[1], self._causal)
+        return (out, weights.to(q.device)) if return_lse else out
 
 
 class BatchDecodeWithPagedKVCacheWrapper(_Wrapper):
@@ -355,7 +362,7 @@ class BatchPrefillWithPagedKVCacheWrapper(_Wrapper):
         assert len(qo_indptr) == len(paged_kv_indptr) and int(qo_indptr[0]) == 0
         lengths = (paged_kv_indptr.diff() - 1) * page_size + paged_kv_last_page_len
         counts = qo_indptr.diff()
-        assert bool((counts > 0).all()) and bool((counts <= lengths).all())
+        assert bool((counts > 0).all()) and (not causal or bool((counts <= lengths).all()))
         dims = (num_qo_heads, num_kv_heads, head_dim_qk, page_size)
         self._note("prefill", dims, (q_data_type, kv_data_type))
         self._causal = causal
@@ -368,15 +375,38 @@ class BatchPrefillWithPagedKVCacheWrapper(_Wrapper):
         self._write_plan(paged_kv_indptr, paged_kv_last_page_len)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
-    """Softmax attention in float32; a causal mask is aligned at the bottom right."""
+def merge_state_in_place(v: Tensor, s: Tensor, v_other: Tensor, s_other: Tensor) -> None:
+    """As flashinfer's: what was found in two parts of the context, by their weights to base 2."""
+    for part in (v, v_other):
+        assert part.ndim == 3 and part.shape == v.shape and part.dtype == v.dtype
+        assert part.is_contiguous() and part.device == v.device
+    for part in (s, s_other):
+        # Another dtype would be copied, and the copy changed.
+        assert part.shape == v.shape[:2] and part.dtype == torch.float32
+        assert part.is_contiguous() and part.device == v.device
+    assert v.data_ptr() != v_other.data_ptr() and s.data_ptr() != s_other.data_ptr()
+    # A thread block has threads for all heads of a token; in float32 as if it was bfloat16.
+    assert v.shape[1] * (v.shape[2] // 8) <= 1024, "invalid configuration argument"
+    State.merges += 1
+    both = torch.logaddexp2(s, s_other)
+    ours, theirs = (torch.exp2(part - both).unsqueeze(-1) for part in (s, s_other))
+    v.copy_(ours * v.float() + theirs * v_other.float())
+    s.copy_(both)
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    """Softmax attention in float32, and log2 of what it divided by.
+
+    A causal mask is aligned at the bottom right.
+    """
     group = query.shape[1] // key.shape[1]
     key, value = (part.float().repeat_interleave(group, dim=1) for part in (key, value))
     scores = torch.einsum("qhd,khd->hqk", query.float(), key) / query.shape[-1] ** 0.5
     if causal:
         seen = torch.ones(scores.shape[1:], dtype=torch.bool, device=query.device)
         scores.masked_fill_(~seen.tril_(len(key) - len(query)), float("-inf"))
-    return torch.einsum("hqk,khd->qhd", torch.softmax(scores, dim=-1), value).to(query.dtype)
+    out = torch.einsum("hqk,khd->qhd", torch.softmax(scores, dim=-1), value)
+    return out.to(query.dtype), torch.logsumexp(scores, dim=-1).T / math.log(2)
 
 
 def _arange(count: int) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -151,7 +152,12 @@ def test_kernels_that_compute_nonsense_are_an_error_at_the_start(
     wrong: float, double: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     right = double._attend
-    monkeypatch.setattr(double, "_attend", lambda *args: right(*args) + wrong)
+
+    def wrongly(*args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        out, weights = right(*args)
+        return out + wrong, weights
+
+    monkeypatch.setattr(double, "_attend", wrongly)
     pool = small_pool()
     with pytest.raises(ConfigError, match="computes wrong numbers on cpu"):
         choose.make("flashinfer", pool, 6, max_rows=1, max_row_pages=1)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -37,20 +38,20 @@ class BackEnd:
     library: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
-def make(name: str, fixed_split: bool, pool: Tensor, num_heads: int, row_pages: int) -> Attention:
+def make_torch(pool: Tensor, num_heads: int, row_pages: int) -> Attention:
+    return choose.make(choose.TORCH, pool, num_heads, max_rows=8, max_row_pages=row_pages)
+
+
+def make(pool: Tensor, num_heads: int, row_pages: int, kind: str = "", **options: Any) -> Attention:
     """Without the check for kernels: the double computes in float32, too."""
-    if name == choose.TORCH:
-        return choose.make(name, pool, num_heads, max_rows=8, max_row_pages=row_pages)
-    back_end = choose.flashinfer().FlashInferAttention
-    made: Attention = back_end(
-        pool, num_heads, max_rows=8, max_row_pages=row_pages, fixed_split=fixed_split
-    )
+    back_end = getattr(choose.flashinfer(), kind or "FlashInferAttention")
+    made: Attention = back_end(pool, num_heads, max_rows=8, max_row_pages=row_pages, **options)
     return made
 
 
-TORCH = partial(make, choose.TORCH, False)
-FLASHINFER = partial(make, choose.FLASHINFER, False)
-FIXED_SPLIT = partial(make, choose.FLASHINFER, True)
+TORCH, FLASHINFER = make_torch, make
+FIXED_SPLIT = partial(make, fixed_split=True)
+CASCADE = partial(make, kind="FlashInferCascade")
 DOUBLE = stub_flashinfer.installed
 REAL = real_flashinfer.require
 BACK_ENDS = {
@@ -59,6 +60,7 @@ BACK_ENDS = {
     "double-float32": BackEnd(FLASHINFER, "cpu", torch.float32, 1e-5, DOUBLE),
     "double-bfloat16": BackEnd(FLASHINFER, "cpu", torch.bfloat16, 2e-2, DOUBLE),
     "double-fixed-split": BackEnd(FIXED_SPLIT, "cpu", torch.float32, 1e-5, DOUBLE),
+    "double-cascade": BackEnd(CASCADE, "cpu", torch.float32, 1e-5, DOUBLE),
     "flashinfer-bfloat16": BackEnd(
         FLASHINFER, "cuda", torch.bfloat16, 2e-2, real_flashinfer.require
     ),
@@ -66,6 +68,7 @@ BACK_ENDS = {
     "flashinfer-fixed-split": BackEnd(
         FIXED_SPLIT, "cuda", torch.bfloat16, 2e-2, real_flashinfer.require
     ),
+    "flashinfer-cascade": BackEnd(CASCADE, "cuda", torch.bfloat16, 2e-2, REAL),
 }
 
 
@@ -210,6 +213,22 @@ def test_chunk_longer_than_one_tile_of_the_mask(end: BackEnd) -> None:
     bench = Bench(end, 1, 16, max_len=320, count=1)
     bench.step([(0, 10)])
     bench.step([(0, 300)])
+
+
+@pytest.mark.parametrize("common", [255, 272])
+def test_rows_that_share_pages(end: BackEnd, common: int) -> None:
+    """Nine sequences go on from the same pages, some from the end of the last; a prompt beside."""
+    bench = Bench(end, 4, 16, max_len=common + 48, count=10)
+    bench.step([(0, common)])
+    first, *others, last = bench.sequences
+    for other in others:
+        other.pages[: common // 16] = first.pages[: common // 16]
+        other.length = common - common % 16
+        other.keys = [one[: other.length] for one in first.keys]
+        other.values = [one[: other.length] for one in first.values]
+    for count in (1, 1, 20, 1):
+        bench.step([(0, 1), *((index, 1) for index in range(1, 9)), (9, count)])
+    assert last.length == 23
 
 
 def test_random_steps(end: BackEnd) -> None:

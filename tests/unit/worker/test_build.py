@@ -8,6 +8,7 @@ from types import ModuleType
 
 import pytest
 
+from dopd.errors import ConfigError
 from dopd.worker import args
 from dopd.worker.build import make_engine
 
@@ -42,3 +43,12 @@ def test_a_gpu_has_a_queue_for_every_stream_before_cuda_starts(
     words = ["--model", "x", "--role", "mixed", "--join", "127.0.0.1:1", "--device", device]
     make_engine(args.parse(words, join_token="none"))
     assert set(seen) == {expected}
+
+
+def test_cascade_attention_is_off_unless_asked_for_and_never_silently() -> None:
+    words = ["--model", "random:tiny", "--role", "mixed", "--join", "127.0.0.1:1"]
+    words += ["--device", "cpu", "--kv-memory", "1MiB"]
+    assert not args.parse(words, join_token="none").cascade_attention
+    asked = args.parse([*words, "--cascade-attention"], join_token="none")
+    with pytest.raises(ConfigError, match="cascade-attention is FlashInfer's"):
+        make_engine(asked)
