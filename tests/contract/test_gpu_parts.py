@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from bench.gpu import __main__ as runner
-from bench.gpu import exact, graphs
+from bench.gpu import cascade, exact, graphs
 from bench.gpu.setup import Setup, Skipped
 from dopd.attention import flashinfer_shape
 from dopd.engine import cuda
@@ -73,6 +73,14 @@ def test_rows_that_share_a_prefix_make_the_same_tokens() -> None:
     (cell,) = run("cascade")["steps"]
     assert (cell["rows"], cell["same_tokens"]) == (8, 8)
     assert cell["graphs_ms"] > 0 and cell["cascade_ms"] > 0
+
+
+def test_the_cascade_part_merges_on_a_gpu(gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cascade, "TIMES", 2)
+    (cell,) = cascade.main(ON_GPU)["steps"]
+    # Two layers: the check as memory is measured and at the start, and each step.
+    assert stub_flashinfer.State.merges == 2 * (2 + 1 + 2 * 2)
+    assert cell["same_tokens"] >= 7
 
 
 def test_ways_on_one_device_agree() -> None:

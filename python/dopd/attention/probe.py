@@ -75,7 +75,7 @@ def _cascade_differences(
     if not attention.shares(meta):
         raise ValueError(f"{MIN_ROWS} rows with {MIN_TOKENS} tokens in common are no cascade")
     attention.plan(meta)
-    queries = query[torch.arange(MIN_ROWS) % count]
+    queries = query.repeat(-(-MIN_ROWS // count), 1, 1)[:MIN_ROWS]
     found = []
     for layer in {0, pool.shape[1] - 1}:
         attention.append(layer, *(one.expand(MIN_ROWS, -1, -1) for one in (key, value)))
