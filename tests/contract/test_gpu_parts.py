@@ -61,6 +61,8 @@ def test_the_parts_that_load_engines_load_them_on_a_gpu(
     monkeypatch.setattr(exact, "NUM_TOKENS", 4)
     found = exact.main(ON_GPU)
     assert found["same"] == found["same_with_graphs"] == dict.fromkeys(found["same"], 2)
+    # A fixed split has none: graphs would have been compared with nothing but themselves.
+    assert "fast" in stub_flashinfer.State.plans
     monkeypatch.setattr(graphs, "BATCHES", (1, 4))
     monkeypatch.setattr(graphs, "CONTEXT", 40)
     monkeypatch.setattr(graphs, "TIMES", 2)
