@@ -84,6 +84,10 @@ def test_b5_pages_under_a_write_are_nobodys_until_it_ends(small: Fleet, count: i
     """Clients go away while pages travel, and others want those pages at once."""
     slow = SlowWrites(count)
     small.forget()
+    # A first hand-off has seconds; from then on the slow ones are given up.
+    with small.ask(*large_asks(1, 0, leaving=False)) as traffic:
+        traffic.finish().check(at_least=1)
+    assert small.router.status()["handoffs_by"]["arrived"] == 1
     data = small.nodes["d0"].data
     assert data is not None
     data.plan = changing(slow)

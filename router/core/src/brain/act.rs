@@ -7,6 +7,7 @@ use super::{
     breaker::Outcome,
     explain::Chosen,
     pace::Run,
+    pairs::Pair,
     peak::Stay,
     sequences::{Phase, Seat},
     table::{Cell, Input, PhaseKind, cell},
@@ -302,13 +303,26 @@ impl Brain {
             return;
         };
         if let Phase::Shipping {
-            timer: Some(at), ..
+            cur,
+            nxt,
+            timer: Some(at),
         } = phase
         {
             self.timers.clear(at, Timer::Handoff(key));
+            self.outlived(at, (cur.worker, nxt.worker));
         }
         for seat in [phase.cur(), phase.nxt()].into_iter().flatten() {
             self.close(seat);
+        }
+    }
+
+    /// A sequence ended before its hand-off, whose timer is set. If that had as long as two workers
+    /// have that know each other, these have had their time as well: else short answers would hide
+    /// a way that is cut.
+    fn outlived(&mut self, timer: Micros, pair: Pair) {
+        let are_there = [pair.0, pair.1].map(|worker| self.workers.get(worker).is_some());
+        if self.now.plus(self.config.handoff_meet) >= timer && are_there == [true; 2] {
+            self.pairs.note_tried(pair);
         }
     }
 
@@ -334,7 +348,7 @@ impl Brain {
         let step = Micros(u64::from(source.load.step_us));
         let predicted = source.facts.timings.handoff_us(bytes).plus(step);
         let mut longest = predicted.plus(predicted).plus(self.config.handoff_slack);
-        if !self.pairs.have_met((cur.worker, nxt.worker)) {
+        if !self.pairs.is_tried((cur.worker, nxt.worker)) {
             longest = longest.plus(self.config.handoff_meet);
         }
         let at = self.now.plus(longest.min(self.config.handoff_max));

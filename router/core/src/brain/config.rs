@@ -45,8 +45,9 @@ pub struct BrainConfig {
     pub moves_max: u32,
     /// Added to twice the predicted time of a hand-off and a step of its source.
     pub handoff_slack: Micros,
-    /// Added to that for the first hand-off from one worker to another: they make what joins them,
-    /// and two ranks of NCCL take seconds to meet. The source decodes meanwhile.
+    /// Added to that from one worker to another until a hand-off between them has ended, well or
+    /// not: they make what joins them, and two ranks of NCCL take seconds to meet. The source
+    /// decodes meanwhile.
     pub handoff_meet: Micros,
     /// Longest hand-off.
     pub handoff_max: Micros,

@@ -1,7 +1,7 @@
 //! Breakers of pairs of workers: the way from one to the other may be cut while both are well.
 //!
 //! A pair's breaker is remembered from its first failed hand-off until nothing of it matters any
-//! more, and that pages went this way before, until one of its workers goes.
+//! more; that a hand-off was tried, until one of its workers goes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,8 +22,8 @@ pub(super) type Pair = (usize, usize);
 #[derive(Debug, Default)]
 pub(super) struct Pairs {
     breakers: BTreeMap<Pair, Breaker>,
-    /// Source -> destinations that a hand-off of its arrived at: at most all pairs of the fleet.
-    met: BTreeMap<usize, BTreeSet<usize>>,
+    /// Source -> destinations of hand-offs that ended, well or not: at most all pairs of the fleet.
+    tried: BTreeMap<usize, BTreeSet<usize>>,
 }
 
 impl Pairs {
@@ -36,8 +36,8 @@ impl Pairs {
         config: &BrainConfig,
         random: &mut Random,
     ) -> (Option<Micros>, Option<Micros>, bool) {
-        if outcome == Outcome::Succeeded {
-            self.met.entry(pair.0).or_default().insert(pair.1);
+        if matches!(outcome, Outcome::Succeeded | Outcome::Failed) {
+            self.note_tried(pair);
         }
         if outcome == Outcome::Failed
             && !self.breakers.contains_key(&pair)
@@ -57,6 +57,11 @@ impl Pairs {
         (before, after, opened)
     }
 
+    /// A hand-off from the one to the other has ended, or had its time.
+    pub(super) fn note_tried(&mut self, pair: Pair) {
+        self.tried.entry(pair.0).or_default().insert(pair.1);
+    }
+
     /// There is a place for one more, once those that do not matter are forgotten.
     fn has_place(&mut self, now: Micros, config: &BrainConfig) -> bool {
         if self.breakers.len() >= PAIRS_MAX {
@@ -68,8 +73,8 @@ impl Pairs {
 
     /// Forgets a worker. Timers to clear.
     pub(super) fn remove(&mut self, worker: usize) -> Vec<(Micros, Pair)> {
-        self.met.remove(&worker);
-        for destinations in self.met.values_mut() {
+        self.tried.remove(&worker);
+        for destinations in self.tried.values_mut() {
             destinations.remove(&worker);
         }
         let mut timers = Vec::new();
@@ -83,10 +88,10 @@ impl Pairs {
         timers
     }
 
-    /// Pages went from the one to the other before: what joins them is made.
-    pub(super) fn have_met(&self, pair: Pair) -> bool {
-        let met = self.met.get(&pair.0);
-        met.is_some_and(|destinations| destinations.contains(&pair.1))
+    /// A hand-off from the one to the other has ended: what joins them is made, or does not come.
+    pub(super) fn is_tried(&self, pair: Pair) -> bool {
+        let tried = self.tried.get(&pair.0);
+        tried.is_some_and(|destinations| destinations.contains(&pair.1))
     }
 
     /// Nothing is to be handed from the one to the other now.

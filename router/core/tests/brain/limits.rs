@@ -338,30 +338,62 @@ fn hand_off_gets_twice_its_predicted_time_within_limits() {
     }
 }
 
-/// Two workers make what joins them with their first hand-off; and again when one is another.
+/// Two workers make what joins them with their first hand-off; and again when one is another. If
+/// it fails, what joins them does not come, and a breaker must hear of it soon.
 #[test]
 fn the_first_hand_off_of_two_workers_has_time_to_join_them() {
-    let mut brain = Brain::new(BrainConfig {
-        handoff_meet: Micros(70_000),
-        death_settle: Micros(0),
-        ..plain()
-    });
-    brain.handle(Micros(0), joined(P, worker(Role::Prefill, 40)));
-    // Request, its destination, what is added to its hand-off.
-    for (id, to, more_us) in [(1, D, 70_000), (2, D, 0), (3, E, 70_000)] {
-        let now = Micros(id);
-        if id != 2 {
-            brain.handle(now, lost(D));
-            brain.handle(now, joined(to, worker(Role::Decode, 40)));
+    for is_lost in [false, true] {
+        let mut brain = Brain::new(BrainConfig {
+            handoff_meet: Micros(70_000),
+            death_settle: Micros(0),
+            ..plain()
+        });
+        brain.handle(Micros(0), joined(P, worker(Role::Prefill, 40)));
+        // Request, its destination, what is added to its hand-off.
+        for (id, to, more_us) in [(1, D, 70_000), (2, D, 0), (3, E, 70_000)] {
+            let now = Micros(id);
+            if id != 2 {
+                brain.handle(now, lost(D));
+                brain.handle(now, joined(to, worker(Role::Decode, 40)));
+            }
+            arrive(&mut brain, id, 8);
+            brain.handle(now, opened(to, 0));
+            brain.handle(now, token(P, 0));
+            let due = now.plus(Micros(500_000 + more_us));
+            assert_eq!(brain.next_wake(), Some(due), "{id}");
+            if is_lost {
+                brain.handle(now, ended(to, 0, CloseReason::Lost));
+                brain.handle(now, ended(P, 0, CloseReason::Stop));
+            } else {
+                brain.handle(now, arrived(to, 0, 1));
+                brain.handle(now, ended(P, 0, CloseReason::Asked));
+                brain.handle(now, ended(to, 0, CloseReason::Stop));
+            }
         }
-        arrive(&mut brain, id, 8);
-        brain.handle(now, opened(to, 0));
-        brain.handle(now, token(P, 0));
-        let due = now.plus(Micros(500_000 + more_us));
-        assert_eq!(brain.next_wake(), Some(due), "{id}");
-        brain.handle(now, arrived(to, 0, 1));
-        brain.handle(now, ended(P, 0, CloseReason::Asked));
-        brain.handle(now, ended(to, 0, CloseReason::Stop));
+    }
+}
+
+/// Answers that end before their hand-off does tell nothing of it; they must not hide a way that is
+/// cut for ever.
+#[test]
+fn a_first_hand_off_that_its_answer_did_not_wait_for_had_its_time() {
+    for (after_us, more_us) in [(499_999, 70_000), (500_000, 0)] {
+        let mut brain = Brain::new(BrainConfig {
+            handoff_meet: Micros(70_000),
+            ..plain()
+        });
+        brain.handle(Micros(0), joined(P, worker(Role::Prefill, 40)));
+        brain.handle(Micros(0), joined(D, worker(Role::Decode, 40)));
+        for (now, added_us) in [(Micros(1), 70_000), (Micros(1 + after_us), more_us)] {
+            brain.handle(now, Event::RequestArrived(request(now.0, 8, 4)));
+            brain.handle(now, opened(D, 0));
+            brain.handle(now, token(P, 0));
+            let due = now.plus(Micros(500_000 + added_us));
+            assert_eq!(brain.next_wake(), Some(due), "{after_us}");
+            let end = now.plus(Micros(after_us));
+            brain.handle(end, ended(P, 0, CloseReason::Stop));
+            brain.handle(end, ended(D, 0, CloseReason::Asked));
+        }
     }
 }
 
