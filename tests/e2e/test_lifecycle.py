@@ -47,7 +47,7 @@ def test_workers_end_with_a_router_that_was_killed(server: Server) -> None:
 
 
 def test_banner_tells_url_workers_metrics_and_a_curl_line(server: Server) -> None:
-    banner = server.process.out.read_text()
+    banner = server.banner()
     assert server.url in banner
     assert server.admin in banner
     assert "curl" in banner

@@ -47,7 +47,7 @@ def test_the_capital_of_france(smollm2: Server) -> None:
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="no curl")
 def test_the_banner_has_a_line_that_streams_paris(smollm2: Server) -> None:
-    banner = smollm2.process.out.read_text()
+    banner = smollm2.banner()
     line = banner[banner.index("curl ") :].split("\n\n", 1)[0]
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
     events = [json.loads(e[6:]) for e in done.stdout.splitlines() if e.startswith("data: {")]

@@ -75,6 +75,15 @@ class Server:
         """GET `path`."""
         return self.call("GET", path, address=address)
 
+    def banner(self) -> str:
+        """What it prints for people, whole: it comes after the file that says that it is ready."""
+
+        def printed() -> str | None:
+            text = self.process.out.read_text()
+            return text if "curl " in text and text.endswith("\n") else None
+
+        return wait_for(printed, "the banner is printed")
+
     def complete(self, prompt: str | list[int], **fields: Any) -> dict[str, Any]:
         """One completion, not streamed; fails the test unless it succeeds."""
         body = {"model": self.model, "prompt": prompt, "temperature": 0} | fields

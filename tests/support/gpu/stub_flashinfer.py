@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -59,6 +59,17 @@ def capturing() -> Iterator[None]:
         yield
     finally:
         State.is_capturing = False
+
+
+def called_again(function: Callable[[], None]) -> Callable[[], None]:
+    """A graph that is the function itself: captured when it is made, and at every replay."""
+
+    def replay() -> None:
+        with capturing():
+            function()
+
+    replay()
+    return replay
 
 
 def rmsnorm(input: Tensor, weight: Tensor, eps: float) -> Tensor:

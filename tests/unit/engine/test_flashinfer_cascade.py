@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -53,18 +53,11 @@ def engine(plain: TorchEngine, double: type[State]) -> TorchEngine:
         made: Attention = kind(pool, num_heads, max_rows=16, max_row_pages=max_row_pages)
         return made
 
-    made = with_graphs(plain, [1, 16], called_again, NUM_PAGES, make_attention=attention)
+    made = with_graphs(
+        plain, [1, 16], stub_flashinfer.called_again, NUM_PAGES, make_attention=attention
+    )
     double.plans.clear()
     return made
-
-
-def called_again(function: Callable[[], None]) -> Callable[[], None]:
-    def replay() -> None:
-        with stub_flashinfer.capturing():
-            function()
-
-    replay()
-    return replay
 
 
 def logprobs(running: stepping.Running) -> list[float]:

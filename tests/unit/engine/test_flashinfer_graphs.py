@@ -6,7 +6,7 @@ on to the buffers of the capture, and refuses what may not happen in one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -53,19 +53,10 @@ def engine(plain: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Torc
             )
             return made
 
-        made = with_graphs(plain, SIZES, called_again, make_attention=attention)
+        made = with_graphs(plain, SIZES, stub_flashinfer.called_again, make_attention=attention)
         graphs = made._runner._graphs
         assert graphs is not None and [graphs.fit(size) for size in SIZES] == SIZES
         yield made
-
-
-def called_again(function: Callable[[], None]) -> Callable[[], None]:
-    def replay() -> None:
-        with stub_flashinfer.capturing():
-            function()
-
-    replay()
-    return replay
 
 
 @cases(8, HealthCheck.function_scoped_fixture)

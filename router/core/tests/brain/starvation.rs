@@ -292,27 +292,33 @@ fn a_prompt_is_judged_by_its_first_token_alone() {
     assert_eq!(line.drain(), [601, 600]);
 }
 
+/// One worker, and books of 200 prompts that were in time, every tenth a long one.
+fn fair_line(refuse: Refuse) -> Line {
+    let config = BrainConfig {
+        policy: PolicyConfig {
+            fair_ratio: 1.0,
+            demote: false,
+            refuse,
+            ..policy()
+        },
+        queue_requests_max: 12,
+        ..support::plain()
+    };
+    let mut line = Line::new(config, 1);
+    for id in 0..200 {
+        let tokens = if id % 10 == 7 { 100 } else { 10 };
+        line.arrive(request(id, tokens, 1));
+        line.finish(1);
+    }
+    line
+}
+
 /// A prompt that is refused because it waited has missed its target, whatever it is told.
 #[test]
 fn who_is_refused_for_waiting_missed_its_target() {
     use RejectReason::{DeadlineExceeded, Late, QueueFull};
     for why in [Late, DeadlineExceeded, QueueFull] {
-        let config = BrainConfig {
-            policy: PolicyConfig {
-                fair_ratio: 1.0,
-                demote: false,
-                refuse: Refuse::Late,
-                ..policy()
-            },
-            queue_requests_max: 12,
-            ..support::plain()
-        };
-        let mut line = Line::new(config, 1);
-        for id in 0..200 {
-            let tokens = if id % 10 == 7 { 100 } else { 10 };
-            line.arrive(request(id, tokens, 1));
-            line.finish(1);
-        }
+        let mut line = fair_line(Refuse::Late);
         line.arrive(request(500, 10, 50));
         for id in 501..513 {
             let mut facts = request(id, 100, 1);
@@ -350,22 +356,7 @@ fn who_is_refused_for_waiting_missed_its_target() {
 fn who_is_turned_away_for_want_of_room_missed_its_target() {
     use RejectReason::{QueueFull, Unmeetable};
     for why in [QueueFull, Unmeetable] {
-        let config = BrainConfig {
-            policy: PolicyConfig {
-                fair_ratio: 1.0,
-                demote: false,
-                refuse: Refuse::Early,
-                ..policy()
-            },
-            queue_requests_max: 12,
-            ..support::plain()
-        };
-        let mut line = Line::new(config, 1);
-        for id in 0..200 {
-            let tokens = if id % 10 == 7 { 100 } else { 10 };
-            line.arrive(request(id, tokens, 1));
-            line.finish(1);
-        }
+        let mut line = fair_line(Refuse::Early);
         // One runs, twelve wait; nobody is late, so none makes room.
         (500..513).for_each(|id| line.arrive(request(id, 10, 1)));
         for id in 520..532 {
