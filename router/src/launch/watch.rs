@@ -320,7 +320,7 @@ fn failure(given_up: &GivenUp, phase: Phase) -> Failure {
 }
 
 /// What helps against a cause, by a word in it; the first that fits.
-const FIXES: [(&str, &str); 7] = [
+const FIXES: [(&str, &str); 8] = [
     (
         "kv-memory",
         "--kv-memory SIZE, for example 2GiB, or a smaller --max-model-len",
@@ -328,6 +328,10 @@ const FIXES: [(&str, &str); 7] = [
     (
         "out of memory",
         "fewer workers (--prefill, --decode), or a smaller --kv-memory",
+    ),
+    (
+        "cascade-attention",
+        "leave --cascade-attention out, or have the worker compute on a GPU with FlashInfer",
     ),
     // Before torch, which its message offers.
     (

@@ -190,7 +190,7 @@ def test_more_heads_than_a_merge_has_threads_for_are_refused(dim: int, most: int
 
 
 def test_torch_has_no_cascade_and_fixed_splits_neither() -> None:
-    with pytest.raises(ConfigError, match="cascade-attention is FlashInfer's"):
+    with pytest.raises(ConfigError, match="cascade-attention is of FlashInfer's"):
         choose.make("torch", small_pool(), 1, cascade=True, **SIZES)
     with pytest.raises(ValueError, match="no fixed split"):
         choose.make("flashinfer", small_pool(), 1, cascade=True, fixed_split=True, **SIZES)

@@ -50,5 +50,5 @@ def test_cascade_attention_is_off_unless_asked_for_and_never_silently() -> None:
     words += ["--device", "cpu", "--kv-memory", "1MiB"]
     assert not args.parse(words, join_token="none").cascade_attention
     asked = args.parse([*words, "--cascade-attention"], join_token="none")
-    with pytest.raises(ConfigError, match="cascade-attention is FlashInfer's"):
+    with pytest.raises(ConfigError, match="cascade-attention is of FlashInfer's"):
         make_engine(asked)
