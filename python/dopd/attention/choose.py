@@ -64,7 +64,9 @@ def make(
     """
     if name == TORCH:
         if cascade:
-            raise ConfigError("cascade-attention is of FlashInfer's attention, and this worker's is torch")
+            raise ConfigError(
+                "cascade-attention is of FlashInfer's attention, and this worker's is torch"
+            )
         return TorchAttention(pool)
     back_end = flashinfer()
     shape = back_end.Shape.of(pool, num_heads)
