@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import as_completed
 from pathlib import Path
@@ -69,14 +70,20 @@ def run_grid(
     found = done(path)
     open_cells = _distinct(cell for cell in wanted if name_of(cell) not in found)
     _mend(path)
+    writing = threading.Lock()
+
+    def kept(cell: Cell) -> Any:
+        """Written by who made it: a result must not wait behind an error that ends the grid."""
+        result = work(cell)
+        with writing, path.open("a") as to:
+            to.write(json.dumps({"cell": cell, "result": result}) + "\n")
+        return result
+
     with Progress(title, len(open_cells)) as progress, Pool(jobs) as pool:
-        futures = {pool.submit(work, cell): cell for cell in open_cells}
+        futures = {pool.submit(kept, cell): cell for cell in open_cells}
         for future in as_completed(futures):
             cell = futures[future]
-            result = future.result()
-            with path.open("a") as to:
-                to.write(json.dumps({"cell": cell, "result": result}) + "\n")
-            found[name_of(cell)] = result
+            found[name_of(cell)] = future.result()
             progress.advance(_short(cell))
     return [(cell, found[name_of(cell)]) for cell in wanted]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from concurrent.futures import Future, wait
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 pytest.importorskip("dopd._router", reason="the extension is not built")
 
 from dopd import sim
+from dopd.sim import grid
 from dopd.sim.pool import Pool, Stopped, running
 
 # Minutes of simulation, unless it is stopped.
@@ -61,6 +63,25 @@ def test_a_grid_that_is_interrupted_keeps_what_is_done_and_ends_what_runs(tmp_pa
         sim.run_grid(cells, work, path)
     assert [line.count("short") for line in path.read_text().splitlines()] == [1]
     assert ends == ["long"]
+
+
+def test_what_is_done_is_kept_even_if_an_error_is_seen_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def last_first(futures: dict[Future[object], object]) -> list[Future[object]]:
+        wait(futures)
+        return list(futures)[::-1]
+
+    def work(cell: dict[str, str]) -> int:
+        if cell["trace"] == "broken":
+            raise Interrupted
+        return 1
+
+    monkeypatch.setattr(grid, "as_completed", last_first)
+    path = tmp_path / "grid.jsonl"
+    with pytest.raises(Interrupted):
+        sim.run_grid([{"trace": "short"}, {"trace": "broken"}], work, path)
+    assert path.read_text().count("short") == 1
 
 
 def test_without_a_pool_progress_is_the_callers_own() -> None:
