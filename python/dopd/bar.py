@@ -17,7 +17,8 @@ class Bar:
     """`with Bar("steps", 1.0) as bar: bar.show(0.5, "prefill 512")`. Used by one thread.
 
     total: what `show` counts up to; nothing is drawn for 0. is_count: tell it as numbers, not as
-    percents. is_left_told: and the time that is left. stream: stderr if None.
+    percents. is_left_told: and the time that is left. is_still: drawn by `show` alone, without a
+    thread beside what is measured. stream: stderr if None.
     """
 
     def __init__(
@@ -27,12 +28,14 @@ class Bar:
         *,
         is_count: bool = False,
         is_left_told: bool = False,
+        is_still: bool = False,
         stream: TextIO | None = None,
     ) -> None:
         self._title = title
         self._total = total
         self._is_count = is_count
         self._is_left_told = is_left_told
+        self._is_still = is_still
         self._stream = sys.stderr if stream is None else stream
         self._bar: rich.progress.Progress | None = None
 
@@ -62,7 +65,9 @@ class Bar:
                 ]
             columns.append(rich.progress.TextColumn("{task.description}"))
             console = rich.console.Console(file=self._stream)
-            self._bar = rich.progress.Progress(*columns, console=console)
+            self._bar = rich.progress.Progress(
+                *columns, console=console, auto_refresh=not self._is_still
+            )
             self._bar.add_task("", total=self._total)
             self._bar.start()
         return self
@@ -80,4 +85,5 @@ class Bar:
     def show(self, done: float, what: str) -> None:
         """Draw that `done` of the total is done; `what`: in words."""
         if self._bar is not None:
-            self._bar.update(self._bar.tasks[0].id, completed=done, description=what)
+            still = self._is_still
+            self._bar.update(self._bar.tasks[0].id, completed=done, description=what, refresh=still)

@@ -23,7 +23,7 @@ class Progress(Bar):
     """Shows how many of `total` requests have been sent, and how many of them failed."""
 
     def __init__(self, total: int, samples: Sequence[Counted]) -> None:
-        super().__init__("sent", total, is_count=True)
+        super().__init__("sent", total, is_count=True, is_still=True)
         self._samples = samples
 
     def __exit__(
