@@ -320,8 +320,9 @@ impl Brain {
     /// have that know each other, these have had their time as well: else short answers would hide
     /// a way that is cut.
     fn outlived(&mut self, timer: Micros, pair: Pair) {
-        let are_there = [pair.0, pair.1].map(|worker| self.workers.get(worker).is_some());
-        if self.now.plus(self.config.handoff_meet) >= timer && are_there == [true; 2] {
+        let had_its_time = self.now.plus(self.config.handoff_meet) >= timer;
+        let is_there = |worker| self.workers.get(worker).is_some();
+        if had_its_time && is_there(pair.0) && is_there(pair.1) {
             self.pairs.note_tried(pair);
         }
     }

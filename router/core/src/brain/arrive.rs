@@ -159,20 +159,20 @@ impl Brain {
             let Some((at, timer)) = self.timers.pop_due(self.now) else {
                 break;
             };
-            if timer == Timer::NoWorker && self.no_worker() {
+            if self.due(timer) {
                 self.timers.set(at, timer);
                 break;
             }
-            self.due(timer);
         }
     }
 
-    fn due(&mut self, timer: Timer) {
+    /// Does what a timer is for. True: only a part of it, which is enough for one event.
+    fn due(&mut self, timer: Timer) -> bool {
         match timer {
+            Timer::NoWorker => return self.no_worker(),
             Timer::Backoff(worker) => {
                 self.workers.update(worker, |worker| worker.backoff = None);
             }
-            Timer::NoWorker => {}
             Timer::Waited(key) => self.waited(key),
             Timer::Late(key) => self.late(key),
             Timer::Breaker(worker) => self.judge(worker, Outcome::Due),
@@ -188,6 +188,7 @@ impl Brain {
                 }
             }
         }
+        false
     }
 
     /// No worker for as long as anybody waits: those give up that waited from before, so many at a

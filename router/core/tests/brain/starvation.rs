@@ -270,12 +270,7 @@ fn a_prompt_is_judged_by_its_first_token_alone() {
         },
         ..support::plain()
     };
-    let mut line = Line::new(config, 1);
-    for id in 0..200 {
-        let tokens = if id % 10 == 7 { 100 } else { 10 };
-        line.arrive(request(id, tokens, 1));
-        line.finish(1);
-    }
+    let mut line = with_books(config);
     line.arrive(request(500, 100, 50));
     let (seat, _) = line.running[0];
     for _ in 0..30 {
@@ -293,6 +288,17 @@ fn a_prompt_is_judged_by_its_first_token_alone() {
 }
 
 /// One worker, and books of 200 prompts that were in time, every tenth a long one.
+fn with_books(config: BrainConfig) -> Line {
+    let mut line = Line::new(config, 1);
+    for id in 0..200 {
+        let tokens = if id % 10 == 7 { 100 } else { 10 };
+        line.arrive(request(id, tokens, 1));
+        line.finish(1);
+    }
+    line
+}
+
+/// The same where long prompts are owed all that others get, and twelve may wait.
 fn fair_line(refuse: Refuse) -> Line {
     let config = BrainConfig {
         policy: PolicyConfig {
@@ -304,13 +310,7 @@ fn fair_line(refuse: Refuse) -> Line {
         queue_requests_max: 12,
         ..support::plain()
     };
-    let mut line = Line::new(config, 1);
-    for id in 0..200 {
-        let tokens = if id % 10 == 7 { 100 } else { 10 };
-        line.arrive(request(id, tokens, 1));
-        line.finish(1);
-    }
-    line
+    with_books(config)
 }
 
 /// A prompt that is refused because it waited has missed its target, whatever it is told.
